@@ -1,0 +1,29 @@
+"""Training recipes for JAX: Optax transformations with the arguments and the numbers of Keras and PyTorch."""
+
+from optchain import schedules as schedules
+from optchain.core.chain import chain as chain
+from optchain.core.hyperparams import get_hyperparams as get_hyperparams
+from optchain.core.hyperparams import set_hyperparams as set_hyperparams
+from optchain.core.masks import matching as matching
+from optchain.core.metrics import metrics as metrics
+from optchain.core.transformation import Transformation as Transformation
+from optchain.core.transformation import register as register
+from optchain.presets.keras import adam as adam
+from optchain.presets.keras import adamw as adamw
+from optchain.presets.keras import sgd as sgd
+from optchain.training import make_step as make_step
+from optchain.transforms.accumulation import accumulate as accumulate
+from optchain.transforms.adam import scale_by_adam as scale_by_adam
+from optchain.transforms.averaging import average_params as average_params
+from optchain.transforms.averaging import averaged_params as averaged_params
+from optchain.transforms.averaging import finalize as finalize
+from optchain.transforms.clipping import clip_by_global_norm as clip_by_global_norm
+from optchain.transforms.clipping import clip_by_norm as clip_by_norm
+from optchain.transforms.clipping import clip_by_value as clip_by_value
+from optchain.transforms.decay import decay_weights as decay_weights
+from optchain.transforms.learning_rate import scale_by_learning_rate as scale_by_learning_rate
+from optchain.transforms.loss_scale import scale_loss as scale_loss
+from optchain.transforms.loss_scale import unscale_gradients as unscale_gradients
+from optchain.transforms.momentum import apply_momentum as apply_momentum
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""What every transformation stands on: the object, the chain, run-time values, trees."""

@@ -1,0 +1,142 @@
+"""What each argument may be: one table of names, checked where the argument is written.
+
+The same names carry the same rule everywhere: in a link, in a preset, and when a value is set at run time. A value that
+is traced by JAX cannot be looked at and passes.
+"""
+
+import dataclasses
+import math
+import operator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """An interval of real numbers, for checking and for saying what is allowed."""
+
+    low: float
+    high: float = math.inf
+    low_open: bool = False
+    high_open: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        above = value > self.low if self.low_open else value >= self.low
+        below = value < self.high if self.high_open else value <= self.high
+        return above and below and math.isfinite(value)
+
+    def __str__(self) -> str:
+        if self.high == math.inf:
+            return f"a finite number {'>' if self.low_open else '>='} {self.low:g}"
+        left, right = "(" if self.low_open else "[", ")" if self.high_open else "]"
+        return f"a number in {left}{self.low:g}, {self.high:g}{right}"
+
+
+NON_NEGATIVE = Range(0.0)
+POSITIVE = Range(0.0, low_open=True)
+FRACTION = Range(0.0, 1.0)
+BELOW_ONE = Range(0.0, 1.0, high_open=True)
+
+RANGES: dict[str, Range] = {
+    "learning_rate": NON_NEGATIVE,
+    "weight_decay": NON_NEGATIVE,
+    "decay": NON_NEGATIVE,
+    "beta_1": BELOW_ONE,
+    "beta_2": BELOW_ONE,
+    "epsilon": NON_NEGATIVE,
+    "momentum": FRACTION,
+    "ema_momentum": FRACTION,
+    "max_value": POSITIVE,
+    "max_norm": POSITIVE,
+    "clipvalue": POSITIVE,
+    "clipnorm": POSITIVE,
+    "global_clipnorm": POSITIVE,
+    "loss_scale": POSITIVE,
+    "loss_scale_factor": POSITIVE,
+}
+
+
+def is_number(value: Any) -> bool:
+    """A real Python or NumPy number; a bool is not one."""
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool | np.bool_)
+
+
+def is_array(value: Any) -> bool:
+    return isinstance(value, jax.Array | np.ndarray)
+
+
+def is_traced(value: Any) -> bool:
+    return isinstance(value, jax.core.Tracer)
+
+
+def check_range(name: str, value: Any) -> None:
+    """Requires a concrete number, or scalar array, to lie in the range of its name."""
+    if is_traced(value):
+        return
+    allowed = RANGES[name]
+    number = float(value)
+    if number not in allowed:
+        raise ValueError(f"{name} must be {allowed}; got {number!r}")
+
+
+def check_hyperparam(name: str, value: Any) -> None:
+    """Requires a number in range, a real scalar array, or a callable."""
+    if callable(value):
+        return
+    if is_array(value):
+        if jnp.shape(value) != () or not (
+            jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)
+        ):
+            raise ValueError(f"{name} must be a real scalar; got an array of shape {value.shape}, dtype {value.dtype}")
+    elif not is_number(value):
+        raise TypeError(
+            f"{name} must be {RANGES[name]}, a scalar array, a schedule (a callable of the step) or a callable of no "
+            f"arguments; got {value!r} ({type(value).__name__})"
+        )
+    check_range(name, value)
+
+
+def check_integer(name: str, value: Any, *, minimum: int) -> int:
+    """Requires a Python integer, at least `minimum`."""
+    if is_traced(value):
+        raise TypeError(
+            f"{name} must be a Python integer, known before tracing; got a traced value. Under optax.inject_hyperparams, "
+            f'name it in static_args=("{name}",).'
+        )
+    if isinstance(value, bool) or not hasattr(type(value), "__index__"):
+        raise TypeError(f"{name} must be an integer >= {minimum}; got {value!r} ({type(value).__name__})")
+    integer = operator.index(value)
+    if integer < minimum:
+        raise ValueError(f"{name} must be an integer >= {minimum}; got {integer}")
+    return integer
+
+
+def check_bool(name: str, value: Any) -> bool:
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} must be True or False; got {value!r} ({type(value).__name__})")
+    return bool(value)
+
+
+def check_dtype(name: str, value: Any) -> str | None:
+    """The name of a floating-point dtype, or None."""
+    if value is None:
+        return None
+    try:
+        dtype = jnp.dtype(value)
+    except TypeError as error:
+        raise TypeError(f"{name} must be a floating-point dtype or None; got {value!r}") from error
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"{name} must be a floating-point dtype or None; got {dtype.name}")
+    return dtype.name
+
+
+def check_identifier(name: str, value: Any) -> str:
+    """A dot or a slash in a key would corrupt some checkpoints silently, so names are identifiers."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a string; got {value!r} ({type(value).__name__})")
+    if not value.isidentifier():
+        raise ValueError(f"{name} must be an identifier (letters, digits, underscores); got {value!r}")
+    return value

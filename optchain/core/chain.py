@@ -1,0 +1,258 @@
+"""`chain`: links run in order, their states side by side under their names.
+
+A chain has up to three stretches, in this order, and `apply` runs them so:
+
+    gradient links      updates, state = link.update(updates, state, params)
+    one gate            params, state = gate.apply(params, state, grads=updates)     (else params + updates)
+    parameter links     params, state = link.project(params, state)
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optchain.core import arguments, trees
+from optchain.core.hyperparams import Hyperparam, Hyperparams
+from optchain.core.lookup import MIRRORS
+from optchain.core.transformation import Kind, Stage, State, Transformation, as_transformation, register
+from optchain.core.trees import Tree
+
+Link = optax.GradientTransformation | tuple[str, optax.GradientTransformation]
+
+RESERVED = frozenset({"hyperparams", "scheduled", "count", "metrics", "inner"}) | MIRRORS
+
+
+@register
+def chain(*links: Link, learning_rate: Hyperparam | None = None, name: str = "chain") -> Transformation:
+    """Links run in order, as one transformation.
+
+    With a `learning_rate` the chain owns the rate: it is resolved once per call, at the chain's own count of calls, and
+    handed down to every link without a rate of its own, through gates too. So it stands in the state once, and decay and
+    update never see different rates.
+
+    The state maps each link's name to its state: `state["scale_by_adam"]["mu"]`. A link without state has no entry. Equal
+    names are made unique in order: `clip_by_norm`, `clip_by_norm_2`.
+
+    Args:
+      *links: transformations of optchain or Optax, or pairs `(name, transformation)`. Links on gradients come first, then
+        at most one gate, then links on parameters.
+      learning_rate: a number >= 0, a scalar array, a schedule (a callable of the count of calls), or a callable of no
+        arguments. The first two can be changed with `set_hyperparams`.
+      name: what the chain is called in another chain's state; an identifier.
+
+    Returns:
+      A `Transformation` of the kind of its last gate or parameter link, or else a gradient link. Its metrics have the
+      `learning_rate` of the last call, if the chain owns one.
+
+    Raises:
+      TypeError: something that is not a transformation.
+      ValueError: no links, a name that is taken or not an identifier, an order that cannot be meant (the message says
+        which link stands where and why it cannot), or a learning rate that no link takes.
+
+    Example:
+      >>> import optchain
+      >>> optchain.chain(
+      ...     optchain.clip_by_global_norm(1.0),
+      ...     optchain.scale_by_adam(),
+      ...     optchain.scale_by_learning_rate(),
+      ...     optchain.decay_weights(0.01),
+      ...     learning_rate=1e-3,
+      ... )
+      chain(
+          clip_by_global_norm(1.0),
+          scale_by_adam(),
+          scale_by_learning_rate(),
+          decay_weights(0.01),
+          learning_rate=0.001,
+      )
+    """
+    arguments.check_identifier("name", name)
+    named = _named(links)
+    _check_kinds(named)
+    _check_stages(named)
+    hyperparams = Hyperparams() if learning_rate is None else Hyperparams(learning_rate=learning_rate)
+    if learning_rate is not None and not any("learning_rate" in link.takes for link in named):
+        raise ValueError(
+            f"the chain was given a learning_rate that none of its links takes ({', '.join(link.name for link in named)}): "
+            "add scale_by_learning_rate()"
+        )
+    first_other = next((i for i, link in enumerate(named) if link.kind != "gradient"), len(named))
+    gradient_links, rest = named[:first_other], named[first_other:]
+    gate = rest[0] if rest and not rest[0].projects else None
+    parameter_links = rest[1:] if gate else rest
+
+    def init(params: Tree) -> State:
+        states = {link.name: link.run_init(params) for link in named}
+        own = hyperparams.init()
+        metrics = _metrics(own.get("hyperparams", {}) | own.get("scheduled", {}))
+        return metrics | {link_name: state for link_name, state in states.items() if _has_state(state)}
+
+    def run_gradient_links(
+        updates: Tree, state: State, params: Tree | None, extra: Mapping[str, Any]
+    ) -> tuple[Tree, State]:
+        new_state = _metrics({name: extra[name] for name in hyperparams.names})
+        for link in gradient_links:
+            updates, new_state[link.name] = link.run_update(updates, state.get(link.name, {}), params, extra)
+        return updates, new_state
+
+    def update(updates: Tree, state: State, params: Tree | None, **extra: Any) -> tuple[Tree, State]:
+        updates, new_state = run_gradient_links(updates, state, params, extra)
+        if gate:
+            updates, new_state[gate.name] = gate.run_update(updates, state.get(gate.name, {}), params, extra)
+        if parameter_links:
+            assert params is not None
+            applied = trees.add(params, updates)
+            projected, projected_state = project(applied, state, **extra)
+            new_state |= projected_state
+            updates = updates if projected is applied else trees.subtract(projected, params)
+        return updates, _entries(new_state)
+
+    def apply(params: Tree, state: State, grads: Tree, **extra: Any) -> tuple[Tree, State]:
+        updates, new_state = run_gradient_links(grads, state, params, extra)
+        if gate:
+            params, new_state[gate.name] = gate.run_apply(params, state.get(gate.name, {}), updates, extra)
+        else:
+            params = trees.add(params, updates)
+        params, projected_state = project(params, state, **extra)
+        return params, _entries(new_state | projected_state)
+
+    def project(params: Tree, state: State, **extra: Any) -> tuple[Tree, State]:
+        new_state: State = {}
+        for link in parameter_links:
+            params, new_state[link.name] = link.run_project(params, state.get(link.name, {}), extra)
+        return params, _entries(new_state)
+
+    only_projects = len(parameter_links) == len(named)
+    return Transformation(
+        init,
+        None if only_projects else update,
+        apply=None if only_projects else apply,
+        project=project if only_projects else None,
+        kind=next((link.kind for link in reversed(named) if link.kind != "gradient"), "gradient"),
+        fields=[link.name for link in named if link.fields] + ["metrics"] * bool(hyperparams.names),
+        optional_fields=[link.name for link in named if not link.fields],
+        hyperparams=hyperparams,
+        links=tuple(named),
+        sequential=True,
+    )
+
+
+def _metrics(values: Mapping[str, jax.Array]) -> State:
+    # Copies: two leaves of a state that share a buffer could not be donated.
+    return {"metrics": {name: jnp.array(value, copy=True) for name, value in values.items()}} if values else {}
+
+
+def _has_state(state: State) -> bool:
+    return not (isinstance(state, dict) and not state)
+
+
+def _entries(states: State) -> State:
+    return {name: state for name, state in states.items() if _has_state(state)}
+
+
+# Names ---------------------------------------------------------------------------------------------------------------
+
+
+def _named(links: tuple[Link, ...]) -> list[Transformation]:
+    """The links under the names that they have in the state."""
+    if not links:
+        raise ValueError("chain needs at least one link")
+    chosen = [link[0] for link in links if _is_pair(link)]
+    for name in chosen:
+        arguments.check_identifier("the name of a link", name)
+        if name in RESERVED:
+            raise ValueError(f"the name of a link must not be one of {sorted(RESERVED)}; got {name!r}")
+        if chosen.count(name) > 1:
+            raise ValueError(f"two links of the chain are named {name!r}")
+    taken, named = set(chosen), []
+    for position, link in enumerate(links):
+        if _is_pair(link):
+            named.append(_as_link(link[1], position, link[0]).renamed(link[0]))
+            continue
+        made = _as_link(link, position, "optax")
+        named.append(made.renamed(_unique(made.name, taken)))
+        taken.add(named[-1].name)
+    return named
+
+
+def _is_pair(link: Any) -> bool:
+    return isinstance(link, tuple) and not isinstance(link, optax.GradientTransformation) and len(link) == 2
+
+
+def _as_link(link: Any, position: int, name: str) -> Transformation:
+    if not isinstance(link, optax.GradientTransformation):
+        raise TypeError(
+            f"link {position} must be an optchain or Optax transformation, or a pair (name, transformation); "
+            f"got {link!r} ({type(link).__name__})"
+        )
+    return as_transformation(link, name)
+
+
+def _unique(name: str, taken: set[str]) -> str:
+    candidate, number = name, 2
+    while candidate in taken:
+        candidate, number = f"{name}_{number}", number + 1
+    return candidate
+
+
+# Order ---------------------------------------------------------------------------------------------------------------
+
+
+def _elementary(links: list[Transformation] | tuple[Transformation, ...]) -> Iterator[Transformation]:
+    """The links in the order in which they run, chains within chains opened, gates closed."""
+    for link in links:
+        if link.sequential:
+            yield from _elementary(link.links)
+        else:
+            yield link
+
+
+def _check_kinds(links: list[Transformation]) -> None:
+    rank: dict[Kind, int] = {"gradient": 0, "gate": 1, "parameter": 2}
+    why = {
+        "gradient": "a link on gradients cannot follow a gate or a parameter link: it would run on calls that make no update. "
+        "Put it before, or inside the gate",
+        "gate": "a chain has at most one gate, and only parameter links may follow it. Gates nest: put one inside the other",
+    }
+    previous: Transformation | None = None
+    for link in _elementary(links):
+        if previous and (rank[link.kind] < rank[previous.kind] or link.kind == previous.kind == "gate"):
+            raise ValueError(
+                f"{link.name} ({link.kind}) stands after {previous.name} ({previous.kind}): {why[link.kind]}."
+            )
+        previous = link
+
+
+# What must not come after what, and why.
+_FORBIDDEN: list[tuple[Stage, Stage, str]] = [
+    ("learning_rate", "learning_rate", "the updates would be scaled twice, and their sign flipped twice"),
+    ("learning_rate", "second_moment", "a rule that divides by the gradient's own size cancels the learning rate"),
+    ("decay", "learning_rate", "the decay would be scaled again and its sign flipped: weights would grow"),
+    ("decay", "second_moment", "the decay would be rescaled with the gradient"),
+    ("clip", "unscale", "the threshold would apply to gradients that are still scaled"),
+    ("second_moment", "unscale", "a rule that divides by the gradient's own size cancels the scale"),
+    ("learning_rate", "unscale", "the updates are not gradients any more"),
+    ("projection", "average", "the average would take the parameters out of the projection"),
+]
+
+
+def _check_stages(links: list[Transformation]) -> None:
+    seen: list[tuple[str, Stage]] = []
+    for name, stage in _stages(links):
+        for earlier_name, earlier in seen:
+            for first, second, why in _FORBIDDEN:
+                if (earlier, stage) == (first, second):
+                    raise ValueError(f"{name} stands after {earlier_name}, and cannot: {why}.")
+        seen.append((name, stage))
+
+
+def _stages(links: list[Transformation] | tuple[Transformation, ...]) -> Iterator[tuple[str, Stage]]:
+    """What each link does, in the order in which they run, chains and gates opened."""
+    for link in links:
+        if link.stage:
+            yield link.name, link.stage
+        else:
+            yield from _stages(link.links)

@@ -1,0 +1,216 @@
+"""Hyperparameters: constants of the program, or values in the state that a run can read and change.
+
+A Python number is a compile-time constant, except the learning rate and a static loss scale. Those, and every array, are
+kept in the state under `hyperparams`. A schedule (a callable of the step) or a callable of no arguments is evaluated once
+per call of the link that owns it; what it gave is kept in the state under `scheduled`.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from optchain.core import arguments, trees
+from optchain.core.lookup import Field, find_fields, replace_fields
+
+Hyperparam: TypeAlias = float | jax.Array | np.ndarray | Callable[[jax.Array], Any] | Callable[[], Any]
+"""A number, a scalar array, a schedule (a callable of the step), or a callable of no arguments."""
+
+ALWAYS_IN_STATE = frozenset({"learning_rate", "loss_scale"})
+
+
+class Hyperparams:
+    """The hyperparameters of one link, by name, checked against their ranges when built."""
+
+    def __init__(self, **values: Hyperparam):
+        self.constants: dict[str, float] = {}
+        self.settable: dict[str, Any] = {}
+        self.schedules: dict[str, Callable[[jax.Array], Any]] = {}
+        for name, value in values.items():
+            arguments.check_hyperparam(name, value)
+            if callable(value):
+                self.schedules[name] = _as_schedule(name, value)
+            elif arguments.is_array(value) or name in ALWAYS_IN_STATE:
+                # A copy on the host: the caller may donate or delete the array that was given.
+                self.settable[name] = value if arguments.is_traced(value) else np.array(value)
+            else:
+                self.constants[name] = float(value)
+
+    @property
+    def names(self) -> frozenset[str]:
+        return frozenset({*self.constants, *self.settable, *self.schedules})
+
+    @property
+    def fields(self) -> frozenset[str]:
+        """The names of the state's entries that these hyperparameters need."""
+        return frozenset(
+            [*["hyperparams"] * bool(self.settable), *["scheduled", "count"] * bool(self.schedules)],
+        )
+
+    def init(self) -> dict[str, Any]:
+        """The state's entries: `hyperparams`, and `scheduled` with the values of step 0 and their `count`."""
+        state: dict[str, Any] = {}
+        if self.settable:
+            state["hyperparams"] = {name: _scalar(value) for name, value in self.settable.items()}
+        if self.schedules:
+            state["count"] = jnp.zeros((), jnp.int32)
+            state["scheduled"] = {name: _scalar(f(state["count"])) for name, f in self.schedules.items()}
+        return state
+
+    def read(self, state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """This call's values by name, and the state's entries as they are after it (but for `count`)."""
+        fields: dict[str, Any] = {}
+        if self.settable:
+            # A value that was traced at construction is this call's; it would be stale in the state.
+            fields["hyperparams"] = {
+                name: _scalar(value) if arguments.is_traced(value) else state["hyperparams"][name]
+                for name, value in self.settable.items()
+            }
+        if self.schedules:
+            fields["scheduled"] = {name: _scalar(f(state["count"])) for name, f in self.schedules.items()}
+        values = self.constants | fields.get("hyperparams", {}) | fields.get("scheduled", {})
+        return values, fields
+
+
+def _scalar(value: Any) -> jax.Array:
+    """A fresh, strongly typed scalar in JAX's default float, never in a leaf's narrower dtype."""
+    return jnp.array(value, trees.default_float(), copy=True)
+
+
+def _as_schedule(name: str, function: Callable[..., Any]) -> Callable[[jax.Array], Any]:
+    """The callable as a function of the step, which of the two kinds it may be."""
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # some builtins have none; a callable of the step is the common case
+        return function
+    if _binds(signature, 0):
+        return function
+    if _binds(signature):
+        return _read_on_host(function)
+    raise TypeError(
+        f"{name} must be callable with the step or with no arguments; got {function!r} with signature {signature}"
+    )
+
+
+def _binds(signature: inspect.Signature, *args: Any) -> bool:
+    try:
+        signature.bind(*args)
+    except TypeError:
+        return False
+    return True
+
+
+def _read_on_host(function: Callable[[], Any]) -> Callable[[jax.Array], jax.Array]:
+    """A callable of no arguments as a function of the step, read on the host once per call, under `jit` too.
+
+    The step is an operand although the callable ignores it: without an operand XLA hoists the callback out of a loop.
+    """
+
+    def read(count: jax.Array) -> jax.Array:
+        def call(count: np.ndarray) -> np.ndarray:
+            return np.full(np.shape(count), function(), dtype)
+
+        dtype = trees.default_float()
+        return jax.pure_callback(call, jax.ShapeDtypeStruct((), dtype), count, vmap_method="expand_dims")
+
+    return read
+
+
+# Reading and writing them in any state that holds one ----------------------------------------------------------------
+
+
+def get_hyperparams(state: Any) -> dict[str, jax.Array]:
+    """The run-time hyperparameters in a state: what was set, and what schedules gave at the last call.
+
+    They are found by their place in the tree, so `state` may be an optchain or Optax state, a Flax `TrainState` or an
+    `nnx.Optimizer`. Numbers given to a link as constants are part of the compiled program and are not listed.
+
+    Args:
+      state: any pytree with an optchain state in it.
+
+    Returns:
+      A dict of copies of shape (), keyed by name (`learning_rate`) where the name is unambiguous, else by path
+      (`body/learning_rate`). Before the first call a scheduled one has the value of step 0.
+
+    Example:
+      >>> import jax.numpy as jnp, optchain
+      >>> tx = optchain.sgd(0.1)
+      >>> state = tx.init({"w": jnp.ones(3)})
+      >>> optchain.get_hyperparams(state)
+      {'learning_rate': Array(0.1, dtype=float32)}
+    """
+    found = find_fields(state, "hyperparams") + find_fields(state, "scheduled")
+    return {key: jnp.array(field.value, copy=True) for key, field in _keyed(found).items()}
+
+
+def set_hyperparams(state: Any, values: Mapping[str, Any] | None = None, /, **named: Any) -> Any:
+    """A state with other hyperparameters: the same program goes on with them, nothing is compiled again.
+
+    Args:
+      state: any pytree with an optchain state in it (see :func:`get_hyperparams`).
+      values: new values keyed as `get_hyperparams` keys them, for names that are ambiguous: `{"body/learning_rate": 0.1}`.
+      **named: new values by name, `learning_rate=0.1`. Scalars; each keeps the dtype and sharding of the one it replaces.
+
+    Returns:
+      The state, of the same structure. The new values are copies; everything else is shared with the old state.
+
+    Raises:
+      ValueError: a name that is unknown or ambiguous (the message lists what there is), a hyperparameter that a schedule
+        owns, or a value out of range.
+
+    Example:
+      >>> import jax.numpy as jnp, optchain
+      >>> tx = optchain.sgd(0.1)
+      >>> state = tx.init({"w": jnp.ones(3)})
+      >>> state = optchain.set_hyperparams(state, learning_rate=0.05)
+      >>> float(optchain.get_hyperparams(state)["learning_rate"])  # doctest: +ELLIPSIS
+      0.05...
+    """
+    values = {**(values or {}), **named}
+    settable, scheduled = find_fields(state, "hyperparams"), find_fields(state, "scheduled")
+    by_key, by_name = _keyed(settable + scheduled), _by_name(settable + scheduled)
+    replacements: dict[trees.Path, jax.Array] = {}
+    for key, value in values.items():
+        field = by_key.get(key)
+        if field is None:
+            what = "ambiguous" if key in by_name else "unknown"
+            raise ValueError(f"hyperparameter {key!r} is {what}; there are: {', '.join(sorted(by_key)) or 'none'}")
+        if field in scheduled:
+            raise ValueError(
+                f"{key} is scheduled: its schedule would overwrite the value at the next call. "
+                "Build the transformation with a number or an array to be able to set it."
+            )
+        replacements[field.path] = _replacement(field, value)
+    return replace_fields(state, replacements)
+
+
+def _replacement(field: Field, value: Any) -> jax.Array:
+    if callable(value) or not (arguments.is_number(value) or arguments.is_array(value)):
+        raise TypeError(f"{field.name} must be set to a number or an array; got {value!r} ({type(value).__name__})")
+    # A state that is vmapped over has one value a member, so the old value says which shape is meant.
+    shape = jnp.shape(field.value)
+    if jnp.shape(value) not in ((), shape):
+        raise ValueError(f"{field.name} must have shape {shape}; got an array of shape {jnp.shape(value)}")
+    if field.name in arguments.RANGES and not arguments.is_traced(value):
+        for number in np.ravel(np.asarray(value)):
+            arguments.check_range(field.name, number)
+    new = jnp.broadcast_to(jnp.array(value, trees.dtype_of(field.value), copy=True), shape)
+    if isinstance(field.value, jax.Array) and not arguments.is_traced(field.value) and not arguments.is_traced(new):
+        # An uncommitted scalar must stay uncommitted, or the jitted step would be compiled again.
+        return jax.device_put(new, field.value.sharding) if field.value.committed else new
+    return new
+
+
+def _by_name(fields: list[Field]) -> dict[str, list[Field]]:
+    by_name: dict[str, list[Field]] = {}
+    for field in fields:
+        by_name.setdefault(field.name, []).append(field)
+    return by_name
+
+
+def _keyed(fields: list[Field]) -> dict[str, Field]:
+    """Fields by name where that is unambiguous, else by path; the path of a field at the root is its name."""
+    return {field.name if len(same) == 1 else field.key: field for same in _by_name(fields).values() for field in same}

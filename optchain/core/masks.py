@@ -1,0 +1,113 @@
+"""Masks: which parameters a transformation applies to."""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import jax
+import numpy as np
+
+from optchain.core import trees
+from optchain.core.trees import Tree
+
+Mask: TypeAlias = Callable[[Tree], Tree] | Tree
+"""A tree of bools, a prefix of the parameters' tree, or a callable of the parameters that returns one."""
+
+
+class Matching:
+    """See :func:`matching`."""
+
+    def __init__(self, patterns: Sequence[str], allow_unmatched: bool = False, inverted: bool = False):
+        for pattern in patterns:
+            if not isinstance(pattern, str):
+                raise TypeError(f"a pattern must be a string; got {pattern!r} ({type(pattern).__name__})")
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"pattern {pattern!r} is not a regular expression: {error}") from error
+        if not patterns:
+            raise ValueError("matching needs at least one pattern")
+        self.patterns = tuple(patterns)
+        self.allow_unmatched = allow_unmatched
+        self.inverted = inverted
+
+    def __call__(self, params: Tree) -> Tree:
+        paths = [trees.path_string(path) for path, _ in trees.leaves_with_paths(params)]
+        if paths and not self.allow_unmatched:  # a tree that is masked out whole has none
+            for pattern in self.patterns:
+                if not any(re.search(pattern, path) for path in paths):
+                    raise ValueError(
+                        f"pattern {pattern!r} matches no parameter; the paths are: {', '.join(paths)}. "
+                        "If that is meant, use matching(…, allow_unmatched=True)."
+                    )
+        found = [any(re.search(pattern, path) for pattern in self.patterns) != self.inverted for path in paths]
+        return jax.tree.unflatten(jax.tree.structure(params), found)
+
+    def __invert__(self) -> "Matching":
+        """The mask of all other parameters."""
+        return Matching(self.patterns, self.allow_unmatched, not self.inverted)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Matching) and vars(self) == vars(other)
+
+    def __hash__(self) -> int:
+        return hash((Matching, self.patterns, self.allow_unmatched, self.inverted))
+
+    def __repr__(self) -> str:
+        options = ", allow_unmatched=True" if self.allow_unmatched else ""
+        return f"{'~' if self.inverted else ''}matching({', '.join(map(repr, self.patterns))}{options})"
+
+
+def matching(*patterns: str, allow_unmatched: bool = False) -> Matching:
+    """The parameters whose path a regular expression finds: a mask that works on any tree.
+
+    A path is the keys joined by slashes, `layers/0/bias`, the same for dicts, lists, dataclasses, `FrozenDict` and
+    `nnx.State`. A pattern is searched anywhere in it (`re.search`), so anchor it where that matters: `"bias$"`.
+
+    Args:
+      *patterns: regular expressions; a parameter is chosen if one of them is found.
+      allow_unmatched: whether a pattern may match no parameter at all, which otherwise is an error, since it is how a
+        typo shows. A tree in which every leaf is masked out has no parameters, and nothing is checked.
+
+    Returns:
+      A callable of the parameters that returns a tree of bools; `~matching(…)` is the other parameters.
+
+    Raises:
+      TypeError, ValueError: a pattern that is not a string or not a regular expression; when called, a pattern that
+        matches nothing (the message lists the paths).
+
+    Example:
+      >>> import jax.numpy as jnp, optchain
+      >>> mask = optchain.matching("bias$", "norm")
+      >>> mask({"dense": {"kernel": jnp.ones(2), "bias": jnp.ones(2)}, "norm": {"scale": jnp.ones(2)}})
+      {'dense': {'bias': True, 'kernel': False}, 'norm': {'scale': True}}
+    """
+    return Matching(patterns, allow_unmatched)
+
+
+def check_mask(name: str, mask: Any) -> None:
+    """Refuses at construction what cannot be a mask: a pattern that was meant for `matching`, a number."""
+    if isinstance(mask, str) or not (callable(mask) or jax.tree.leaves(mask)):
+        raise TypeError(f"{name} must be a tree of bools or a callable of the parameters (see matching); got {mask!r}")
+    if not callable(mask):
+        _check_bools(name, mask)
+
+
+def resolve_mask(name: str, mask: Mask, params: Tree) -> Tree:
+    """The mask as a tree of bools with the structure of `params`."""
+    chosen = mask(params) if callable(mask) else mask
+    _check_bools(name, chosen)
+    if jax.tree.structure(chosen) == jax.tree.structure(params):
+        return chosen
+    try:
+        return jax.tree.map(lambda flag, part: jax.tree.map(lambda _: flag, part), chosen, params)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{name} does not fit the parameters: {error}") from error
+
+
+def _check_bools(name: str, mask: Tree) -> None:
+    for path, leaf in trees.leaves_with_paths(mask):
+        if not isinstance(leaf, bool | np.bool_):
+            raise TypeError(
+                f"{trees.path_code(name, path)} must be True or False; got {leaf!r} ({type(leaf).__name__})"
+            )

@@ -1,0 +1,30 @@
+"""What links noticed on the way: scalars in their states under `metrics`."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from optchain.core.hyperparams import _keyed
+from optchain.core.lookup import find_fields
+
+
+def metrics(state: Any) -> dict[str, jax.Array]:
+    """The scalars that the links of a state noticed at the last call, for a logger. No pass over the data is made for it.
+
+    Args:
+      state: any pytree with an optchain state in it: Optax's, a Flax `TrainState`, an `nnx.Optimizer`.
+
+    Returns:
+      A dict of copies of shape (), keyed by name (`learning_rate`, `global_norm`) where the name is unambiguous, else by
+      path (`accumulate/inner/clip_by_global_norm/global_norm`).
+
+    Example:
+      >>> import jax.numpy as jnp, optchain
+      >>> tx = optchain.sgd(0.5, global_clipnorm=1.0)
+      >>> params = {"w": jnp.zeros(2)}
+      >>> params, state = tx.apply(params, tx.init(params), grads={"w": jnp.array([3.0, 4.0])})
+      >>> {name: float(value) for name, value in optchain.metrics(state).items()}
+      {'global_norm': 5.0, 'learning_rate': 0.5}
+    """
+    return {key: jnp.array(field.value, copy=True) for key, field in _keyed(find_fields(state, "metrics")).items()}

@@ -1,0 +1,508 @@
+"""`Transformation`: `init`, `update`, `apply`, and what the object knows of itself.
+
+A transformation is built from plain functions by a factory that is decorated with :func:`register`. The functions get
+resolved hyperparameters as keyword arguments, and deal with no checks, no run-time values and no dtypes at the boundary:
+
+- a *gradient* link gives `update(updates, state, params, *, …) -> (updates, state)`;
+- a *gate* gives `update` and `apply(params, state, grads, *, …) -> (params, state)`;
+- a *parameter* link gives `project(params, state, *, …) -> (params, state)`; it sees the new parameters.
+
+What such a function asks for by keyword and the link does not own (`learning_rate`, `value`) it gets from the call.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
+from typing import Any, Literal, ParamSpec, Self, TypeAlias, cast
+
+import jax
+import numpy as np
+import optax
+
+from optchain.core import arguments, trees
+from optchain.core.code import call_code
+from optchain.core.hyperparams import Hyperparams
+from optchain.core.lookup import MIRRORS
+from optchain.core.trees import Tree
+
+State: TypeAlias = Any
+Kind: TypeAlias = Literal["gradient", "gate", "parameter"]
+Stage: TypeAlias = Literal["unscale", "clip", "second_moment", "learning_rate", "decay", "average", "projection"]
+P = ParamSpec("P")
+
+
+class Transformation(optax.GradientTransformationExtraArgs):
+    """An Optax transformation with a name, a config, a fused `apply`, and a `repr` that is code.
+
+    It is immutable, a pytree without leaves, and equal to any other that was built from the same arguments: building a
+    preset twice does not make a jitted step compile twice. `init, update = tx` works.
+
+    Args:
+      init: `params -> dict`, the link's own state; None for a link without state.
+      update: the rule of a gradient link or a gate.
+      apply: a gate's rule in the fused form.
+      project: a parameter link's rule.
+      fields: the names of the entries that `init` makes.
+      hyperparams: the link's hyperparameters; the rule gets their values by keyword.
+      stage: what the link does, for the order checks of `chain`.
+      needs_params: whether `update` needs the parameters.
+      links: the transformations it is composed of.
+      sequential: whether it runs `links` one after the other, and does nothing else.
+      name: what error messages call it until a factory names it.
+
+    Attributes:
+      name: what the link is called in a chain's state.
+      config: the arguments it was built from.
+      links: the transformations it is composed of.
+      kind: `gradient`, `gate` or `parameter`.
+    """
+
+    name: str
+    config: Mapping[str, Any]
+    links: tuple["Transformation", ...]
+    kind: Kind
+    stage: Stage | None
+    sequential: bool
+    """Whether `links` run one after the other and nothing else does: a chain."""
+    fields: frozenset[str]
+    """The entries that a state of this transformation must have."""
+    optional_fields: frozenset[str]
+    """The entries that it may have."""
+    takes: frozenset[str]
+    """The names of extra arguments that the rule, or a link within, uses."""
+    needs: Mapping[str, str]
+    """Of these, the ones that it cannot do without, each with the name of the link that needs it."""
+
+    def __new__(
+        cls,
+        init: Callable[[Tree], Mapping[str, Any]] | None = None,
+        update: Callable[..., tuple[Tree, Any]] | None = None,
+        *,
+        apply: Callable[..., tuple[Tree, Any]] | None = None,
+        project: Callable[..., tuple[Tree, Any]] | None = None,
+        kind: Kind | None = None,
+        fields: Iterable[str] = (),
+        optional_fields: Iterable[str] = (),
+        hyperparams: Hyperparams | None = None,
+        stage: Stage | None = None,
+        needs_params: bool = False,
+        links: tuple["Transformation", ...] = (),
+        sequential: bool = False,
+        name: str = "transformation",
+    ) -> Self:
+        hyperparams = hyperparams or Hyperparams()
+        own = hyperparams.names
+        keywords = [p for rule in (update, apply, project) if rule for p in _keyword_only(rule) if p.name not in own]
+        needs = {extra: owner for link in links for extra, owner in link.needs.items() if extra not in own}
+        takes = {extra for link in links for extra in link.takes if extra not in own}
+        return cls._build(
+            {
+                "_init": init or (lambda params: {}),
+                "_update": update and _select_keywords(update),
+                "_apply": apply and _select_keywords(apply),
+                "_project": project and _select_keywords(project),
+                "_hyperparams": hyperparams,
+                "_own_fields": frozenset(fields),
+                "_needs_params": needs_params or kind == "parameter" or (update is None and project is not None),
+                "_factory": None,
+                "_arguments": None,
+                "name": name,
+                "config": MappingProxyType({}),
+                "links": links,
+                "kind": kind or ("parameter" if project else "gate" if apply else "gradient"),
+                "stage": stage,
+                "sequential": sequential,
+                "fields": frozenset(fields) | hyperparams.fields,
+                "optional_fields": frozenset(optional_fields),
+                "takes": frozenset(takes | {p.name for p in keywords}),
+                "needs": needs | {p.name: name for p in keywords if p.default is p.empty},
+            }
+        )
+
+    @classmethod
+    def _build(cls, attributes: dict[str, Any]) -> Self:
+        # The two functions of the tuple, and those of no other object: they must find `self`.
+        def init(params: Tree) -> State:
+            return self._checked_init(params)
+
+        def update(updates: Tree, state: State, params: Tree | None = None, **extra: Any) -> tuple[Tree, State]:
+            return self._checked_update(updates, state, params, extra)
+
+        self = tuple.__new__(cls, (init, update))
+        vars(self).update({name: value for name, value in attributes.items() if name != "_key"})  # it is cached
+        return self
+
+    # The public forms: checks and dtypes at the boundary ----------------------------------------------------------------
+
+    def _checked_init(self, params: Tree) -> State:
+        trees.check_leaves("params", params)
+        return self.run_init(params)
+
+    def _checked_update(
+        self, updates: Tree, state: State, params: Tree | None, extra: dict[str, Any]
+    ) -> tuple[Tree, State]:
+        owner = self.owner_needing_params()
+        if params is None and owner is not None:
+            raise ValueError(
+                f"{owner} needs the parameters, and update() got none: call tx.update(updates, state, params). "
+                "(In Optax's terms: the link requires the current value of params.)"
+            )
+        incoming = self._check_call("updates", updates, params, extra)
+        outgoing, state = self.run_update(incoming, state, params, extra)
+        return trees.cast_tree(outgoing, updates), state
+
+    def apply(self, params: Tree, state: State, *, grads: Tree, **extra: Any) -> tuple[Tree, State]:
+        """One step in the fused form: `update` followed by `optax.apply_updates`, up to rounding in the parameters' dtype.
+
+        It returns what it takes, in the same order: keep parameters before state in the function that you `jit`, so that
+        donated buffers are reused in place.
+
+        Args:
+          params: the parameters, a pytree of floating-point or complex arrays.
+          state: what `init` or the last step returned.
+          grads: the gradients, of the parameters' structure and shapes.
+          **extra: what links ask for by name, such as `value=loss`.
+
+        Returns:
+          `(params, state)`: the new parameters in the dtypes of the old ones, and the new state.
+
+        Raises:
+          ValueError: gradients of another structure or shape (the message names the leaf), or a state that belongs to
+            another transformation (it names the link).
+
+        Example:
+          >>> import jax.numpy as jnp, optchain
+          >>> tx = optchain.sgd(0.5)
+          >>> params = {"w": jnp.array([1.0, 2.0])}
+          >>> params, state = tx.apply(params, tx.init(params), grads={"w": jnp.array([1.0, 1.0])})
+          >>> params["w"]
+          Array([0.5, 1.5], dtype=float32)
+        """
+        incoming = self._check_call("grads", grads, params, extra)
+        return self.run_apply(params, state, incoming, extra)
+
+    def _check_call(self, root: str, updates: Tree, params: Tree | None, extra: Mapping[str, Any]) -> Tree:
+        """Checks one call's arguments, and returns the updates in the dtypes that the parameters ask for."""
+        for name, owner in self.needs.items():
+            if name not in extra:
+                hint = "; give it to the chain, chain(…, learning_rate=…)" if name == "learning_rate" else ""
+                raise TypeError(f"{owner} needs {name}, and the call did not give it{hint}")
+        for name in self._hyperparams.names & extra.keys():
+            raise TypeError(f"{self.name} owns {name}: change it with set_hyperparams, not by the call")
+        trees.check_leaves(root, updates)
+        if params is None:
+            return updates
+        trees.check_leaves("params", params)
+        trees.check_match(root, updates, "params", params)
+        return trees.align(root, updates, params)
+
+    # The forms without the boundary: for links that contain links --------------------------------------------------------
+
+    def run_init(self, params: Tree) -> State:
+        """`init` without the checks."""
+        own = self._init(params)
+        if own.keys() - self.optional_fields != self._own_fields:
+            raise ValueError(
+                f"{self.name}: init made the entries {sorted(own)}, fields says {sorted(self._own_fields)}"
+            )
+        return {**self._hyperparams.init(), **own}
+
+    def run_update(
+        self, updates: Tree, state: State, params: Tree | None, extra: Mapping[str, Any]
+    ) -> tuple[Tree, State]:
+        """`update` without the checks; takes narrow or wide updates, returns wide ones."""
+        if self._update is None:
+            assert params is not None
+            new_params = trees.add(params, updates)
+            projected, state = self.run_project(new_params, state, extra)
+            return (updates if projected is new_params else trees.subtract(projected, params)), state
+        own, values, kept = self._enter(state, updates, extra)
+        updates, own = self._update(updates, own, params, **values)
+        return updates, {**kept, **own}
+
+    def run_apply(self, params: Tree, state: State, grads: Tree, extra: Mapping[str, Any]) -> tuple[Tree, State]:
+        """`apply` without the checks."""
+        if self._apply is not None:
+            own, values, kept = self._enter(state, grads, extra)
+            params, own = self._apply(params, own, grads, **values)
+            return params, {**kept, **own}
+        if self._update is None:
+            return self.run_project(trees.add(params, grads), state, extra)
+        updates, state = self.run_update(grads, state, params, extra)
+        return trees.add(params, updates), state
+
+    def run_project(self, params: Tree, state: State, extra: Mapping[str, Any]) -> tuple[Tree, State]:
+        """A parameter link's rule: the new parameters in, the same object out where it leaves them alone."""
+        assert self._project is not None
+        own, values, kept = self._enter(state, params, extra)
+        params, own = self._project(params, own, **values)
+        return params, {**kept, **own}
+
+    @property
+    def projects(self) -> bool:
+        """Whether this acts on the new parameters and on nothing else."""
+        return self._project is not None
+
+    def owner_needing_params(self) -> str | None:
+        """The name of the first link within whose `update` needs the parameters."""
+        if self._needs_params and not self.links:
+            return self.name
+        owners = (link.owner_needing_params() for link in self.links)
+        return next((owner for owner in owners if owner), self.name if self._needs_params else None)
+
+    def _enter(
+        self, state: State, reference: Tree, extra: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        """The link's own entries of a state, this call's arguments, and the entries that are not the link's."""
+        self._check_state(state, reference)
+        values, kept = self._hyperparams.read(state)
+        if "count" in self._hyperparams.fields and "count" not in self._own_fields:
+            kept["count"] = optax.safe_increment(state["count"])
+        own = {name: entry for name, entry in state.items() if name not in kept}
+        return own, {**extra, **values}, kept
+
+    def _check_state(self, state: State, reference: Tree) -> None:
+        if not isinstance(state, dict):
+            raise TypeError(f"the state of {self.name} must be the dict that init returned; got {type(state).__name__}")
+        for name in sorted(self.fields - state.keys()):
+            raise ValueError(
+                f"the state of {self.name} has no entry {name!r}: it is another transformation's. "
+                f"It has {sorted(state)}, {self.name} needs {sorted(self.fields)}."
+            )
+        for name in sorted(state.keys() - self.fields - self.optional_fields):
+            raise ValueError(
+                f"the state of {self.name} has an entry {name!r} that {self.name} does not know: it is another "
+                f"transformation's. {self.name} has {sorted(self.fields | self.optional_fields)}."
+            )
+        for name in sorted(MIRRORS & state.keys()):
+            trees.check_match(f'{self.name} state["{name}"]', state[name], "updates", reference)
+
+    # The object ---------------------------------------------------------------------------------------------------------
+
+    def built_by(self, factory: Callable[..., "Transformation"], bound: inspect.BoundArguments) -> Self:
+        """This transformation as the work of `factory` called with these arguments."""
+        values = {name: _on_host(value) for name, value in bound.arguments.items()}
+        name = values.get("name") or factory.__name__
+        renamed = {extra: name if owner == "transformation" else owner for extra, owner in self.needs.items()}
+        return self._build(
+            vars(self)
+            | {
+                "_factory": factory,
+                "_arguments": bound,
+                "name": name,
+                "config": MappingProxyType(values),
+                "needs": renamed,
+            }
+        )
+
+    def renamed(self, name: str) -> Self:
+        """The same transformation under the name that it has in a chain."""
+        renamed = {extra: name if owner == self.name else owner for extra, owner in self.needs.items()}
+        return self._build(vars(self) | {"name": name, "needs": renamed})
+
+    @functools.cached_property
+    def _key(self) -> Any:
+        return None if self._factory is None else (self._factory, freeze(dict(self.config)))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Transformation):
+            return NotImplemented
+        if self._key is None or other._key is None:
+            return self is other
+        return self._key == other._key
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return id(self) if self._key is None else hash(self._key)
+
+    def __repr__(self) -> str:
+        if self._factory is None:
+            return f"<{self.kind} transformation {self.name}>"
+        return call_code(self._factory.registered_name, inspect.signature(self._factory), self.config)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"a Transformation is immutable; build another instead of setting {name}")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"a Transformation is immutable; {name} cannot be deleted")
+
+    def _replace(self, /, **kwargs: Any) -> Self:  # a NamedTuple's; it would leave `apply` and `config` behind
+        raise TypeError(f"a Transformation cannot be taken apart with _replace({', '.join(kwargs)}); build another")
+
+    @classmethod
+    def _make(cls, iterable: Iterable[Any]) -> Self:
+        raise TypeError("a Transformation cannot be made from a pair of functions; use chain(link) for an Optax link")
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._factory is None:
+            raise TypeError(
+                f"{self!r} cannot be pickled: it has no config. Build it by a function decorated with register"
+            )
+        bound = self._arguments
+        return _rebuild, (self._factory, bound.args, bound.kwargs)
+
+
+def _rebuild(factory: Callable[..., Transformation], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Transformation:
+    return factory(*args, **kwargs)
+
+
+jax.tree_util.register_static(Transformation)
+
+
+class OptaxLink(Transformation):
+    """An Optax transformation as a link of ours: its state is its own, and so are the dtypes that it sees."""
+
+    inner: optax.GradientTransformationExtraArgs
+
+    def __new__(cls, inner: optax.GradientTransformation, name: str = "optax") -> Self:
+        link = Transformation(update=lambda updates, state, params, **extra: (updates, state), name=name)
+        open_ended = isinstance(inner, optax.GradientTransformationExtraArgs)
+        return cls._build(
+            vars(link)
+            | {
+                "inner": optax.with_extra_args_support(inner),
+                "takes": frozenset({"learning_rate"} if open_ended else ()),  # nobody can know which it takes
+            }
+        )
+
+    def run_init(self, params: Tree) -> State:
+        state = self.inner.init(params)
+        return {} if state == optax.EmptyState() else state
+
+    def run_update(
+        self, updates: Tree, state: State, params: Tree | None, extra: Mapping[str, Any]
+    ) -> tuple[Tree, State]:
+        if isinstance(state, dict) and not state:
+            self._check_stateless(params)
+            state = optax.EmptyState()
+        # Optax's states take the dtypes of the parameters at init; updates in another dtype would change them.
+        if params is not None:
+            updates = trees.cast_tree(updates, params)
+        updates, state = self.inner.update(updates, state, params, **extra)
+        return updates, {} if isinstance(state, optax.EmptyState) else state
+
+    def _check_stateless(self, params: Tree | None) -> None:
+        if params is not None and jax.tree.leaves(jax.eval_shape(self.inner.init, params)):
+            raise ValueError(f"the state has no entry {self.name!r}: it is another transformation's")
+
+    @functools.cached_property
+    def _key(self) -> Any:
+        return ("optax", self.inner, self.name) if self._factory is None else super()._key
+
+    def __repr__(self) -> str:
+        return f"optax({self.name})" if self._factory is None else super().__repr__()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (OptaxLink, (self.inner, self.name)) if self._factory is None else super().__reduce__()
+
+
+jax.tree_util.register_static(OptaxLink)
+
+
+def as_transformation(tx: optax.GradientTransformation, name: str = "optax") -> Transformation:
+    """A `Transformation` as it is, an Optax transformation as a link."""
+    if isinstance(tx, Transformation):
+        return tx
+    if isinstance(tx, optax.GradientTransformation):
+        return OptaxLink(tx, name)
+    raise TypeError(f"{name} must be an optchain or Optax transformation; got {tx!r} ({type(tx).__name__})")
+
+
+# The registry --------------------------------------------------------------------------------------------------------
+
+FACTORIES: dict[str, Callable[..., Transformation]] = {}
+
+
+def register(factory: Callable[P, optax.GradientTransformation] | None = None, /, *, name: str | None = None) -> Any:
+    """Makes a function that builds a transformation one of optchain's: with a config, a `repr`, equality, pickling.
+
+    The arguments of the call become the `config`; their names and the registered name are what a saved config holds.
+
+    Args:
+      factory: a function that returns a `Transformation`, or any Optax transformation.
+      name: the registered name; the function's own by default.
+
+    Returns:
+      The function, whose result carries `name` and `config`.
+
+    Raises:
+      ValueError: the name is taken by another function.
+
+    Example:
+      >>> import optax, optchain
+      >>> @optchain.register
+      ... def add_noise(eta, gamma=0.55):
+      ...     return optax.add_noise(eta, gamma, key=0)
+      >>> add_noise(0.1)
+      add_noise(0.1)
+    """
+    if factory is None:
+        return functools.partial(register, name=name)
+    registered = name or factory.__name__
+    signature = inspect.signature(factory)
+
+    @functools.wraps(factory)
+    def build(*args: P.args, **kwargs: P.kwargs) -> Transformation:
+        bound = signature.bind(*args, **kwargs)
+        made = as_transformation(factory(*args, **kwargs), registered.rpartition(".")[2])
+        bound.apply_defaults()
+        return made.built_by(build, bound)
+
+    known = FACTORIES.get(registered)
+    if known is not None and (known.__module__, known.__qualname__) != (factory.__module__, factory.__qualname__):
+        raise ValueError(f"name {registered!r} is taken by {known.__module__}.{known.__qualname__}")
+    cast(Any, build).registered_name = registered
+    FACTORIES[registered] = build
+    return build
+
+
+# Helpers -------------------------------------------------------------------------------------------------------------
+
+
+def _keyword_only(rule: Callable[..., Any]) -> list[inspect.Parameter]:
+    return [p for p in inspect.signature(rule).parameters.values() if p.kind is p.KEYWORD_ONLY]
+
+
+def _select_keywords(rule: Callable[..., Any]) -> Callable[..., Any]:
+    """The rule, as a function that accepts any keyword argument and passes on those that the rule names."""
+    if any(p.kind is p.VAR_KEYWORD for p in inspect.signature(rule).parameters.values()):
+        return rule
+    accepted = {p.name for p in _keyword_only(rule)}
+    return lambda *args, **kwargs: rule(*args, **{name: kwargs[name] for name in accepted & kwargs.keys()})
+
+
+def _on_host(value: Any) -> Any:
+    """A concrete array as a copy on the host, so that no config shares a buffer with its caller."""
+    if isinstance(value, jax.Array) and not arguments.is_traced(value):
+        value = np.array(value)
+    if isinstance(value, np.ndarray):
+        value = value.copy()
+        value.flags.writeable = False
+    return value
+
+
+def freeze(value: Any) -> Any:
+    """A hashable stand-in that is equal for equal configurations."""
+    match value:
+        case dict():
+            return ("dict", tuple((key, freeze(item)) for key, item in value.items()))
+        case list() | tuple() if not isinstance(value, optax.GradientTransformation):
+            return (type(value).__name__, tuple(freeze(item) for item in value))
+        case np.ndarray():
+            return ("array", str(value.dtype), value.shape, value.tobytes())
+    try:
+        hash(value)
+    except TypeError:
+        leaves, treedef = jax.tree.flatten(value)
+        same = len(leaves) == 1 and leaves[0] is value
+        return ("object", id(value)) if same else ("tree", treedef, tuple(freeze(leaf) for leaf in leaves))
+    return value

@@ -1,0 +1,282 @@
+"""Trees: paths, checks, arithmetic that keeps dtypes, norms and safe roots.
+
+Everything that walks a pytree lives here, so that a transformation file shows its rule and little else.
+
+Two rules hold throughout:
+
+- *Narrow leaves* (bfloat16, float16, float8) are widened to float32 for arithmetic; :func:`wide` is the one place
+  that does it. It is a no-op on everything else.
+- Scalars meet leaves through :func:`cast`, so that `jax_numpy_dtype_promotion="strict"` holds and a float64 rate never
+  widens a float32 leaf.
+"""
+
+import functools
+import json
+from collections.abc import Callable, Iterable
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
+
+Tree: TypeAlias = Any
+"""A pytree of arrays with the structure of the parameters."""
+Path: TypeAlias = tuple[Any, ...]
+
+
+# Paths ---------------------------------------------------------------------------------------------------------------
+
+
+def path_names(path: Path) -> tuple[str, ...]:
+    """The keys of a path as plain strings, without the `value` that a Flax `nnx.Variable` appends.
+
+    `nnx.Optimizer` calls `init` with variables and `update` with bare arrays; dropping it makes both agree.
+    """
+    if len(path) > 1 and path[-1] == GetAttrKey("value"):
+        path = path[:-1]
+    return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
+
+
+def path_string(path: Path) -> str:
+    """A path as one string, `layers/0/bias`: what the patterns of `matching` are searched in."""
+    return "/".join(path_names(path))
+
+
+def path_code(root: str, path: Path) -> str:
+    """A path as the code that reaches it, `grads["dense"]["bias"]`: what error messages show."""
+    parts = [root]
+    for key in path:
+        match key:
+            case DictKey(key=name) | FlattenedIndexKey(key=name):
+                parts.append(f"[{json.dumps(name) if isinstance(name, str) else name!r}]")
+            case SequenceKey(idx=index):
+                parts.append(f"[{index}]")
+            case GetAttrKey(name=name):
+                parts.append(f".{name}")
+            case _:
+                parts.append(str(key))
+    return "".join(parts)
+
+
+def leaves_with_paths(tree: Tree) -> list[tuple[Path, Any]]:
+    return jax.tree_util.tree_flatten_with_path(tree)[0]
+
+
+# Checks --------------------------------------------------------------------------------------------------------------
+
+
+def check_leaves(root: str, tree: Tree) -> None:
+    """Refuses leaves that cannot be trained: not arrays, or neither real nor complex floating point."""
+    for path, leaf in leaves_with_paths(tree):
+        dtype = getattr(leaf, "dtype", None)
+        if dtype is None and isinstance(leaf, float | complex):
+            continue
+        if dtype is None and not isinstance(leaf, int):
+            raise TypeError(
+                f"{path_code(root, path)} is {_describe(leaf)}; parameters must be floating-point or complex arrays. "
+                "Take other leaves out of the tree, or put None or optax.MaskedNode() in their place."
+            )
+        if dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
+            raise TypeError(
+                f"{path_code(root, path)} has dtype {dtype or type(leaf).__name__}; parameters must be floating-point or "
+                "complex arrays. Take integer leaves out of the tree, or put None or optax.MaskedNode() in their place."
+            )
+
+
+def check_match(root: str, tree: Tree, reference_root: str, reference: Tree) -> None:
+    """Requires `tree` to have the structure and the shapes of `reference`; the error names the first leaf that differs."""
+    leaves, treedef = jax.tree.flatten(tree)
+    reference_leaves, reference_treedef = jax.tree.flatten(reference)
+    if treedef != reference_treedef:
+        _raise_structure(root, tree, reference_root, reference)
+    for index, (leaf, expected) in enumerate(zip(leaves, reference_leaves, strict=True)):
+        if jnp.shape(leaf) != jnp.shape(expected):
+            path = leaves_with_paths(tree)[index][0]
+            raise ValueError(
+                f"{path_code(root, path)}: shape {jnp.shape(leaf)}, {reference_root} have {jnp.shape(expected)}"
+            )
+
+
+def _raise_structure(root: str, tree: Tree, reference_root: str, reference: Tree) -> None:
+    ours, theirs = dict(leaves_with_paths(tree)), dict(leaves_with_paths(reference))
+    for path in theirs:
+        if path not in ours:
+            raise ValueError(
+                f"{path_code(root, path)} is missing, {reference_root} have {_describe(theirs[path])} there"
+            )
+    for path in ours:
+        if path not in theirs:
+            raise ValueError(
+                f"{path_code(root, path)} has no counterpart: {reference_root} have no leaf there "
+                f"({root} have {_describe(ours[path])})"
+            )
+    raise ValueError(
+        f"{root} and {reference_root} have the same paths in different containers: "
+        f"{jax.tree.structure(tree)} and {jax.tree.structure(reference)}"
+    )
+
+
+def _describe(leaf: Any) -> str:
+    if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
+        return f"an array of shape {tuple(leaf.shape)}"
+    return f"{leaf!r} ({type(leaf).__name__})"
+
+
+# Dtypes --------------------------------------------------------------------------------------------------------------
+
+
+def default_float() -> jnp.dtype:
+    """JAX's default float: float64 when x64 is enabled, else float32. Scalars in a state have this dtype."""
+    return jax.dtypes.canonicalize_dtype(float)
+
+
+def is_complex(x: Any) -> bool:
+    return jnp.issubdtype(dtype_of(x), jnp.complexfloating)
+
+
+def dtype_of(x: Any) -> jnp.dtype:
+    return x.dtype if hasattr(x, "dtype") else jax.dtypes.canonicalize_dtype(type(x))
+
+
+def wide_dtype(dtype: Any) -> jnp.dtype:
+    """float32 for floating-point dtypes narrower than it, every other dtype unchanged."""
+    dtype = jnp.dtype(dtype)
+    return jnp.dtype(jnp.float32) if jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize < 4 else dtype
+
+
+def real_dtype(dtype: Any) -> jnp.dtype:
+    """The dtype of `|x|`: float32 for complex64, float64 for complex128, every other dtype unchanged."""
+    return jnp.finfo(dtype).dtype
+
+
+def wide(x: Any) -> jax.Array:
+    """The leaf in the dtype in which arithmetic is done (see :func:`wide_dtype`)."""
+    return astype(x, wide_dtype(dtype_of(x)))
+
+
+def astype(x: Any, dtype: Any) -> jax.Array:
+    """`x` in `dtype`, strongly typed; no operation is traced when it is so already."""
+    if isinstance(x, jax.Array) and x.dtype == dtype and not x.weak_type:
+        return x
+    return lax.convert_element_type(x, dtype)
+
+
+def cast(scalar: Any, like: jax.Array) -> Any:
+    """A scalar ready to meet the leaf `like`: Python numbers as they are (they are weakly typed), arrays in its dtype."""
+    return scalar if isinstance(scalar, int | float) else astype(scalar, like.dtype)
+
+
+def cast_tree(tree: Tree, like: Tree, convert: Callable[[Any], Any] = lambda dtype: dtype) -> Tree:
+    """Casts each leaf of `tree` to `convert(dtype of the leaf of like)`."""
+    return jax.tree.map(lambda x, y: astype(x, convert(dtype_of(y))), tree, like)
+
+
+def align(root: str, updates: Tree, params: Tree) -> Tree:
+    """The updates as they came, but for those whose wide dtype is not their parameter's: these are cast to it."""
+
+    def cast_one(path: Path, g: Any, p: Any) -> Any:
+        dtype, wanted = dtype_of(g), wide_dtype(dtype_of(p))
+        if wide_dtype(dtype) == wanted:
+            return g
+        if is_complex(g) and not is_complex(p):
+            raise TypeError(f"{path_code(root, path)} is complex ({dtype}), its parameter is real ({dtype_of(p)})")
+        return astype(g, wanted)
+
+    return jax.tree_util.tree_map_with_path(cast_one, updates, params)
+
+
+# Construction and mapping --------------------------------------------------------------------------------------------
+
+
+def zeros_like(params: Tree, dtype: Any = None, *, real: bool = False) -> Tree:
+    """A tree of zeros of the parameters' shapes, in `dtype`, or else in their dtype made wide.
+
+    A complex leaf keeps its dtype, since a real `dtype` would lose its phase; with `real=True` it gets the real one.
+    """
+
+    def zeros(p: Any) -> jax.Array:
+        own = real_dtype(dtype_of(p)) if real else dtype_of(p)
+        use = wide_dtype(own) if dtype is None or jnp.issubdtype(own, jnp.complexfloating) else dtype
+        return jnp.zeros(jnp.shape(p), use)
+
+    return jax.tree.map(zeros, params)
+
+
+def copy(params: Tree, dtype: Any = None) -> Tree:
+    """A tree of fresh buffers with the parameters' values, in `dtype`, or else in their dtype made wide."""
+
+    def fresh(p: Any) -> jax.Array:
+        own = dtype_of(p)
+        use = wide_dtype(own) if dtype is None or jnp.issubdtype(own, jnp.complexfloating) else dtype
+        return jnp.array(p, use, copy=True)
+
+    return jax.tree.map(fresh, params)
+
+
+def map_unzip(function: Callable[..., tuple[Any, ...]], outputs: int, *trees: Tree) -> tuple[Tree, ...]:
+    """`jax.tree.map` for a function of leaves that returns `outputs` leaves: returns as many trees."""
+    leaves, treedef = jax.tree.flatten(trees[0])
+    columns = [leaves, *(treedef.flatten_up_to(tree) for tree in trees[1:])]
+    rows = [function(*row) for row in zip(*columns, strict=True)]
+    return tuple(treedef.unflatten([row[i] for row in rows]) for i in range(outputs))
+
+
+def scale(tree: Tree, factor: Any) -> Tree:
+    """Every leaf, made wide, times one scalar."""
+
+    def times(x: Any) -> jax.Array:
+        x = wide(x)
+        return x * cast(factor, x)
+
+    return jax.tree.map(times, tree)
+
+
+def add(params: Tree, updates: Tree) -> Tree:
+    """`params + updates`, added wide and rounded once to the parameters' dtypes."""
+    return jax.tree.map(lambda p, u: astype(wide(p) + astype(u, wide(p).dtype), dtype_of(p)), params, updates)
+
+
+def subtract(new: Tree, old: Tree) -> Tree:
+    """The updates, wide, that take `old` to `new`."""
+    return jax.tree.map(lambda n, o: wide(n) - wide(o), new, old)
+
+
+# Norms ---------------------------------------------------------------------------------------------------------------
+
+
+def root(x: jax.Array) -> jax.Array:
+    """`sqrt(x)` whose gradient is 0, not NaN, where `x` is 0."""
+    positive = x > 0
+    # A NaN is not positive either; it must come through as NaN, so the last branch is x and not 0.
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, jnp.ones_like(x))), x)
+
+
+def abs_square(x: jax.Array) -> jax.Array:
+    """`|x|²`, real for complex leaves."""
+    return jnp.square(x.real) + jnp.square(x.imag) if is_complex(x) else jnp.square(x)
+
+
+def sum_of_squares(x: Any) -> jax.Array:
+    """`Σ|x|²` of one leaf, accumulated wide."""
+    if wide_dtype(dtype_of(x)) != dtype_of(x):
+        # Without the barrier XLA's CPU backend shares the widened copy of a narrow leaf between the norm and the rule
+        # that follows, and writes it out: 4 bytes per parameter of temporary memory.
+        x = lax.optimization_barrier(x)
+    return jnp.sum(abs_square(wide(x)))
+
+
+def norm(x: Any) -> jax.Array:
+    """The Euclidean norm of one leaf."""
+    return root(sum_of_squares(x))
+
+
+def global_norm(tree: Tree, axis_name: str | tuple[str, ...] | None = None) -> jax.Array:
+    """The Euclidean norm of all leaves together, and over the devices of an axis, in JAX's default float."""
+    square = total(sum_of_squares(x) for x in jax.tree.leaves(tree))
+    return root(square if axis_name is None else lax.psum(square, axis_name))
+
+
+def total(values: Iterable[jax.Array]) -> jax.Array:
+    """The sum of scalars, in JAX's default float; 0 if there are none."""
+    return functools.reduce(jnp.add, (astype(v, default_float()) for v in values), jnp.zeros((), default_float()))

@@ -1,0 +1,1 @@
+"""Recipes that people already know, with the arguments they already know and the same numbers."""

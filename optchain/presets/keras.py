@@ -1,0 +1,139 @@
+"""Keras's optimizers: its arguments, in its order, with its defaults and its numbers.
+
+Checked step by step against Keras 3 on its JAX backend. What differs on purpose: clips <= 0 and betas out of range are
+refused, where Keras ignores them; integers are accepted as learning rates; `gradient_accumulation_steps=1` is accepted.
+"""
+
+from typing import Any, Unpack
+
+from optchain.core.hyperparams import Hyperparam
+from optchain.core.transformation import Transformation
+from optchain.presets.shared import Shared, assemble, preset
+from optchain.transforms.adam import scale_by_adam
+from optchain.transforms.learning_rate import scale_by_learning_rate
+from optchain.transforms.momentum import apply_momentum
+
+
+@preset
+def adamw(
+    learning_rate: Hyperparam = 0.001,
+    weight_decay: Hyperparam | None = 0.004,
+    beta_1: Hyperparam = 0.9,
+    beta_2: Hyperparam = 0.999,
+    epsilon: Hyperparam = 1e-7,
+    amsgrad: bool = False,
+    *,
+    moment_dtype: Any = None,
+    **shared: Unpack[Shared],
+) -> Transformation:
+    """Keras's AdamW: Adam with decoupled weight decay, multiplied by the learning rate.
+
+        p ← p − lr · weight_decay · p
+        p ← p − lr · √(1 − β₂ᵗ) / (1 − β₁ᵗ) · mu / (√nu + ε)
+
+    with the moments of `scale_by_adam`. `tx.links` shows the chain that it is.
+
+    Args:
+      learning_rate: a number >= 0, an array, a schedule of the count of calls, or a callable of no arguments.
+      weight_decay: decoupled decay, >= 0; None for none.
+      beta_1: decay of the first moment, in [0, 1).
+      beta_2: decay of the second moment, in [0, 1).
+      epsilon: outside the bias correction, >= 0.
+      amsgrad: whether to divide by the largest second moment so far.
+      moment_dtype: the dtype in which the moments are stored; float32 or wider if None.
+      {shared}
+
+    Raises:
+      ValueError, TypeError: an argument out of range or of the wrong kind; two clips.
+
+    Source: Loshchilov & Hutter, "Decoupled Weight Decay Regularization", 2019, arXiv:1711.05101; `keras.optimizers.AdamW`.
+
+    Example:
+      >>> import jax.numpy as jnp, optchain
+      >>> tx = optchain.adamw(1e-3, weight_decay=0.01, global_clipnorm=1.0, exclude_from_weight_decay=["bias"])
+      >>> params = {"kernel": jnp.ones((2, 2)), "bias": jnp.zeros(2)}
+      >>> params, state = tx.apply(params, tx.init(params), grads=params)
+      >>> params["bias"]
+      Array([0., 0.], dtype=float32)
+    """
+    adam_rule = scale_by_adam(beta_1, beta_2, epsilon, amsgrad=amsgrad, moment_dtype=moment_dtype)
+    return assemble([adam_rule, scale_by_learning_rate()], learning_rate, weight_decay, **shared)
+
+
+@preset
+def adam(
+    learning_rate: Hyperparam = 0.001,
+    beta_1: Hyperparam = 0.9,
+    beta_2: Hyperparam = 0.999,
+    epsilon: Hyperparam = 1e-7,
+    amsgrad: bool = False,
+    *,
+    moment_dtype: Any = None,
+    **shared: Unpack[Shared],
+) -> Transformation:
+    """Keras's Adam: `p ← p − lr · √(1 − β₂ᵗ) / (1 − β₁ᵗ) · mu / (√nu + ε)`, with the moments of `scale_by_adam`.
+
+    Args:
+      learning_rate: a number >= 0, an array, a schedule of the count of calls, or a callable of no arguments.
+      beta_1: decay of the first moment, in [0, 1).
+      beta_2: decay of the second moment, in [0, 1).
+      epsilon: outside the bias correction, >= 0.
+      amsgrad: whether to divide by the largest second moment so far.
+      moment_dtype: the dtype in which the moments are stored; float32 or wider if None.
+      {shared}
+
+    Raises:
+      ValueError, TypeError: an argument out of range or of the wrong kind; two clips.
+
+    Source: Kingma & Ba, "Adam: A Method for Stochastic Optimization", 2015, arXiv:1412.6980; `keras.optimizers.Adam`.
+
+    Example:
+      >>> import jax.numpy as jnp, optchain
+      >>> tx = optchain.adam(0.1)
+      >>> params, state = tx.apply(jnp.zeros(1), tx.init(jnp.zeros(1)), grads=jnp.ones(1))
+      >>> round(float(params[0]), 3)
+      -0.1
+    """
+    adam_rule = scale_by_adam(beta_1, beta_2, epsilon, amsgrad=amsgrad, moment_dtype=moment_dtype)
+    return assemble([adam_rule, scale_by_learning_rate()], learning_rate, **shared)
+
+
+@preset
+def sgd(
+    learning_rate: Hyperparam = 0.01,
+    momentum: Hyperparam = 0.0,
+    nesterov: bool = False,
+    *,
+    moment_dtype: Any = None,
+    **shared: Unpack[Shared],
+) -> Transformation:
+    """Keras's SGD, with the learning rate inside the velocity:
+
+        velocity ← momentum · velocity − lr · g
+        p ← p + velocity, or with `nesterov`: p + momentum · velocity − lr · g
+
+    With a momentum of 0, a number, there is no velocity: `p ← p − lr · g`.
+
+    Args:
+      learning_rate: a number >= 0, an array, a schedule of the count of calls, or a callable of no arguments.
+      momentum: decay of the velocity, in [0, 1].
+      nesterov: whether to look ahead.
+      moment_dtype: the dtype in which the velocity is stored; float32 or wider if None.
+      {shared}
+
+    Raises:
+      ValueError, TypeError: an argument out of range or of the wrong kind; two clips.
+
+    Source: `keras.optimizers.SGD`.
+
+    Example:
+      >>> import jax.numpy as jnp, optchain
+      >>> tx = optchain.sgd(0.1, momentum=0.9, nesterov=True)
+      >>> params, state = tx.apply(jnp.zeros(1), tx.init(jnp.zeros(1)), grads=jnp.ones(1))
+      >>> round(float(params[0]), 3)
+      -0.19
+    """
+    momentum_rule = apply_momentum(momentum, nesterov, moment_dtype=moment_dtype)  # checks its arguments, used or not
+    at_rest = isinstance(momentum, int | float) and momentum == 0
+    rule = [scale_by_learning_rate()] if at_rest else [scale_by_learning_rate(), momentum_rule]
+    return assemble(rule, learning_rate, **shared)

@@ -1,0 +1,389 @@
+"""Schedules: functions of the step that know their arguments.
+
+Every schedule is a frozen callable of an integer step, a Python number or an array of any shape, and computes in JAX's
+default float (float64 with x64). Names, arguments and values are Keras's where Keras has the schedule. They work in Optax
+too, and Optax's schedules work here.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from optchain.core import arguments, trees
+from optchain.core.hyperparams import Hyperparam
+
+Step: TypeAlias = int | jax.Array
+ScheduleFunction: TypeAlias = Callable[[Any], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """A function of the step: equal to any other with the same arguments, printed as the code that builds it."""
+
+    def __call__(self, step: Step) -> jax.Array:
+        return self.value(jnp.asarray(step, trees.default_float()))
+
+    def value(self, step: jax.Array) -> jax.Array:
+        """The value at `step`, given in JAX's default float."""
+        raise NotImplementedError
+
+    def __mul__(self, factor: float) -> "Scaled":
+        return Scaled(self, factor)
+
+    __rmul__ = __mul__
+
+    def __repr__(self) -> str:
+        fields = [(field, getattr(self, field.name)) for field in dataclasses.fields(self) if field.init]
+        shown = [
+            repr(value) if field.default is dataclasses.MISSING else f"{field.name}={value!r}"
+            for field, value in fields
+            if field.default is dataclasses.MISSING or value != field.default
+        ]
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def _check(
+    schedule: Schedule, positive: Sequence[str] = (), non_negative: Sequence[str] = (), real: Sequence[str] = ()
+) -> None:
+    """Checks the fields of a schedule by the range that each is in."""
+    for names, allowed in ((positive, arguments.POSITIVE), (non_negative, arguments.NON_NEGATIVE), (real, None)):
+        for name in names:
+            value = getattr(schedule, name)
+            if not arguments.is_number(value):
+                raise TypeError(f"{name} must be a number; got {value!r} ({type(value).__name__})")
+            if not math.isfinite(value) or (allowed is not None and value not in allowed):
+                raise ValueError(f"{name} must be {allowed or 'a finite number'}; got {value!r}")
+            object.__setattr__(schedule, name, value if isinstance(value, int | float) else value.item())
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class ExponentialDecay(Schedule):
+    """`initial_learning_rate · decay_rate^(step / decay_steps)`; with `staircase` the exponent is rounded down.
+
+    Args:
+      initial_learning_rate: the value at step 0, >= 0.
+      decay_steps: the number of steps in which the value falls by `decay_rate`, > 0.
+      decay_rate: > 0.
+      staircase: whether to fall in steps.
+
+    Example:
+      >>> import optchain
+      >>> float(optchain.schedules.ExponentialDecay(1.0, decay_steps=10, decay_rate=0.5)(20))
+      0.25
+    """
+
+    initial_learning_rate: float
+    decay_steps: float
+    decay_rate: float
+    staircase: bool = False
+
+    def __post_init__(self) -> None:
+        _check(self, positive=["decay_steps", "decay_rate"], non_negative=["initial_learning_rate"])
+        arguments.check_bool("staircase", self.staircase)
+
+    def value(self, step: jax.Array) -> jax.Array:
+        exponent = step / self.decay_steps
+        return self.initial_learning_rate * self.decay_rate ** (jnp.floor(exponent) if self.staircase else exponent)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class InverseTimeDecay(Schedule):
+    """`initial_learning_rate / (1 + decay_rate · step / decay_steps)`; with `staircase` the quotient is rounded down.
+
+    Args:
+      initial_learning_rate: the value at step 0, >= 0.
+      decay_steps: > 0.
+      decay_rate: >= 0.
+      staircase: whether to fall in steps.
+
+    Example:
+      >>> import optchain
+      >>> float(optchain.schedules.InverseTimeDecay(1.0, decay_steps=10, decay_rate=1.0)(10))
+      0.5
+    """
+
+    initial_learning_rate: float
+    decay_steps: float
+    decay_rate: float
+    staircase: bool = False
+
+    def __post_init__(self) -> None:
+        _check(self, positive=["decay_steps"], non_negative=["initial_learning_rate", "decay_rate"])
+        arguments.check_bool("staircase", self.staircase)
+
+    def value(self, step: jax.Array) -> jax.Array:
+        quotient = step / self.decay_steps
+        return self.initial_learning_rate / (
+            1 + self.decay_rate * (jnp.floor(quotient) if self.staircase else quotient)
+        )
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class PiecewiseConstantDecay(Schedule):
+    """`values[i]` for the first `i` with `step <= boundaries[i]`, else the last: a boundary belongs to the value before it.
+
+    Args:
+      boundaries: steps, increasing.
+      values: one more than boundaries, each >= 0.
+
+    Example:
+      >>> import optchain
+      >>> schedule = optchain.schedules.PiecewiseConstantDecay([10, 20], [1.0, 0.5, 0.25])
+      >>> [float(schedule(step)) for step in (10, 11, 21)]
+      [1.0, 0.5, 0.25]
+    """
+
+    boundaries: tuple[float, ...]
+    values: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "boundaries", _numbers("boundaries", self.boundaries))
+        object.__setattr__(self, "values", _numbers("values", self.values))
+        if len(self.values) != len(self.boundaries) + 1:
+            raise ValueError(
+                f"values must have one more entry than boundaries; got {len(self.values)} values and "
+                f"{len(self.boundaries)} boundaries"
+            )
+        if any(later <= earlier for earlier, later in zip(self.boundaries, self.boundaries[1:], strict=False)):
+            raise ValueError(f"boundaries must increase; got {self.boundaries}")
+
+    def value(self, step: jax.Array) -> jax.Array:
+        value = jnp.full_like(step, self.values[0])
+        for boundary, after in zip(self.boundaries, self.values[1:], strict=True):
+            value = jnp.where(step > boundary, after, value)
+        return value
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class PolynomialDecay(Schedule):
+    """`(initial − end) · (1 − step / decay_steps)^power + end`, then `end`; or, with `cycle`, over and over.
+
+    With `cycle` the decay starts again where it ended, over the next multiple of `decay_steps`.
+
+    Args:
+      initial_learning_rate: the value at step 0, >= 0.
+      decay_steps: > 0.
+      end_learning_rate: >= 0.
+      power: > 0; 1 is linear.
+      cycle: whether to start again.
+
+    Example:
+      >>> import optchain
+      >>> float(optchain.schedules.PolynomialDecay(1.0, decay_steps=10, end_learning_rate=0.0)(5))
+      0.5
+    """
+
+    initial_learning_rate: float
+    decay_steps: float
+    end_learning_rate: float = 0.0001
+    power: float = 1.0
+    cycle: bool = False
+
+    def __post_init__(self) -> None:
+        _check(self, ["decay_steps", "power"], ["initial_learning_rate", "end_learning_rate"])
+        arguments.check_bool("cycle", self.cycle)
+
+    def value(self, step: jax.Array) -> jax.Array:
+        if self.cycle:
+            steps = self.decay_steps * jnp.where(step == 0, 1.0, jnp.ceil(step / self.decay_steps))
+        else:
+            steps = jnp.asarray(self.decay_steps, step.dtype)
+            step = jnp.minimum(step, steps)
+        span = self.initial_learning_rate - self.end_learning_rate
+        return span * (1 - step / steps) ** self.power + self.end_learning_rate
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class CosineDecay(Schedule):
+    """Half a cosine from the start to `alpha` times the start, after an optional linear warmup.
+
+        step < warmup_steps:   initial + (warmup_target − initial) · step / warmup_steps
+        after it, with s = min(step − warmup_steps, decay_steps):
+            start · ((1 − alpha) · ½(1 + cos(π s / decay_steps)) + alpha)
+
+    `start` is `warmup_target`, or `initial_learning_rate` where that is None; then there is no warmup.
+
+    Args:
+      initial_learning_rate: the value at step 0, >= 0.
+      decay_steps: the length of the decay, without the warmup, > 0.
+      alpha: the share of the start that remains, >= 0.
+      warmup_target: the value after the warmup, >= 0; None for none.
+      warmup_steps: the length of the warmup, >= 0.
+
+    Source: Loshchilov & Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", 2017, arXiv:1608.03983.
+
+    Example:
+      >>> import optchain
+      >>> schedule = optchain.schedules.CosineDecay(0.0, decay_steps=100, warmup_target=1.0, warmup_steps=10)
+      >>> [round(float(schedule(step)), 3) for step in (0, 5, 10, 60, 110)]
+      [0.0, 0.5, 1.0, 0.5, 0.0]
+    """
+
+    initial_learning_rate: float
+    decay_steps: float
+    alpha: float = 0.0
+    warmup_target: float | None = None
+    warmup_steps: float = 0
+
+    def __post_init__(self) -> None:
+        _check(self, positive=["decay_steps"], non_negative=["initial_learning_rate", "alpha", "warmup_steps"])
+        if self.warmup_target is not None:
+            _check(self, non_negative=["warmup_target"])
+
+    def value(self, step: jax.Array) -> jax.Array:
+        if self.warmup_target is None:
+            return self._decayed(step, self.initial_learning_rate)
+        if self.warmup_steps == 0:
+            return self._decayed(step, self.warmup_target)
+        fraction = step / self.warmup_steps
+        warming = (self.warmup_target - self.initial_learning_rate) * fraction + self.initial_learning_rate
+        return jnp.where(step < self.warmup_steps, warming, self._decayed(step - self.warmup_steps, self.warmup_target))
+
+    def _decayed(self, step: jax.Array, start: float) -> jax.Array:
+        cosine = 0.5 * (1 + jnp.cos(math.pi * (jnp.minimum(step, self.decay_steps) / self.decay_steps)))
+        return start * ((1 - self.alpha) * cosine + self.alpha)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class CosineDecayRestarts(Schedule):
+    """Half cosines one after the other, each `t_mul` times as long and `m_mul` times as high as the one before.
+
+    Args:
+      initial_learning_rate: the value at step 0, >= 0.
+      first_decay_steps: the length of the first period, > 0.
+      t_mul: how much longer each period is than the one before, > 0.
+      m_mul: how much higher each period starts than the one before, > 0.
+      alpha: the share of the initial learning rate at the end of a period, >= 0.
+
+    Source: Loshchilov & Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", 2017, arXiv:1608.03983.
+
+    Example:
+      >>> import optchain
+      >>> schedule = optchain.schedules.CosineDecayRestarts(1.0, first_decay_steps=10)
+      >>> [round(float(schedule(step)), 3) for step in (0, 5, 10, 20)]
+      [1.0, 0.5, 1.0, 0.5]
+    """
+
+    initial_learning_rate: float
+    first_decay_steps: float
+    t_mul: float = 2.0
+    m_mul: float = 1.0
+    alpha: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check(self, ["first_decay_steps", "t_mul", "m_mul"], ["initial_learning_rate", "alpha"])
+
+    def value(self, step: jax.Array) -> jax.Array:
+        elapsed = step / self.first_decay_steps
+        if self.t_mul == 1:
+            period = jnp.floor(elapsed)
+            fraction = elapsed - period
+        else:
+            period = jnp.floor(jnp.log(1 - elapsed * (1 - self.t_mul)) / math.log(self.t_mul))
+            start = (1 - self.t_mul**period) / (1 - self.t_mul)
+            fraction = (elapsed - start) / self.t_mul**period
+        cosine = 0.5 * self.m_mul**period * (1 + jnp.cos(math.pi * fraction))
+        return self.initial_learning_rate * ((1 - self.alpha) * cosine + self.alpha)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class LinearWarmupDecay(Schedule):
+    """Linear from 0 to `peak` in `warmup_steps`, then linear to `end` at `total_steps`, then `end`.
+
+    With `end=0` this is the linear schedule with warmup of Hugging Face's transformers.
+
+    Args:
+      peak: the highest value, >= 0.
+      warmup_steps: >= 0, below `total_steps`.
+      total_steps: warmup included, > 0.
+      end: the value from `total_steps` on, >= 0.
+
+    Example:
+      >>> import optchain
+      >>> schedule = optchain.schedules.LinearWarmupDecay(1.0, warmup_steps=10, total_steps=30)
+      >>> [float(schedule(step)) for step in (0, 5, 10, 20, 30)]
+      [0.0, 0.5, 1.0, 0.5, 0.0]
+    """
+
+    peak: float
+    warmup_steps: float
+    total_steps: float
+    end: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check(self, positive=["total_steps"], non_negative=["peak", "warmup_steps", "end"])
+        if self.warmup_steps >= self.total_steps:
+            raise ValueError(f"warmup_steps must be below total_steps; got {self.warmup_steps} and {self.total_steps}")
+
+    def value(self, step: jax.Array) -> jax.Array:
+        warming = self.peak * step / max(self.warmup_steps, 1)
+        remaining = (self.total_steps - step) / (self.total_steps - self.warmup_steps)
+        decaying = self.end + (self.peak - self.end) * jnp.maximum(remaining, 0.0)
+        return jnp.where(step < self.warmup_steps, warming, decaying)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Scaled(Schedule):
+    """A schedule times a constant; `schedule * 0.5` builds it.
+
+    Example:
+      >>> import optchain
+      >>> float((optchain.schedules.PolynomialDecay(1.0, 10, 0.0) * 0.5)(0))
+      0.5
+    """
+
+    schedule: ScheduleFunction
+    factor: float
+
+    def __post_init__(self) -> None:
+        _check(self, non_negative=["factor"])
+
+    def __call__(self, step: Step) -> jax.Array:
+        return jnp.asarray(self.schedule(step), trees.default_float()) * self.factor
+
+    def __repr__(self) -> str:
+        return f"{self.schedule!r} * {self.factor!r}"
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class LegacyDecay(Schedule):
+    """`schedule(step) / (1 + decay · step)`: what the `decay` of Keras's legacy optimizers makes of a schedule.
+
+    Example:
+      >>> import optchain
+      >>> schedule = optchain.schedules.PolynomialDecay(1.0, 10, 1.0)
+      >>> float(optchain.schedules.LegacyDecay(schedule, decay=1.0)(1))
+      0.5
+    """
+
+    schedule: ScheduleFunction
+    decay: float
+
+    def __post_init__(self) -> None:
+        _check(self, non_negative=["decay"])
+
+    def __call__(self, step: Step) -> jax.Array:
+        floating = jnp.asarray(step, trees.default_float())
+        return jnp.asarray(self.schedule(step), trees.default_float()) / (1 + self.decay * floating)
+
+
+def legacy_decay(learning_rate: Hyperparam, decay: float) -> Schedule:
+    """The learning rate under the legacy `decay`: `learning_rate / (1 + decay · step)`, the step counted per batch."""
+    if callable(learning_rate):
+        return LegacyDecay(learning_rate, decay)
+    if not arguments.is_number(learning_rate):
+        raise TypeError(f"with decay, learning_rate must be a number or a schedule; got {learning_rate!r}")
+    return InverseTimeDecay(float(learning_rate), 1, decay)
+
+
+def _numbers(name: str, values: Any) -> tuple[float, ...]:
+    if isinstance(values, str) or not isinstance(values, Sequence) or not all(map(arguments.is_number, values)):
+        raise TypeError(f"{name} must be a sequence of numbers; got {values!r}")
+    for value in values:
+        if value not in arguments.NON_NEGATIVE:
+            raise ValueError(f"{name} must be finite numbers >= 0; got {value!r}")
+    return tuple(value if isinstance(value, int | float) else value.item() for value in values)

@@ -1,0 +1,55 @@
+"""A training step, compiled once, in place."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+
+from optchain.core.metrics import metrics
+from optchain.core.transformation import State, as_transformation
+from optchain.core.trees import Tree
+from optchain.transforms.loss_scale import scale_loss
+
+Step = Callable[..., tuple[Tree, State, dict[str, Any]]]
+
+
+def make_step(loss_fn: Callable[..., Any], tx: optax.GradientTransformation, *, has_aux: bool = False) -> Step:
+    """A compiled training step: the gradient of the loss, one step of `tx` in the `apply` form, what was noticed.
+
+    The parameters and the state are donated and updated in place: go on with what the step returns, the arrays that went
+    in are gone. The loss is scaled by the loss scales in the state before the gradient is taken, and handed to links
+    that ask for it as `value`.
+
+    Args:
+      loss_fn: `loss_fn(params, *batch)` returns the loss, a scalar, or with `has_aux` a pair of it and a pytree.
+      tx: a transformation of optchain or Optax.
+      has_aux: whether `loss_fn` returns a pair.
+
+    Returns:
+      `step(params, state, *batch) -> (params, state, metrics)`, the result of `jax.jit`. `metrics` is a dict of the `loss`
+      (not scaled), with `has_aux` the `aux`, and what `optchain.metrics` finds in the new state.
+
+    Example:
+      >>> import jax.numpy as jnp, optchain
+      >>> tx = optchain.sgd(0.1)
+      >>> step = optchain.make_step(lambda w, x, y: jnp.mean((x * w - y) ** 2), tx)
+      >>> w = jnp.array(0.0)
+      >>> w, state, metrics = step(w, tx.init(w), jnp.array([1.0, 2.0]), jnp.array([2.0, 4.0]))
+      >>> w, metrics["loss"]
+      (Array(1., dtype=float32), Array(10., dtype=float32))
+    """
+    transformation = as_transformation(tx)
+
+    def step(params: Tree, state: State, *batch: Any) -> tuple[Tree, State, dict[str, Any]]:
+        def scaled_loss(params: Tree) -> tuple[jax.Array, tuple[jax.Array, Any]]:
+            loss, aux = loss_fn(params, *batch) if has_aux else (loss_fn(params, *batch), None)
+            return scale_loss(loss, state), (loss, aux)
+
+        grads, (loss, aux) = jax.grad(scaled_loss, has_aux=True)(params)
+        # Parameters before state, in and out: donated buffers are paired with outputs of equal shape by position.
+        params, state = transformation.apply(params, state, grads=grads, value=loss)
+        noticed = {"loss": loss} | ({"aux": aux} if has_aux else {}) | metrics(state)
+        return params, state, noticed
+
+    return jax.jit(step, donate_argnums=(0, 1))

@@ -1,0 +1,131 @@
+"""Adam's rule: the first moment over the root of the second, with bias correction."""
+
+import functools
+from typing import Any, NotRequired, TypedDict
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optchain.core import arguments, trees
+from optchain.core.hyperparams import Hyperparam, Hyperparams
+from optchain.core.transformation import Transformation, register
+from optchain.core.trees import Tree
+
+
+class ScaleByAdamState(TypedDict):
+    count: jax.Array
+    """The number of updates made, int32."""
+    mu: Tree
+    """The average of the gradients."""
+    nu: Tree
+    """The average of their squares, real."""
+    nu_max: NotRequired[Tree]
+    """With AMSGrad, the largest `nu` so far."""
+
+
+@register
+def scale_by_adam(
+    beta_1: Hyperparam = 0.9,
+    beta_2: Hyperparam = 0.999,
+    epsilon: Hyperparam = 1e-7,
+    *,
+    amsgrad: bool = False,
+    epsilon_hat: bool = True,
+    moment_dtype: Any = None,
+) -> Transformation:
+    """Rescales gradients by Adam's rule, with `t` counting updates from 1:
+
+        mu ← mu + (1 − β₁)(g − mu)
+        nu ← nu + (1 − β₂)(|g|² − nu)
+        epsilon_hat:    u = √(1 − β₂ᵗ) / (1 − β₁ᵗ) · mu / (√nu + ε)             Keras, TensorFlow
+        otherwise:      u = mu / (1 − β₁ᵗ) / (√(nu / (1 − β₂ᵗ)) + ε)            PyTorch, Optax, Algorithm 1 of the paper
+
+    With `amsgrad` the largest `nu` so far stands for `nu` in the last step. The sign is the gradient's, and the learning
+    rate is not in it: `scale_by_learning_rate` follows.
+
+    Args:
+      beta_1: decay of the first moment, in [0, 1).
+      beta_2: decay of the second moment, in [0, 1).
+      epsilon: what keeps the quotient finite, >= 0; in the units of the gradient.
+      amsgrad: whether to divide by the largest second moment so far.
+      epsilon_hat: whether ε stands outside the bias correction, the paper's "epsilon hat".
+      moment_dtype: the dtype in which `mu`, `nu` and `nu_max` are stored, float32 or wider if None. Arithmetic is not done
+        in it. In bfloat16 a `nu` with β₂ = 0.999 stops growing well short of its limit: its steps round away.
+
+    Returns:
+      A transformation with state `count, mu, nu` and, with AMSGrad, `nu_max`.
+
+    Source: Kingma & Ba, "Adam: A Method for Stochastic Optimization", 2015, arXiv:1412.6980, Algorithm 1 and section 2;
+    Reddi et al., "On the Convergence of Adam and Beyond", 2018, arXiv:1904.09237.
+
+    Example:
+      >>> import jax.numpy as jnp, optchain
+      >>> tx = optchain.scale_by_adam()
+      >>> state = tx.init(jnp.zeros(2))
+      >>> updates, state = tx.update(jnp.array([0.1, -10.0]), state)
+      >>> updates.round(3)
+      Array([ 1., -1.], dtype=float32)
+    """
+    hyperparams = Hyperparams(beta_1=beta_1, beta_2=beta_2, epsilon=epsilon)
+    amsgrad = arguments.check_bool("amsgrad", amsgrad)
+    epsilon_hat = arguments.check_bool("epsilon_hat", epsilon_hat)
+    dtype = arguments.check_dtype("moment_dtype", moment_dtype)
+
+    def init(params: Tree) -> ScaleByAdamState:
+        def second_moment() -> Tree:
+            return trees.zeros_like(params, dtype, real=True)
+
+        state: ScaleByAdamState = {
+            "count": jnp.zeros((), jnp.int32),
+            "mu": trees.zeros_like(params, dtype),
+            "nu": second_moment(),
+        }
+        return {**state, "nu_max": second_moment()} if amsgrad else state
+
+    def update(
+        updates: Tree,
+        state: ScaleByAdamState,
+        params: Tree,
+        *,
+        beta_1: jax.Array,
+        beta_2: jax.Array,
+        epsilon: jax.Array,
+    ) -> tuple[Tree, ScaleByAdamState]:
+        count = optax.safe_increment(state["count"])
+
+        @functools.cache  # once for each dtype of the tree
+        def bias_corrections(dtype: Any) -> tuple[jax.Array, jax.Array]:
+            t = count.astype(dtype)
+            return 1 - jnp.asarray(beta_1, dtype) ** t, 1 - jnp.asarray(beta_2, dtype) ** t
+
+        def step(g: jax.Array, mu: jax.Array, nu: jax.Array, nu_max: jax.Array | None = None) -> tuple[jax.Array, ...]:
+            g = trees.wide(g)
+            m = trees.astype(mu, g.dtype)
+            m = m + (g - m) * (1 - trees.cast(beta_1, m))
+            g_square = trees.abs_square(g)
+            v = trees.astype(nu, g_square.dtype)
+            v = v + (g_square - v) * (1 - trees.cast(beta_2, v))
+            largest = v if nu_max is None else jnp.maximum(trees.astype(nu_max, v.dtype), v)
+            one_minus_b1, one_minus_b2 = bias_corrections(v.dtype)
+            eps = trees.cast(epsilon, v)
+            if epsilon_hat:
+                factor, denominator = jnp.sqrt(one_minus_b2) / one_minus_b1, trees.root(largest) + eps
+            else:
+                factor, denominator = 1 / one_minus_b1, trees.root(largest / one_minus_b2) + eps
+            direction = m * trees.cast(factor, m) / trees.astype(denominator, m.dtype)
+            stored = (m, v) if nu_max is None else (m, v, largest)
+            old = (mu, nu) if nu_max is None else (mu, nu, nu_max)
+            return direction, *(trees.astype(new, leaf.dtype) for new, leaf in zip(stored, old, strict=True))
+
+        names = ["mu", "nu", "nu_max"][: 2 + amsgrad]
+        directions, *moments = trees.map_unzip(step, 1 + len(names), updates, *(state[name] for name in names))
+        return directions, {"count": count, **dict(zip(names, moments, strict=True))}
+
+    return Transformation(
+        init,
+        update,
+        fields=["count", "mu", "nu"] + ["nu_max"] * amsgrad,
+        hyperparams=hyperparams,
+        stage="second_moment",
+    )

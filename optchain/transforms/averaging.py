@@ -1,0 +1,142 @@
+"""An average of the parameters over the run."""
+
+from typing import Any, TypedDict
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optchain.core import arguments, trees
+from optchain.core.hyperparams import Hyperparam, Hyperparams
+from optchain.core.lookup import find_trees
+from optchain.core.transformation import Transformation, register
+from optchain.core.trees import Tree
+
+
+class AverageParamsState(TypedDict):
+    count: jax.Array
+    """The number of calls, int32."""
+    average: Tree
+    """The average, float32 or wider; before the first call, the initial parameters."""
+
+
+@register
+def average_params(
+    momentum: Hyperparam = 0.99,
+    *,
+    overwrite_every: int | None = None,
+    calls_per_step: int = 1,
+    average_dtype: Any = None,
+) -> Transformation:
+    """Keeps an exponential moving average of the parameters, as they are after the update. A parameter link.
+
+        step = calls // calls_per_step
+        average ← m · average + (1 − m) · params,   m = 0 while step is 0, else momentum
+        params ← average,   where (step + 1) is a multiple of overwrite_every
+
+    Keras's `use_ema`, `ema_momentum`, `ema_overwrite_frequency`. Outside a gate it runs at every call, inside it at every
+    update. `averaged_params(state)` and `finalize(params, state)` give the average.
+
+    In an `optax.chain` it must be the last link, to see the whole update.
+
+    Args:
+      momentum: the weight of the old average, in [0, 1].
+      overwrite_every: how many steps lie between overwrites of the parameters, >= 1; None for never.
+      calls_per_step: how many calls a step is made of, >= 1: outside of `accumulate`, its `steps`.
+      average_dtype: the dtype of the average; float32 or wider if None.
+
+    Returns:
+      A transformation with state `count, average`.
+
+    Example:
+      >>> import jax.numpy as jnp, optchain
+      >>> tx = optchain.chain(optchain.scale_by_learning_rate(1.0), optchain.average_params(0.5))
+      >>> params = jnp.array([0.0])
+      >>> state = tx.init(params)
+      >>> for _ in range(2):
+      ...     params, state = tx.apply(params, state, grads=jnp.array([-1.0]))
+      >>> params, optchain.averaged_params(state)
+      (Array([2.], dtype=float32), Array([1.5], dtype=float32))
+    """
+    hyperparams = Hyperparams(momentum=momentum)
+    calls_per_step = arguments.check_integer("calls_per_step", calls_per_step, minimum=1)
+    if overwrite_every is not None:
+        overwrite_every = arguments.check_integer("overwrite_every", overwrite_every, minimum=1)
+    dtype = arguments.check_dtype("average_dtype", average_dtype)
+
+    def init(params: Tree) -> AverageParamsState:
+        return {"count": jnp.zeros((), jnp.int32), "average": trees.copy(params, dtype)}
+
+    def project(params: Tree, state: AverageParamsState, *, momentum: jax.Array) -> tuple[Tree, AverageParamsState]:
+        step = state["count"] // calls_per_step
+        m = jnp.where(step == 0, 0.0, momentum)
+
+        def average_leaf(p: jax.Array, average: jax.Array) -> jax.Array:
+            p = trees.wide(p)
+            weight = trees.astype(m, p.dtype)
+            return weight * trees.astype(average, p.dtype) + (1 - weight) * p
+
+        average = jax.tree.map(average_leaf, params, state["average"])
+        if overwrite_every is not None:
+            overwrite = (step + 1) % overwrite_every == 0
+            params = jax.tree.map(lambda p, a: jnp.where(overwrite, trees.astype(a, p.dtype), p), params, average)
+        count = optax.safe_increment(state["count"])
+        return params, {"count": count, "average": trees.cast_tree(average, state["average"])}
+
+    return Transformation(init, project=project, fields=["count", "average"], hyperparams=hyperparams, stage="average")
+
+
+def averaged_params(state: Any) -> Tree:
+    """The average that `average_params` keeps in the state, in its own dtype. It is the state's own: copy before donating.
+
+    Args:
+      state: any pytree with an optchain state in it.
+
+    Raises:
+      ValueError: no average in the state, or two (the message names both).
+
+    Example:
+      >>> import jax.numpy as jnp, optchain
+      >>> optchain.averaged_params(optchain.average_params().init({"w": jnp.ones(1)}))
+      {'w': Array([1.], dtype=float32)}
+    """
+    averages = find_trees(state, "average")
+    if not averages:
+        raise ValueError(
+            "the state has no average of the parameters: add average_params() to the chain, or use_ema=True"
+        )
+    _refuse_two(averages)
+    return averages[0][1]
+
+
+def finalize(params: Tree, state: Any) -> Tree:
+    """The parameters to evaluate and to save: the average in the parameters' dtypes if there is one, else `params`.
+
+    Keras's `finalize_variable_values`. What is returned is the state's or the caller's own: copy before donating.
+
+    Args:
+      params: the parameters.
+      state: any pytree with an optchain state in it.
+
+    Raises:
+      ValueError: two averages (the message names both).
+
+    Example:
+      >>> import jax.numpy as jnp, optchain
+      >>> params = {"w": jnp.ones(1)}
+      >>> optchain.finalize(params, optchain.sgd(0.1).init(params)) is params
+      True
+    """
+    averages = find_trees(state, "average")
+    if not averages:
+        return params
+    _refuse_two(averages)
+    average = averages[0][1]
+    trees.check_match("average", average, "params", params)
+    return trees.cast_tree(average, params)
+
+
+def _refuse_two(averages: list[tuple[str, Tree]]) -> None:
+    if len(averages) > 1:
+        names = ", ".join(repr(name) for name, _ in averages)
+        raise ValueError(f"the state has {len(averages)} averages of the parameters, at {names}: take the one you mean")

@@ -1,0 +1,130 @@
+"""Clipping of gradients: by value, by each leaf's norm, by the norm of all leaves."""
+
+from typing import TypedDict
+
+import jax
+import jax.numpy as jnp
+
+from optchain.core import trees
+from optchain.core.hyperparams import Hyperparam, Hyperparams
+from optchain.core.transformation import Transformation, register
+from optchain.core.trees import Tree
+
+
+@register
+def clip_by_value(max_value: Hyperparam) -> Transformation:
+    """Clips every element: `g ← min(max(g, −max_value), max_value)`. Keras's `clipvalue`.
+
+    Args:
+      max_value: the largest magnitude, > 0; in the units of the gradient.
+
+    Raises:
+      TypeError: on complex leaves, which have no order.
+
+    Example:
+      >>> import jax.numpy as jnp, optchain
+      >>> tx = optchain.clip_by_value(1.0)
+      >>> tx.update(jnp.array([-3.0, 0.5]), tx.init(jnp.zeros(2)))[0]
+      Array([-1. ,  0.5], dtype=float32)
+    """
+
+    def init(params: Tree) -> dict:
+        _refuse_complex(params)
+        return {}
+
+    def update(updates: Tree, state: dict, params: Tree, *, max_value: jax.Array) -> tuple[Tree, dict]:
+        def clip(g: jax.Array) -> jax.Array:
+            g = trees.wide(g)
+            bound = trees.cast(max_value, g)
+            return jnp.clip(g, -bound, bound)
+
+        _refuse_complex(updates)
+        return jax.tree.map(clip, updates), state
+
+    return Transformation(init, update, hyperparams=Hyperparams(max_value=max_value), stage="clip")
+
+
+def _refuse_complex(tree: Tree) -> None:
+    for path, leaf in trees.leaves_with_paths(tree):
+        if trees.is_complex(leaf):
+            raise TypeError(
+                f"clip_by_value cannot clip complex values, and {trees.path_string(path)} is {trees.dtype_of(leaf)}: "
+                "use clip_by_norm or clip_by_global_norm"
+            )
+
+
+@register
+def clip_by_norm(max_norm: Hyperparam) -> Transformation:
+    """Clips each leaf by its own norm: `g ← g · max_norm / max(‖g‖, max_norm)`. Keras's `clipnorm`.
+
+    Norms are accumulated in float32 or wider. A leaf of norm zero stays as it is.
+
+    Args:
+      max_norm: the largest Euclidean norm of a leaf, > 0; in the units of the gradient.
+
+    Example:
+      >>> import jax.numpy as jnp, optchain
+      >>> tx = optchain.clip_by_norm(1.0)
+      >>> tx.update({"a": jnp.array([3.0, 4.0]), "b": jnp.array([0.5])}, {})[0]
+      {'a': Array([0.6, 0.8], dtype=float32), 'b': Array([0.5], dtype=float32)}
+    """
+
+    def update(updates: Tree, state: dict, params: Tree, *, max_norm: jax.Array) -> tuple[Tree, dict]:
+        def clip(g: jax.Array) -> jax.Array:
+            norm = trees.norm(g)
+            bound = trees.cast(max_norm, norm)
+            # One factor a leaf, not a division of each element: XLA recomputes a product inside its consumers.
+            return trees.scale(g, bound / jnp.maximum(norm, bound))
+
+        return jax.tree.map(clip, updates), state
+
+    return Transformation(update=update, hyperparams=Hyperparams(max_norm=max_norm), stage="clip")
+
+
+class GlobalNormMetrics(TypedDict):
+    global_norm: jax.Array
+    """The norm of all leaves together, before clipping, at the last call."""
+
+
+class ClipByGlobalNormState(TypedDict):
+    metrics: GlobalNormMetrics
+
+
+@register
+def clip_by_global_norm(max_norm: Hyperparam, *, axis_name: str | tuple[str, ...] | None = None) -> Transformation:
+    """Clips all leaves by the norm of them together: `g ← g · max_norm · min(1/‖g‖, 1/max_norm)`. Keras's `global_clipnorm`.
+
+    The norm is accumulated in float32 or wider. One that is infinite or NaN turns every leaf to NaN, never silently to
+    zero. See Pascanu et al., "On the difficulty of training recurrent neural networks", 2013, arXiv:1211.5063.
+
+    Args:
+      max_norm: the largest Euclidean norm, > 0; in the units of the gradient.
+      axis_name: inside `shard_map` or `pmap`, the axis or axes over which the parameters themselves are split.
+
+    Returns:
+      A transformation whose metrics have `global_norm`, the norm before clipping.
+
+    Example:
+      >>> import jax.numpy as jnp, optchain
+      >>> tx = optchain.clip_by_global_norm(1.0)
+      >>> grads = {"a": jnp.array([3.0]), "b": jnp.array([4.0])}
+      >>> updates, state = tx.update(grads, tx.init(grads))
+      >>> updates
+      {'a': Array([0.6], dtype=float32), 'b': Array([0.8], dtype=float32)}
+      >>> optchain.metrics(state)
+      {'global_norm': Array(5., dtype=float32)}
+    """
+
+    def init(params: Tree) -> ClipByGlobalNormState:
+        return {"metrics": {"global_norm": jnp.zeros((), trees.default_float())}}
+
+    def update(
+        updates: Tree, state: ClipByGlobalNormState, params: Tree, *, max_norm: jax.Array
+    ) -> tuple[Tree, ClipByGlobalNormState]:
+        norm = trees.global_norm(updates, axis_name)
+        bound = trees.cast(max_norm, norm)
+        factor = bound / jnp.maximum(norm, bound)
+        factor = factor + (norm - norm)  # 0 for a finite norm, NaN for any other
+        return trees.scale(updates, factor), {"metrics": {"global_norm": norm}}
+
+    return Transformation(init, update, fields=["metrics"], hyperparams=Hyperparams(max_norm=max_norm), stage="clip")

@@ -1,0 +1,64 @@
+"""Decoupled weight decay."""
+
+import jax
+
+from optchain.core import trees
+from optchain.core.hyperparams import Hyperparam, Hyperparams
+from optchain.core.masks import Mask, check_mask, resolve_mask
+from optchain.core.transformation import Transformation, register
+from optchain.core.trees import Tree
+
+
+@register
+def decay_weights(
+    weight_decay: Hyperparam, *, learning_rate: Hyperparam | None = None, mask: Mask | None = None
+) -> Transformation:
+    """Subtracts a fraction of the parameters: `u ← u − learning_rate · weight_decay · params`.
+
+    It stands after the learning rate, and reads the parameters as they were before the step: the convention of Keras and
+    PyTorch. With `learning_rate=1.0` it is the paper's, whose decay is not multiplied by the learning rate (Algorithm 2 of
+    Loshchilov & Hutter, "Decoupled Weight Decay Regularization", 2019, arXiv:1711.05101); a schedule as `weight_decay`
+    then gives the paper's multiplier η.
+
+    Args:
+      weight_decay: the fraction, >= 0, without unit.
+      learning_rate: None for the rate of the chain; or a rate of its own.
+      mask: which parameters decay: a tree of bools (or a prefix of one), or a callable of the parameters that returns one,
+        such as `~matching("bias")`. None for all.
+
+    Raises:
+      ValueError: when called without parameters, or with a mask that does not fit them.
+
+    Example:
+      >>> import jax.numpy as jnp, optchain
+      >>> tx = optchain.decay_weights(0.5, learning_rate=0.1, mask=~optchain.matching("bias"))
+      >>> params = {"kernel": jnp.array([2.0]), "bias": jnp.array([2.0])}
+      >>> zero = {"kernel": jnp.zeros(1), "bias": jnp.zeros(1)}
+      >>> tx.update(zero, tx.init(params), params)[0]
+      {'bias': Array([0.], dtype=float32), 'kernel': Array([-0.1], dtype=float32)}
+    """
+    own = {} if learning_rate is None else {"learning_rate": learning_rate}
+    hyperparams = Hyperparams(weight_decay=weight_decay, **own)
+    if mask is not None:
+        check_mask("mask", mask)
+
+    def init(params: Tree) -> dict:
+        _decays(params)
+        return {}
+
+    def update(
+        updates: Tree, state: dict, params: Tree, *, learning_rate: jax.Array, weight_decay: jax.Array
+    ) -> tuple[Tree, dict]:
+        def decay(u: jax.Array, p: jax.Array, decays: bool) -> jax.Array:
+            u = trees.wide(u)
+            if not decays:
+                return u
+            rate = trees.cast(learning_rate, u) * trees.cast(weight_decay, u)
+            return u - rate * trees.astype(p, u.dtype)
+
+        return jax.tree.map(decay, updates, params, _decays(params)), state
+
+    def _decays(params: Tree) -> Tree:
+        return jax.tree.map(lambda _: True, params) if mask is None else resolve_mask("mask", mask, params)
+
+    return Transformation(init, update, hyperparams=hyperparams, stage="decay", needs_params=True)
