@@ -6,8 +6,8 @@ from optchain.core.hyperparams import get_hyperparams as get_hyperparams
 from optchain.core.hyperparams import set_hyperparams as set_hyperparams
 from optchain.core.masks import matching as matching
 from optchain.core.metrics import metrics as metrics
+from optchain.core.registry import register as register
 from optchain.core.transformation import Transformation as Transformation
-from optchain.core.transformation import register as register
 from optchain.presets.keras import adam as adam
 from optchain.presets.keras import adamw as adamw
 from optchain.presets.keras import sgd as sgd

@@ -6,7 +6,7 @@ from flax import nnx
 from flax.linen.fp8_ops import OVERWRITE_WITH_GRADIENT
 from flax.training import train_state
 
-from optchain.core.transformation import as_transformation
+from optchain.core.optax_link import as_transformation
 
 
 class TrainState(train_state.TrainState):

@@ -8,7 +8,7 @@ too, and Optax's schedules work here.
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
@@ -374,7 +374,7 @@ class LegacyDecay(Schedule):
 def legacy_decay(learning_rate: Hyperparam, decay: float) -> Schedule:
     """The learning rate under the legacy `decay`: `learning_rate / (1 + decay · step)`, the step counted per batch."""
     if callable(learning_rate):
-        return LegacyDecay(learning_rate, decay)
+        return LegacyDecay(cast(ScheduleFunction, learning_rate), decay)
     if not arguments.is_number(learning_rate):
         raise TypeError(f"with decay, learning_rate must be a number or a schedule; got {learning_rate!r}")
     return InverseTimeDecay(float(learning_rate), 1, decay)

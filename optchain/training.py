@@ -7,7 +7,8 @@ import jax
 import optax
 
 from optchain.core.metrics import metrics
-from optchain.core.transformation import State, as_transformation
+from optchain.core.optax_link import as_transformation
+from optchain.core.transformation import State
 from optchain.core.trees import Tree
 from optchain.transforms.loss_scale import scale_loss
 

@@ -8,7 +8,7 @@ A chain has up to three stretches, in this order, and `apply` runs them so:
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,9 @@ import optax
 from optchain.core import arguments, trees
 from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.lookup import MIRRORS
-from optchain.core.transformation import Kind, Stage, State, Transformation, as_transformation, register
+from optchain.core.optax_link import as_transformation
+from optchain.core.registry import register
+from optchain.core.transformation import Kind, Stage, State, Transformation
 from optchain.core.trees import Tree
 
 Link = optax.GradientTransformation | tuple[str, optax.GradientTransformation]
@@ -131,7 +133,7 @@ def chain(*links: Link, learning_rate: Hyperparam | None = None, name: str = "ch
         None if only_projects else update,
         apply=None if only_projects else apply,
         project=project if only_projects else None,
-        kind=next((link.kind for link in reversed(named) if link.kind != "gradient"), "gradient"),
+        kind=rest[-1].kind if rest else "gradient",
         fields=[link.name for link in named if link.fields] + ["metrics"] * bool(hyperparams.names),
         optional_fields=[link.name for link in named if not link.fields],
         hyperparams=hyperparams,
@@ -160,25 +162,23 @@ def _named(links: tuple[Link, ...]) -> list[Transformation]:
     """The links under the names that they have in the state."""
     if not links:
         raise ValueError("chain needs at least one link")
-    chosen = [link[0] for link in links if _is_pair(link)]
+    pairs: list[tuple[str | None, Any]] = [link if _is_pair(link) else (None, link) for link in links]
+    chosen = [name for name, _ in pairs if name is not None]
     for name in chosen:
         arguments.check_identifier("the name of a link", name)
         if name in RESERVED:
             raise ValueError(f"the name of a link must not be one of {sorted(RESERVED)}; got {name!r}")
         if chosen.count(name) > 1:
             raise ValueError(f"two links of the chain are named {name!r}")
-    taken, named = set(chosen), []
-    for position, link in enumerate(links):
-        if _is_pair(link):
-            named.append(_as_link(link[1], position, link[0]).renamed(link[0]))
-            continue
-        made = _as_link(link, position, "optax")
-        named.append(made.renamed(_unique(made.name, taken)))
+    taken, named = set(chosen), list[Transformation]()
+    for position, (name, link) in enumerate(pairs):
+        made = _as_link(link, position, name or "optax")
+        named.append(made.renamed(name or _unique(made.name, taken)))
         taken.add(named[-1].name)
     return named
 
 
-def _is_pair(link: Any) -> bool:
+def _is_pair(link: Any) -> TypeGuard[tuple[str, Any]]:
     return isinstance(link, tuple) and not isinstance(link, optax.GradientTransformation) and len(link) == 2
 
 

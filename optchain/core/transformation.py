@@ -1,6 +1,6 @@
 """`Transformation`: `init`, `update`, `apply`, and what the object knows of itself.
 
-A transformation is built from plain functions by a factory that is decorated with :func:`register`. The functions get
+A transformation is built from plain functions by a factory that is decorated with `register`. The functions get
 resolved hyperparameters as keyword arguments, and deal with no checks, no run-time values and no dtypes at the boundary:
 
 - a *gradient* link gives `update(updates, state, params, *, …) -> (updates, state)`;
@@ -14,14 +14,13 @@ import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
-from typing import Any, Literal, ParamSpec, Self, TypeAlias, cast
+from typing import Any, Literal, Self, TypeAlias
 
 import jax
-import numpy as np
 import optax
 
-from optchain.core import arguments, trees
-from optchain.core.code import call_code
+from optchain.core import trees
+from optchain.core.config import call_code, freeze, on_host, registered_name
 from optchain.core.hyperparams import Hyperparams
 from optchain.core.lookup import MIRRORS
 from optchain.core.trees import Tree
@@ -29,7 +28,6 @@ from optchain.core.trees import Tree
 State: TypeAlias = Any
 Kind: TypeAlias = Literal["gradient", "gate", "parameter"]
 Stage: TypeAlias = Literal["unscale", "clip", "second_moment", "learning_rate", "decay", "average", "projection"]
-P = ParamSpec("P")
 
 
 class Transformation(optax.GradientTransformationExtraArgs):
@@ -73,6 +71,16 @@ class Transformation(optax.GradientTransformationExtraArgs):
     """The names of extra arguments that the rule, or a link within, uses."""
     needs: Mapping[str, str]
     """Of these, the ones that it cannot do without, each with the name of the link that needs it."""
+
+    _init: Callable[[Tree], Mapping[str, Any]]
+    _update: Callable[..., tuple[Tree, Any]] | None
+    _apply: Callable[..., tuple[Tree, Any]] | None
+    _project: Callable[..., tuple[Tree, Any]] | None
+    _hyperparams: Hyperparams
+    _own_fields: frozenset[str]
+    _needs_params: bool
+    _factory: Callable[..., "Transformation"] | None
+    _arguments: inspect.BoundArguments | None
 
     def __new__(
         cls,
@@ -258,7 +266,7 @@ class Transformation(optax.GradientTransformationExtraArgs):
         self._check_state(state, reference)
         values, kept = self._hyperparams.read(state)
         if "count" in self._hyperparams.fields and "count" not in self._own_fields:
-            kept["count"] = optax.safe_increment(state["count"])
+            kept["count"] = trees.increment(state["count"])
         own = {name: entry for name, entry in state.items() if name not in kept}
         return own, {**extra, **values}, kept
 
@@ -282,7 +290,7 @@ class Transformation(optax.GradientTransformationExtraArgs):
 
     def built_by(self, factory: Callable[..., "Transformation"], bound: inspect.BoundArguments) -> Self:
         """This transformation as the work of `factory` called with these arguments."""
-        values = {name: _on_host(value) for name, value in bound.arguments.items()}
+        values = bound.arguments = {name: on_host(value) for name, value in bound.arguments.items()}
         name = values.get("name") or factory.__name__
         renamed = {extra: name if owner == "transformation" else owner for extra, owner in self.needs.items()}
         return self._build(
@@ -321,7 +329,7 @@ class Transformation(optax.GradientTransformationExtraArgs):
     def __repr__(self) -> str:
         if self._factory is None:
             return f"<{self.kind} transformation {self.name}>"
-        return call_code(self._factory.registered_name, inspect.signature(self._factory), self.config)
+        return call_code(registered_name(self._factory), inspect.signature(self._factory), self.config)
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"a Transformation is immutable; build another instead of setting {name}")
@@ -329,11 +337,11 @@ class Transformation(optax.GradientTransformationExtraArgs):
     def __delattr__(self, name: str) -> None:
         raise AttributeError(f"a Transformation is immutable; {name} cannot be deleted")
 
-    def _replace(self, /, **kwargs: Any) -> Self:  # a NamedTuple's; it would leave `apply` and `config` behind
+    def _replace(self, /, **kwargs: Any) -> Self:  # pyright: ignore  # a NamedTuple's; it would leave `apply` and `config` behind
         raise TypeError(f"a Transformation cannot be taken apart with _replace({', '.join(kwargs)}); build another")
 
     @classmethod
-    def _make(cls, iterable: Iterable[Any]) -> Self:
+    def _make(cls, iterable: Iterable[Any]) -> Self:  # pyright: ignore
         raise TypeError("a Transformation cannot be made from a pair of functions; use chain(link) for an Optax link")
 
     def __copy__(self) -> Self:
@@ -343,12 +351,11 @@ class Transformation(optax.GradientTransformationExtraArgs):
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if self._factory is None:
+        if self._factory is None or self._arguments is None:
             raise TypeError(
                 f"{self!r} cannot be pickled: it has no config. Build it by a function decorated with register"
             )
-        bound = self._arguments
-        return _rebuild, (self._factory, bound.args, bound.kwargs)
+        return _rebuild, (self._factory, self._arguments.args, self._arguments.kwargs)
 
 
 def _rebuild(factory: Callable[..., Transformation], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Transformation:
@@ -356,116 +363,6 @@ def _rebuild(factory: Callable[..., Transformation], args: tuple[Any, ...], kwar
 
 
 jax.tree_util.register_static(Transformation)
-
-
-class OptaxLink(Transformation):
-    """An Optax transformation as a link of ours: its state is its own, and so are the dtypes that it sees."""
-
-    inner: optax.GradientTransformationExtraArgs
-
-    def __new__(cls, inner: optax.GradientTransformation, name: str = "optax") -> Self:
-        link = Transformation(update=lambda updates, state, params, **extra: (updates, state), name=name)
-        open_ended = isinstance(inner, optax.GradientTransformationExtraArgs)
-        return cls._build(
-            vars(link)
-            | {
-                "inner": optax.with_extra_args_support(inner),
-                "takes": frozenset({"learning_rate"} if open_ended else ()),  # nobody can know which it takes
-            }
-        )
-
-    def run_init(self, params: Tree) -> State:
-        state = self.inner.init(params)
-        return {} if state == optax.EmptyState() else state
-
-    def run_update(
-        self, updates: Tree, state: State, params: Tree | None, extra: Mapping[str, Any]
-    ) -> tuple[Tree, State]:
-        if isinstance(state, dict) and not state:
-            self._check_stateless(params)
-            state = optax.EmptyState()
-        # Optax's states take the dtypes of the parameters at init; updates in another dtype would change them.
-        if params is not None:
-            updates = trees.cast_tree(updates, params)
-        updates, state = self.inner.update(updates, state, params, **extra)
-        return updates, {} if isinstance(state, optax.EmptyState) else state
-
-    def _check_stateless(self, params: Tree | None) -> None:
-        if params is not None and jax.tree.leaves(jax.eval_shape(self.inner.init, params)):
-            raise ValueError(f"the state has no entry {self.name!r}: it is another transformation's")
-
-    @functools.cached_property
-    def _key(self) -> Any:
-        return ("optax", self.inner, self.name) if self._factory is None else super()._key
-
-    def __repr__(self) -> str:
-        return f"optax({self.name})" if self._factory is None else super().__repr__()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (OptaxLink, (self.inner, self.name)) if self._factory is None else super().__reduce__()
-
-
-jax.tree_util.register_static(OptaxLink)
-
-
-def as_transformation(tx: optax.GradientTransformation, name: str = "optax") -> Transformation:
-    """A `Transformation` as it is, an Optax transformation as a link."""
-    if isinstance(tx, Transformation):
-        return tx
-    if isinstance(tx, optax.GradientTransformation):
-        return OptaxLink(tx, name)
-    raise TypeError(f"{name} must be an optchain or Optax transformation; got {tx!r} ({type(tx).__name__})")
-
-
-# The registry --------------------------------------------------------------------------------------------------------
-
-FACTORIES: dict[str, Callable[..., Transformation]] = {}
-
-
-def register(factory: Callable[P, optax.GradientTransformation] | None = None, /, *, name: str | None = None) -> Any:
-    """Makes a function that builds a transformation one of optchain's: with a config, a `repr`, equality, pickling.
-
-    The arguments of the call become the `config`; their names and the registered name are what a saved config holds.
-
-    Args:
-      factory: a function that returns a `Transformation`, or any Optax transformation.
-      name: the registered name; the function's own by default.
-
-    Returns:
-      The function, whose result carries `name` and `config`.
-
-    Raises:
-      ValueError: the name is taken by another function.
-
-    Example:
-      >>> import optax, optchain
-      >>> @optchain.register
-      ... def add_noise(eta, gamma=0.55):
-      ...     return optax.add_noise(eta, gamma, key=0)
-      >>> add_noise(0.1)
-      add_noise(0.1)
-    """
-    if factory is None:
-        return functools.partial(register, name=name)
-    registered = name or factory.__name__
-    signature = inspect.signature(factory)
-
-    @functools.wraps(factory)
-    def build(*args: P.args, **kwargs: P.kwargs) -> Transformation:
-        bound = signature.bind(*args, **kwargs)
-        made = as_transformation(factory(*args, **kwargs), registered.rpartition(".")[2])
-        bound.apply_defaults()
-        return made.built_by(build, bound)
-
-    known = FACTORIES.get(registered)
-    if known is not None and (known.__module__, known.__qualname__) != (factory.__module__, factory.__qualname__):
-        raise ValueError(f"name {registered!r} is taken by {known.__module__}.{known.__qualname__}")
-    cast(Any, build).registered_name = registered
-    FACTORIES[registered] = build
-    return build
-
-
-# Helpers -------------------------------------------------------------------------------------------------------------
 
 
 def _keyword_only(rule: Callable[..., Any]) -> list[inspect.Parameter]:
@@ -478,31 +375,3 @@ def _select_keywords(rule: Callable[..., Any]) -> Callable[..., Any]:
         return rule
     accepted = {p.name for p in _keyword_only(rule)}
     return lambda *args, **kwargs: rule(*args, **{name: kwargs[name] for name in accepted & kwargs.keys()})
-
-
-def _on_host(value: Any) -> Any:
-    """A concrete array as a copy on the host, so that no config shares a buffer with its caller."""
-    if isinstance(value, jax.Array) and not arguments.is_traced(value):
-        value = np.array(value)
-    if isinstance(value, np.ndarray):
-        value = value.copy()
-        value.flags.writeable = False
-    return value
-
-
-def freeze(value: Any) -> Any:
-    """A hashable stand-in that is equal for equal configurations."""
-    match value:
-        case dict():
-            return ("dict", tuple((key, freeze(item)) for key, item in value.items()))
-        case list() | tuple() if not isinstance(value, optax.GradientTransformation):
-            return (type(value).__name__, tuple(freeze(item) for item in value))
-        case np.ndarray():
-            return ("array", str(value.dtype), value.shape, value.tobytes())
-    try:
-        hash(value)
-    except TypeError:
-        leaves, treedef = jax.tree.flatten(value)
-        same = len(leaves) == 1 and leaves[0] is value
-        return ("object", id(value)) if same else ("tree", treedef, tuple(freeze(leaf) for leaf in leaves))
-    return value

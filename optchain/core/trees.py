@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax import lax
 from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
 
@@ -184,6 +185,11 @@ def align(root: str, updates: Tree, params: Tree) -> Tree:
         return astype(g, wanted)
 
     return jax.tree_util.tree_map_with_path(cast_one, updates, params)
+
+
+def increment(count: jax.Array) -> jax.Array:
+    """A counter plus one, which stays at its largest value instead of wrapping round."""
+    return astype(optax.safe_increment(count), count.dtype)
 
 
 # Construction and mapping --------------------------------------------------------------------------------------------

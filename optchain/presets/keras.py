@@ -8,7 +8,7 @@ from typing import Any, Unpack
 
 from optchain.core.hyperparams import Hyperparam
 from optchain.core.transformation import Transformation
-from optchain.presets.shared import Shared, assemble, preset
+from optchain.presets.shared import Shared, SharedButDecay, assemble, preset
 from optchain.transforms.adam import scale_by_adam
 from optchain.transforms.learning_rate import scale_by_learning_rate
 from optchain.transforms.momentum import apply_momentum
@@ -24,7 +24,7 @@ def adamw(
     amsgrad: bool = False,
     *,
     moment_dtype: Any = None,
-    **shared: Unpack[Shared],
+    **shared: Unpack[SharedButDecay],
 ) -> Transformation:
     """Keras's AdamW: Adam with decoupled weight decay, multiplied by the learning rate.
 

@@ -10,7 +10,8 @@ from optchain.core import arguments
 from optchain.core.chain import chain
 from optchain.core.hyperparams import Hyperparam
 from optchain.core.masks import Mask, matching, resolve_mask
-from optchain.core.transformation import Transformation, register
+from optchain.core.registry import register
+from optchain.core.transformation import Transformation
 from optchain.core.trees import Tree
 from optchain.transforms.accumulation import accumulate
 from optchain.transforms.averaging import average_params
@@ -21,10 +22,9 @@ from optchain.transforms.loss_scale import unscale_gradients
 P = ParamSpec("P")
 
 
-class Shared(TypedDict, total=False):
-    """The types of the arguments of :func:`assemble`, for type checkers."""
+class SharedButDecay(TypedDict, total=False):
+    """The types of the arguments of :func:`assemble`, for type checkers, where a preset declares `weight_decay`."""
 
-    weight_decay: Hyperparam | None
     clipnorm: Hyperparam | None
     clipvalue: Hyperparam | None
     global_clipnorm: Hyperparam | None
@@ -36,6 +36,12 @@ class Shared(TypedDict, total=False):
     name: str | None
     exclude_from_weight_decay: Sequence[str] | Mask | None
     decay: float | None
+
+
+class Shared(SharedButDecay, total=False):
+    """The types of all the arguments of :func:`assemble`."""
+
+    weight_decay: Hyperparam | None
 
 
 SHARED_DOC = """

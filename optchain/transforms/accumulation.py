@@ -8,7 +8,9 @@ import optax
 from jax import lax
 
 from optchain.core import arguments, trees
-from optchain.core.transformation import State, Transformation, as_transformation, register
+from optchain.core.optax_link import as_transformation
+from optchain.core.registry import register
+from optchain.core.transformation import State, Transformation
 from optchain.core.trees import Tree
 
 

@@ -5,11 +5,11 @@ from typing import Any, NotRequired, TypedDict
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from optchain.core import arguments, trees
 from optchain.core.hyperparams import Hyperparam, Hyperparams
-from optchain.core.transformation import Transformation, register
+from optchain.core.registry import register
+from optchain.core.transformation import Transformation
 from optchain.core.trees import Tree
 
 
@@ -83,6 +83,8 @@ def scale_by_adam(
         }
         return {**state, "nu_max": second_moment()} if amsgrad else state
 
+    moment_names = ["mu", "nu", *["nu_max"] * amsgrad]
+
     def update(
         updates: Tree,
         state: ScaleByAdamState,
@@ -92,40 +94,36 @@ def scale_by_adam(
         beta_2: jax.Array,
         epsilon: jax.Array,
     ) -> tuple[Tree, ScaleByAdamState]:
-        count = optax.safe_increment(state["count"])
+        count = trees.increment(state["count"])
 
         @functools.cache  # once for each dtype of the tree
         def bias_corrections(dtype: Any) -> tuple[jax.Array, jax.Array]:
-            t = count.astype(dtype)
+            t = trees.astype(count, dtype)
             return 1 - jnp.asarray(beta_1, dtype) ** t, 1 - jnp.asarray(beta_2, dtype) ** t
 
-        def step(g: jax.Array, mu: jax.Array, nu: jax.Array, nu_max: jax.Array | None = None) -> tuple[jax.Array, ...]:
+        def step(g: jax.Array, *old: jax.Array) -> tuple[jax.Array, ...]:
             g = trees.wide(g)
-            m = trees.astype(mu, g.dtype)
-            m = m + (g - m) * (1 - trees.cast(beta_1, m))
             g_square = trees.abs_square(g)
-            v = trees.astype(nu, g_square.dtype)
-            v = v + (g_square - v) * (1 - trees.cast(beta_2, v))
-            largest = v if nu_max is None else jnp.maximum(trees.astype(nu_max, v.dtype), v)
-            one_minus_b1, one_minus_b2 = bias_corrections(v.dtype)
-            eps = trees.cast(epsilon, v)
+            mu, nu, *nu_max = (trees.astype(x, y.dtype) for x, y in zip(old, (g, g_square, g_square), strict=False))
+            mu = mu + (g - mu) * (1 - trees.cast(beta_1, g))
+            nu = nu + (g_square - nu) * (1 - trees.cast(beta_2, g_square))
+            new = (mu, nu, *(jnp.maximum(largest, nu) for largest in nu_max))
+            one_minus_b1, one_minus_b2 = bias_corrections(nu.dtype)
+            eps = trees.cast(epsilon, nu)
             if epsilon_hat:
-                factor, denominator = jnp.sqrt(one_minus_b2) / one_minus_b1, trees.root(largest) + eps
+                factor, denominator = jnp.sqrt(one_minus_b2) / one_minus_b1, trees.root(new[-1]) + eps
             else:
-                factor, denominator = 1 / one_minus_b1, trees.root(largest / one_minus_b2) + eps
-            direction = m * trees.cast(factor, m) / trees.astype(denominator, m.dtype)
-            stored = (m, v) if nu_max is None else (m, v, largest)
-            old = (mu, nu) if nu_max is None else (mu, nu, nu_max)
-            return direction, *(trees.astype(new, leaf.dtype) for new, leaf in zip(stored, old, strict=True))
+                factor, denominator = 1 / one_minus_b1, trees.root(new[-1] / one_minus_b2) + eps
+            direction = mu * trees.cast(factor, mu) / trees.astype(denominator, mu.dtype)
+            return direction, *(trees.astype(x, y.dtype) for x, y in zip(new, old, strict=True))
 
-        names = ["mu", "nu", "nu_max"][: 2 + amsgrad]
-        directions, *moments = trees.map_unzip(step, 1 + len(names), updates, *(state[name] for name in names))
-        return directions, {"count": count, **dict(zip(names, moments, strict=True))}
+        directions, *moments = trees.map_unzip(step, 1 + len(moment_names), updates, *(state[m] for m in moment_names))
+        return directions, {"count": count, **dict(zip(moment_names, moments, strict=True))}
 
     return Transformation(
         init,
         update,
-        fields=["count", "mu", "nu"] + ["nu_max"] * amsgrad,
+        fields=["count", *moment_names],
         hyperparams=hyperparams,
         stage="second_moment",
     )

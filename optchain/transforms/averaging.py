@@ -4,12 +4,12 @@ from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from optchain.core import arguments, trees
 from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.lookup import find_trees
-from optchain.core.transformation import Transformation, register
+from optchain.core.registry import register
+from optchain.core.transformation import Transformation
 from optchain.core.trees import Tree
 
 
@@ -80,7 +80,7 @@ def average_params(
         if overwrite_every is not None:
             overwrite = (step + 1) % overwrite_every == 0
             params = jax.tree.map(lambda p, a: jnp.where(overwrite, trees.astype(a, p.dtype), p), params, average)
-        count = optax.safe_increment(state["count"])
+        count = trees.increment(state["count"])
         return params, {"count": count, "average": trees.cast_tree(average, state["average"])}
 
     return Transformation(init, project=project, fields=["count", "average"], hyperparams=hyperparams, stage="average")

@@ -5,7 +5,8 @@ import jax
 from optchain.core import trees
 from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.masks import Mask, check_mask, resolve_mask
-from optchain.core.transformation import Transformation, register
+from optchain.core.registry import register
+from optchain.core.transformation import Transformation
 from optchain.core.trees import Tree
 
 

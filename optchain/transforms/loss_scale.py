@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from optchain.core import trees
 from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.lookup import find_fields
-from optchain.core.transformation import Transformation, register
+from optchain.core.registry import register
+from optchain.core.transformation import Transformation
 from optchain.core.trees import Tree
 
 

@@ -6,7 +6,8 @@ import jax
 
 from optchain.core import arguments, trees
 from optchain.core.hyperparams import Hyperparam, Hyperparams
-from optchain.core.transformation import Transformation, register
+from optchain.core.registry import register
+from optchain.core.transformation import Transformation
 from optchain.core.trees import Tree
 
 

@@ -1,14 +1,22 @@
-"""Printing a configuration as the code that builds it."""
+"""A configuration: printed as the code that builds it, compared by value, kept apart from its caller's arrays."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 import optax
 
+from optchain.core import arguments
+
 WIDTH = 88
+NAME = "registered_name"
+
+
+def registered_name(factory: Callable[..., Any]) -> str:
+    """The name of a factory in the registry, and in code."""
+    return getattr(factory, NAME)
 
 
 def call_code(function: str, signature: inspect.Signature, values: Mapping[str, Any]) -> str:
@@ -38,7 +46,7 @@ def to_code(value: Any) -> str:
             return f"({name!r}, {link!r})" if hasattr(link, "config") else f"optax({name})"
         case optax.GradientTransformation():
             return repr(value) if hasattr(value, "config") else "optax(optax)"
-        case jax.Array() if isinstance(value, jax.core.Tracer):
+        case jax.Array() if arguments.is_traced(value):
             return str(value)
         case jax.Array() | np.ndarray():
             return f"jnp.array({np.asarray(value).tolist()!r}, {value.dtype.name!r})"
@@ -66,3 +74,31 @@ def _is_link(value: Any) -> bool:
     if isinstance(value, optax.GradientTransformation):
         return True
     return isinstance(value, tuple) and any(map(_is_link, value))
+
+
+def on_host(value: Any) -> Any:
+    """A concrete array as a copy on the host, so that no config shares a buffer with its caller."""
+    if isinstance(value, jax.Array) and not arguments.is_traced(value):
+        value = np.array(value)
+    if isinstance(value, np.ndarray):
+        value = value.copy()
+        value.flags.writeable = False
+    return value
+
+
+def freeze(value: Any) -> Any:
+    """A hashable stand-in that is equal for equal configurations."""
+    match value:
+        case dict():
+            return ("dict", tuple((key, freeze(item)) for key, item in value.items()))
+        case list() | tuple() if not isinstance(value, optax.GradientTransformation):
+            return (type(value).__name__, tuple(freeze(item) for item in value))
+        case np.ndarray():
+            return ("array", str(value.dtype), value.shape, value.tobytes())
+    try:
+        hash(value)
+    except TypeError:
+        leaves, treedef = jax.tree.flatten(value)
+        same = len(leaves) == 1 and leaves[0] is value
+        return ("object", id(value)) if same else ("tree", treedef, tuple(freeze(leaf) for leaf in leaves))
+    return value

@@ -1,0 +1,67 @@
+"""The registry: functions that build transformations, by name.
+
+It is filled when modules are imported, and is what a saved config is looked up in: a name in data imports nothing.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, ParamSpec, overload
+
+import optax
+
+from optchain.core.config import NAME
+from optchain.core.optax_link import as_transformation
+from optchain.core.transformation import Transformation
+
+P = ParamSpec("P")
+Builder = Callable[P, Transformation]
+
+FACTORIES: dict[str, Callable[..., Transformation]] = {}
+
+
+@overload
+def register(factory: Callable[P, optax.GradientTransformation], /, *, name: str | None = None) -> Builder[P]: ...
+@overload
+def register(*, name: str) -> Callable[[Callable[P, optax.GradientTransformation]], Builder[P]]: ...
+def register(factory: Callable[..., optax.GradientTransformation] | None = None, /, *, name: str | None = None) -> Any:
+    """Makes a function that builds a transformation one of optchain's: with a config, a `repr`, equality, pickling.
+
+    The arguments of the call become the `config`; their names and the registered name are what a saved config holds.
+
+    Args:
+      factory: a function that returns a `Transformation`, or any Optax transformation.
+      name: the registered name; the function's own by default.
+
+    Returns:
+      The function, whose result carries `name` and `config`.
+
+    Raises:
+      ValueError: the name is taken by another function.
+
+    Example:
+      >>> import optax, optchain
+      >>> @optchain.register
+      ... def add_noise(eta, gamma=0.55):
+      ...     return optax.add_noise(eta, gamma, key=0)
+      >>> add_noise(0.1)
+      add_noise(0.1)
+    """
+    if factory is None:
+        return functools.partial(register, name=name)
+    registered = name or factory.__name__
+    signature = inspect.signature(factory)
+
+    @functools.wraps(factory)
+    def build(*args: Any, **kwargs: Any) -> Transformation:
+        bound = signature.bind(*args, **kwargs)
+        made = as_transformation(factory(*args, **kwargs), registered.rpartition(".")[2])
+        bound.apply_defaults()
+        return made.built_by(build, bound)
+
+    known = FACTORIES.get(registered)
+    if known is not None and (known.__module__, known.__qualname__) != (factory.__module__, factory.__qualname__):
+        raise ValueError(f"name {registered!r} is taken by {known.__module__}.{known.__qualname__}")
+    setattr(build, NAME, registered)
+    FACTORIES[registered] = build
+    return build
