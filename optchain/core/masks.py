@@ -33,15 +33,13 @@ class Matching:
 
     def __call__(self, params: Tree) -> Tree:
         paths = [trees.path_string(path) for path, _ in trees.leaves_with_paths(params)]
-        if paths and not self.allow_unmatched:  # a tree that is masked out whole has none
-            for pattern in self.patterns:
-                if not any(re.search(pattern, path) for path in paths):
-                    raise ValueError(
-                        f"pattern {pattern!r} matches no parameter; the paths are: {', '.join(paths)}. "
-                        "If that is meant, use matching(…, allow_unmatched=True)."
-                    )
-        found = [any(re.search(pattern, path) for pattern in self.patterns) != self.inverted for path in paths]
-        return jax.tree.unflatten(jax.tree.structure(params), found)
+        found = [any(re.search(pattern, path) for pattern in self.patterns) for path in paths]
+        if paths and not any(found) and not self.allow_unmatched:  # a tree that is masked out whole has no paths
+            raise ValueError(
+                f"{self!r} matches no parameter; the paths are: {', '.join(paths)}. "
+                "If that is meant, use matching(…, allow_unmatched=True)."
+            )
+        return jax.tree.unflatten(jax.tree.structure(params), [flag != self.inverted for flag in found])
 
     def __invert__(self) -> "Matching":
         """The mask of all other parameters."""
@@ -66,15 +64,15 @@ def matching(*patterns: str, allow_unmatched: bool = False) -> Matching:
 
     Args:
       *patterns: regular expressions; a parameter is chosen if one of them is found.
-      allow_unmatched: whether a pattern may match no parameter at all, which otherwise is an error, since it is how a
-        typo shows. A tree in which every leaf is masked out has no parameters, and nothing is checked.
+      allow_unmatched: whether it may be that no pattern matches any parameter, which otherwise is an error, since it is
+        how a typo shows. A tree in which every leaf is masked out has no parameters, and nothing is checked.
 
     Returns:
       A callable of the parameters that returns a tree of bools; `~matching(…)` is the other parameters.
 
     Raises:
-      TypeError, ValueError: a pattern that is not a string or not a regular expression; when called, a pattern that
-        matches nothing (the message lists the paths).
+      TypeError, ValueError: a pattern that is not a string or not a regular expression; when called, no pattern
+        that matches any parameter (the message lists the paths).
 
     Example:
       >>> import jax.numpy as jnp, optchain

@@ -93,7 +93,7 @@ def scale_by_adam(
         beta_1: jax.Array,
         beta_2: jax.Array,
         epsilon: jax.Array,
-    ) -> tuple[Tree, ScaleByAdamState]:
+    ) -> tuple[Tree, dict[str, Any]]:
         count = trees.increment(state["count"])
 
         @functools.cache  # once for each dtype of the tree

@@ -1,0 +1,25 @@
+"""Every notebook runs from top to bottom, and is kept with its outputs."""
+
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the Jupyter client, on its way to a new event loop
+def test_notebook_runs_and_its_outputs_are_kept(path, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONWARNINGS", "ignore::FutureWarning")
+    kept = nbformat.read(path, as_version=4)
+    outputs = [output for cell in kept.cells for output in cell.get("outputs", [])]
+    assert outputs
+    assert not [output for output in outputs if output.output_type == "error"]
+
+    notebook = nbformat.read(path, as_version=4)
+    resources = {"metadata": {"path": str(tmp_path)}}
+    NotebookClient(notebook, timeout=300, kernel_name="python3", resources=resources).execute()
+    kinds = [[output.output_type for output in cell.get("outputs", [])] for cell in notebook.cells]
+    assert kinds == [[output.output_type for output in cell.get("outputs", [])] for cell in kept.cells]

@@ -1,0 +1,25 @@
+"""The README's code runs as it stands there."""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def code_blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}$\n(.*?)^```$", (ROOT / "README.md").read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def test_python_blocks_run(capsys):
+    namespace = {}
+    blocks = code_blocks("python")
+    for block in blocks:
+        exec(block, namespace)
+    assert blocks
+    assert "learning_rate" in capsys.readouterr().out
+
+
+def test_there_are_exactly_two_set_up_commands_each_complete_on_a_fresh_machine():
+    commands = code_blocks("sh")
+    assert len(commands) == 2
+    assert all(command.startswith("python3 -m venv .venv && .venv/bin/pip install") for command in commands)
