@@ -13,6 +13,7 @@ from optchain.presets.keras import adamw as adamw
 from optchain.presets.keras import sgd as sgd
 from optchain.training import make_step as make_step
 from optchain.transforms.accumulation import accumulate as accumulate
+from optchain.transforms.accumulation import flush as flush
 from optchain.transforms.adam import scale_by_adam as scale_by_adam
 from optchain.transforms.averaging import average_params as average_params
 from optchain.transforms.averaging import averaged_params as averaged_params
@@ -22,8 +23,11 @@ from optchain.transforms.clipping import clip_by_norm as clip_by_norm
 from optchain.transforms.clipping import clip_by_value as clip_by_value
 from optchain.transforms.decay import decay_weights as decay_weights
 from optchain.transforms.learning_rate import scale_by_learning_rate as scale_by_learning_rate
+from optchain.transforms.loss_scale import dynamic_loss_scale as dynamic_loss_scale
 from optchain.transforms.loss_scale import scale_loss as scale_loss
 from optchain.transforms.loss_scale import unscale_gradients as unscale_gradients
 from optchain.transforms.momentum import apply_momentum as apply_momentum
+from optchain.transforms.nonfinite import check as check
+from optchain.transforms.nonfinite import skip_nonfinite as skip_nonfinite
 
 __version__ = "0.1.0"

@@ -55,6 +55,7 @@ RANGES: dict[str, Range] = {
     "clipvalue": POSITIVE,
     "clipnorm": POSITIVE,
     "global_clipnorm": POSITIVE,
+    "initial_scale": Range(2.0**-24, 2.0**127),
     "loss_scale": POSITIVE,
     "loss_scale_factor": POSITIVE,
 }

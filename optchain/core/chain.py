@@ -106,6 +106,7 @@ def chain(*links: Link, learning_rate: Hyperparam | None = None, name: str = "ch
             updates, new_state[gate.name] = gate.run_update(updates, state.get(gate.name, {}), params, extra)
         if parameter_links:
             assert params is not None
+            updates = trees.force(updates)
             applied = trees.add(params, updates)
             projected, projected_state = project(applied, state, **extra)
             new_state |= projected_state
@@ -117,7 +118,7 @@ def chain(*links: Link, learning_rate: Hyperparam | None = None, name: str = "ch
         if gate:
             params, new_state[gate.name] = gate.run_apply(params, state.get(gate.name, {}), updates, extra)
         else:
-            params = trees.add(params, updates)
+            params = trees.add(params, trees.force(updates))
         params, projected_state = project(params, state, **extra)
         return params, _entries(new_state | projected_state)
 
@@ -127,18 +128,30 @@ def chain(*links: Link, learning_rate: Hyperparam | None = None, name: str = "ch
             params, new_state[link.name] = link.run_project(params, state.get(link.name, {}), extra)
         return params, _entries(new_state)
 
+    def flush(params: Tree, state: State, **extra: Any) -> tuple[Tree, State]:
+        if gate:
+            params, gate_state = gate.run_flush(params, state.get(gate.name, {}), extra)
+            state = {**state, **_entries({gate.name: gate_state})}
+        # A flush is no call: nothing counts or averages it. What must hold for the parameters still holds.
+        for link in parameter_links:
+            if link.stage == "projection":
+                params, _ = link.run_project(params, state.get(link.name, {}), extra)
+        return params, state
+
     only_projects = len(parameter_links) == len(named)
     return Transformation(
         init,
         None if only_projects else update,
         apply=None if only_projects else apply,
         project=project if only_projects else None,
+        flush=flush,
         kind=rest[-1].kind if rest else "gradient",
         fields=[link.name for link in named if link.fields] + ["metrics"] * bool(hyperparams.names),
         optional_fields=[link.name for link in named if not link.fields],
         hyperparams=hyperparams,
         links=tuple(named),
         sequential=True,
+        takes_scaled=True,
     )
 
 

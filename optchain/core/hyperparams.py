@@ -74,6 +74,10 @@ class Hyperparams:
         values = self.constants | fields.get("hyperparams", {}) | fields.get("scheduled", {})
         return values, fields
 
+    def last(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """The values of the last call by name."""
+        return self.constants | state.get("hyperparams", {}) | state.get("scheduled", {})
+
 
 def _scalar(value: Any) -> jax.Array:
     """A fresh, strongly typed scalar in JAX's default float, never in a leaf's narrower dtype."""

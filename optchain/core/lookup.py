@@ -41,25 +41,41 @@ def find_fields(state: Any, group: str) -> list[Field]:
     return fields
 
 
+def find_siblings(state: Any, name: str, sibling: str) -> list[Any]:
+    """The entries `name` that a link keeps next to an entry `sibling`."""
+    return [node[name] for _, node in _find_states(state, name, sibling)]
+
+
 def find_trees(state: Any, name: str) -> list[tuple[str, Any]]:
-    """The subtrees at `…/owner/name` next to a link's integer `count`, with the path of their owner."""
+    """The subtrees `name` that a link keeps next to its `count`, each with the path of the link's state."""
+    return [(path, node[name]) for path, node in _find_states(state, name, "count")]
+
+
+def _find_states(state: Any, *names: str) -> list[tuple[str, Any]]:
+    """The states of links that have these entries, the last of which is an integer, as no parameter is."""
     found: list[tuple[str, Any]] = []
 
-    def is_owner(path: Path, node: Any) -> bool:
-        names = path_names(path)
+    def is_state(path: Path, node: Any) -> bool:
         return (
             isinstance(node, Mapping)
-            and name in node
-            and hasattr(node.get("count"), "dtype")
-            and jnp.issubdtype(node["count"].dtype, jnp.integer)
-            and MIRRORS.isdisjoint(names)
+            and all(name in node for name in names)
+            and jnp.issubdtype(getattr(node[names[-1]], "dtype", jnp.float32), jnp.integer)
+            and MIRRORS.isdisjoint(path_names(path))
         )
 
-    def visit(path: Path, node: Any) -> None:
-        if is_owner(path, node):
-            found.append(("/".join(path_names(path)), node[name]))
+    def visit(path: Path, node: Any) -> Any:
+        if not is_state(path, node):
+            return None
+        found.append(("/".join(path_names(path)), node))
+        # A gate's inner state lies below its own; what lies below a mirrored tree is no link's.
+        below = {key: entry for key, entry in node.items() if key not in names}
+        jax.tree_util.tree_map_with_path(lambda p, n: visit((*path, *p), n), below, **_leaves(path))
+        return None
 
-    jax.tree_util.tree_map_with_path(visit, state, is_leaf=is_owner, is_leaf_takes_path=True)
+    def _leaves(prefix: Path) -> dict[str, Any]:
+        return {"is_leaf": lambda p, n: is_state((*prefix, *p), n), "is_leaf_takes_path": True}
+
+    jax.tree_util.tree_map_with_path(visit, state, **_leaves(()))
     return found
 
 

@@ -41,12 +41,15 @@ class Transformation(optax.GradientTransformationExtraArgs):
       update: the rule of a gradient link or a gate.
       apply: a gate's rule in the fused form.
       project: a parameter link's rule.
+      flush: what a gate, or what contains one, does when a tail is flushed.
       fields: the names of the entries that `init` makes.
       hyperparams: the link's hyperparameters; the rule gets their values by keyword.
       stage: what the link does, for the order checks of `chain`.
       needs_params: whether `update` needs the parameters.
       links: the transformations it is composed of.
+      takes: extra arguments that the rule uses without naming them.
       sequential: whether it runs `links` one after the other, and does nothing else.
+      takes_scaled: whether the rule accepts a `trees.Scaled` in place of a tree of updates.
       name: what error messages call it until a factory names it.
 
     Attributes:
@@ -76,9 +79,11 @@ class Transformation(optax.GradientTransformationExtraArgs):
     _update: Callable[..., tuple[Tree, Any]] | None
     _apply: Callable[..., tuple[Tree, Any]] | None
     _project: Callable[..., tuple[Tree, Any]] | None
+    _flush: Callable[..., tuple[Tree, Any]] | None
     _hyperparams: Hyperparams
     _own_fields: frozenset[str]
     _needs_params: bool
+    _takes_scaled: bool
     _factory: Callable[..., "Transformation"] | None
     _arguments: inspect.BoundArguments | None
 
@@ -89,6 +94,7 @@ class Transformation(optax.GradientTransformationExtraArgs):
         *,
         apply: Callable[..., tuple[Tree, Any]] | None = None,
         project: Callable[..., tuple[Tree, Any]] | None = None,
+        flush: Callable[..., tuple[Tree, Any]] | None = None,
         kind: Kind | None = None,
         fields: Iterable[str] = (),
         optional_fields: Iterable[str] = (),
@@ -97,21 +103,25 @@ class Transformation(optax.GradientTransformationExtraArgs):
         needs_params: bool = False,
         links: tuple["Transformation", ...] = (),
         sequential: bool = False,
+        takes: Iterable[str] = (),
+        takes_scaled: bool = False,
         name: str = "transformation",
     ) -> Self:
         hyperparams = hyperparams or Hyperparams()
         own = hyperparams.names
         keywords = [p for rule in (update, apply, project) if rule for p in _keyword_only(rule) if p.name not in own]
         needs = {extra: owner for link in links for extra, owner in link.needs.items() if extra not in own}
-        takes = {extra for link in links for extra in link.takes if extra not in own}
+        taken = {extra for link in links for extra in link.takes if extra not in own}
         return cls._build(
             {
                 "_init": init or (lambda params: {}),
                 "_update": update and _select_keywords(update),
                 "_apply": apply and _select_keywords(apply),
                 "_project": project and _select_keywords(project),
+                "_flush": flush,
                 "_hyperparams": hyperparams,
                 "_own_fields": frozenset(fields),
+                "_takes_scaled": takes_scaled,
                 "_needs_params": needs_params or kind == "parameter" or (update is None and project is not None),
                 "_factory": None,
                 "_arguments": None,
@@ -123,7 +133,7 @@ class Transformation(optax.GradientTransformationExtraArgs):
                 "sequential": sequential,
                 "fields": frozenset(fields) | hyperparams.fields,
                 "optional_fields": frozenset(optional_fields),
-                "takes": frozenset(takes | {p.name for p in keywords}),
+                "takes": frozenset(taken.union(takes, (p.name for p in keywords))),
                 "needs": needs | {p.name: name for p in keywords if p.default is p.empty},
             }
         )
@@ -158,7 +168,7 @@ class Transformation(optax.GradientTransformationExtraArgs):
             )
         incoming = self._check_call("updates", updates, params, extra)
         outgoing, state = self.run_update(incoming, state, params, extra)
-        return trees.cast_tree(outgoing, updates), state
+        return trees.cast_tree(trees.force(outgoing), updates), state
 
     def apply(self, params: Tree, state: State, *, grads: Tree, **extra: Any) -> tuple[Tree, State]:
         """One step in the fused form: `update` followed by `optax.apply_updates`, up to rounding in the parameters' dtype.
@@ -196,6 +206,8 @@ class Transformation(optax.GradientTransformationExtraArgs):
             if name not in extra:
                 hint = "; give it to the chain, chain(…, learning_rate=…)" if name == "learning_rate" else ""
                 raise TypeError(f"{owner} needs {name}, and the call did not give it{hint}")
+        if "weight" in extra and "weight" not in self.takes:
+            raise TypeError(f"the call gave a weight, and {self.name} has no accumulate() that would use it")
         for name in self._hyperparams.names & extra.keys():
             raise TypeError(f"{self.name} owns {name}: change it with set_hyperparams, not by the call")
         trees.check_leaves(root, updates)
@@ -219,7 +231,8 @@ class Transformation(optax.GradientTransformationExtraArgs):
     def run_update(
         self, updates: Tree, state: State, params: Tree | None, extra: Mapping[str, Any]
     ) -> tuple[Tree, State]:
-        """`update` without the checks; takes narrow or wide updates, returns wide ones."""
+        """`update` without the checks; takes narrow, wide or scaled updates, returns wide or scaled ones."""
+        updates = updates if self._takes_scaled else trees.force(updates)
         if self._update is None:
             assert params is not None
             new_params = trees.add(params, updates)
@@ -231,6 +244,7 @@ class Transformation(optax.GradientTransformationExtraArgs):
 
     def run_apply(self, params: Tree, state: State, grads: Tree, extra: Mapping[str, Any]) -> tuple[Tree, State]:
         """`apply` without the checks."""
+        grads = grads if self._takes_scaled else trees.force(grads)
         if self._apply is not None:
             own, values, kept = self._enter(state, grads, extra)
             params, own = self._apply(params, own, grads, **values)
@@ -238,7 +252,7 @@ class Transformation(optax.GradientTransformationExtraArgs):
         if self._update is None:
             return self.run_project(trees.add(params, grads), state, extra)
         updates, state = self.run_update(grads, state, params, extra)
-        return trees.add(params, updates), state
+        return trees.add(params, trees.force(updates)), state
 
     def run_project(self, params: Tree, state: State, extra: Mapping[str, Any]) -> tuple[Tree, State]:
         """A parameter link's rule: the new parameters in, the same object out where it leaves them alone."""
@@ -246,6 +260,13 @@ class Transformation(optax.GradientTransformationExtraArgs):
         own, values, kept = self._enter(state, params, extra)
         params, own = self._project(params, own, **values)
         return params, {**kept, **own}
+
+    def run_flush(self, params: Tree, state: State, extra: Mapping[str, Any]) -> tuple[Tree, State]:
+        """Applies what gates within hold back, with the run-time values of the last call."""
+        if self._flush is None:
+            return params, state
+        self._check_state(state, params)
+        return self._flush(params, state, **{**extra, **self._hyperparams.last(state)})
 
     @property
     def projects(self) -> bool:
@@ -284,7 +305,8 @@ class Transformation(optax.GradientTransformationExtraArgs):
                 f"transformation's. {self.name} has {sorted(self.fields | self.optional_fields)}."
             )
         for name in sorted(MIRRORS & state.keys()):
-            trees.check_match(f'{self.name} state["{name}"]', state[name], "updates", reference)
+            tree = reference.tree if isinstance(reference, trees.Scaled) else reference
+            trees.check_match(f'{self.name} state["{name}"]', state[name], "updates", tree)
 
     # The object ---------------------------------------------------------------------------------------------------------
 

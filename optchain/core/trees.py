@@ -10,6 +10,7 @@ Two rules hold throughout:
   widens a float32 leaf.
 """
 
+import dataclasses
 import functools
 import json
 from collections.abc import Callable, Iterable
@@ -228,14 +229,58 @@ def map_unzip(function: Callable[..., tuple[Any, ...]], outputs: int, *trees: Tr
     return tuple(treedef.unflatten([row[i] for row in rows]) for i in range(outputs))
 
 
-def scale(tree: Tree, factor: Any) -> Tree:
-    """Every leaf, made wide, times one scalar."""
+@dataclasses.dataclass(frozen=True)
+class Scaled:
+    """A tree times a scalar that has not been multiplied in yet: how links hand on gradients that they only scale.
 
-    def times(x: Any) -> jax.Array:
-        x = wide(x)
-        return x * cast(factor, x)
+    XLA's CPU backend writes out a product that both a norm and the update read, 4 bytes per parameter. A link that takes a
+    norm takes it of a product of its own (see `for_norm`), and nothing is written.
+    """
 
-    return jax.tree.map(times, tree)
+    tree: Tree
+    factor: jax.Array
+
+    def for_norm(self) -> Tree:
+        """The product as an operand of a reduction, which is not shared with the update's."""
+        factor = lax.optimization_barrier(self.factor)
+        return jax.tree.map(lambda x: scale_leaf(_apart(x), factor), self.tree)
+
+
+def scale(updates: Tree | Scaled, factor: Any) -> Tree:
+    """Every leaf, made wide, times one scalar; two scalars are multiplied first."""
+    scaled = rescale(updates, factor)
+    return jax.tree.map(lambda x: scale_leaf(x, scaled.factor), scaled.tree)
+
+
+def scale_each(updates: Tree | Scaled, factors: Tree) -> Tree:
+    """Every leaf, made wide, times a scalar of its own."""
+    tree = updates.tree if isinstance(updates, Scaled) else updates
+    if isinstance(updates, Scaled):
+        factors = jax.tree.map(lambda factor: factor * cast(updates.factor, factor), factors)
+    return jax.tree.map(scale_leaf, tree, factors)
+
+
+def scale_leaf(x: Any, factor: Any) -> jax.Array:
+    """The leaf, made wide, times a scalar."""
+    x = wide(x)
+    return x * cast(factor, x)
+
+
+def rescale(updates: Tree | Scaled, factor: jax.Array) -> Scaled:
+    """The updates times one more scalar, not multiplied in yet."""
+    if isinstance(updates, Scaled):
+        return Scaled(updates.tree, updates.factor * cast(factor, updates.factor))
+    return Scaled(updates, factor)
+
+
+def force(updates: Tree | Scaled) -> Tree:
+    """The updates as a tree."""
+    return scale(updates.tree, updates.factor) if isinstance(updates, Scaled) else updates
+
+
+def for_norm(updates: Tree | Scaled) -> Tree:
+    """The updates as a tree to take a norm of."""
+    return updates.for_norm() if isinstance(updates, Scaled) else updates
 
 
 def add(params: Tree, updates: Tree) -> Tree:
@@ -265,11 +310,16 @@ def abs_square(x: jax.Array) -> jax.Array:
 
 def sum_of_squares(x: Any) -> jax.Array:
     """`Σ|x|²` of one leaf, accumulated wide."""
-    if wide_dtype(dtype_of(x)) != dtype_of(x):
-        # Without the barrier XLA's CPU backend shares the widened copy of a narrow leaf between the norm and the rule
-        # that follows, and writes it out: 4 bytes per parameter of temporary memory.
-        x = lax.optimization_barrier(x)
-    return jnp.sum(abs_square(wide(x)))
+    return jnp.sum(abs_square(wide(_apart(x))))
+
+
+def _apart(x: Any) -> Any:
+    """The operand of a norm, kept apart from the update's where it is narrow.
+
+    Without the barrier XLA's CPU backend shares the widened copy of a narrow leaf between the norm and the rule that
+    follows, and writes it out: 4 bytes per parameter of temporary memory.
+    """
+    return lax.optimization_barrier(x) if wide_dtype(dtype_of(x)) != dtype_of(x) else x
 
 
 def norm(x: Any) -> jax.Array:
@@ -286,3 +336,18 @@ def global_norm(tree: Tree, axis_name: str | tuple[str, ...] | None = None) -> j
 def total(values: Iterable[jax.Array]) -> jax.Array:
     """The sum of scalars, in JAX's default float; 0 if there are none."""
     return functools.reduce(jnp.add, (astype(v, default_float()) for v in values), jnp.zeros((), default_float()))
+
+
+def all_finite(updates: Tree | Scaled, axis_name: str | tuple[str, ...] | None = None) -> jax.Array:
+    """Whether every value is finite, on all devices of an axis too.
+
+    The largest magnitude decides: a single reduction of each leaf, finite exactly when every value is. (A sum of squares
+    overflows at 1.8e19, and would call good gradients bad.)
+    """
+    tree, factor = (updates.tree, updates.factor) if isinstance(updates, Scaled) else (updates, 1.0)
+    finite = jnp.bool_(True)
+    for x in jax.tree.leaves(tree):
+        for part in (x.real, x.imag) if is_complex(x) else (x,):
+            largest = wide(jnp.max(jnp.abs(part), initial=0))
+            finite &= jnp.isfinite(largest * cast(factor, largest))
+    return finite if axis_name is None else lax.pmin(finite.astype(jnp.int32), axis_name) == 1

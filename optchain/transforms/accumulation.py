@@ -1,13 +1,14 @@
 """Accumulation of gradients over several calls."""
 
+from collections.abc import Callable, Mapping
 from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
 
 from optchain.core import arguments, trees
+from optchain.core.gates import Decision, gate
 from optchain.core.optax_link import as_transformation
 from optchain.core.registry import register
 from optchain.core.transformation import State, Transformation
@@ -17,8 +18,10 @@ from optchain.core.trees import Tree
 class AccumulateState(TypedDict):
     count: jax.Array
     """The number of gradients in the accumulator, int32, below `steps`."""
+    weight: jax.Array
+    """The sum of their weights; the same number where none were given."""
     grads: Tree
-    """Their sum."""
+    """Their weighted sum."""
     inner: State
 
 
@@ -26,9 +29,14 @@ class AccumulateState(TypedDict):
 def accumulate(inner: optax.GradientTransformation, steps: int, *, accumulator_dtype: Any = None) -> Transformation:
     """Runs `inner` once in `steps` calls, on the mean of their gradients. A gate.
 
+        grads ← Σ weight · g,    inner runs on grads / Σ weight
+
     The other calls add to the accumulator and do nothing else: in the `apply` form the parameters and the state of `inner`
     are not touched, so such a call moves 12 bytes per float32 parameter. What `inner` counts is updates; a chain around
     the gate counts calls, and its learning rate is passed through. Keras's `gradient_accumulation_steps`.
+
+    A call may give a `weight`, 1 if it does not: with the number of tokens of the micro-batch as weight, the mean is the
+    gradient of the whole batch. `flush(tx, params, state)` applies a tail that did not fill a window.
 
     In an `optax.chain` it must be the last link: a link after it would act on the zero updates in between.
 
@@ -38,7 +46,7 @@ def accumulate(inner: optax.GradientTransformation, steps: int, *, accumulator_d
       accumulator_dtype: the dtype of the accumulator; float32 or wider if None.
 
     Returns:
-      A transformation with state `count, grads, inner`.
+      A transformation with state `count, weight, grads, inner`.
 
     Example:
       >>> import jax.numpy as jnp, optchain
@@ -55,52 +63,72 @@ def accumulate(inner: optax.GradientTransformation, steps: int, *, accumulator_d
     steps = arguments.check_integer("steps", steps, minimum=1)
     dtype = arguments.check_dtype("accumulator_dtype", accumulator_dtype)
 
-    def init(params: Tree) -> AccumulateState:
-        return {
-            "count": jnp.zeros((), jnp.int32),
-            "grads": trees.zeros_like(params, dtype),
-            "inner": gated.run_init(params),
-        }
+    def init(params: Tree) -> dict[str, Any]:
+        zero = jnp.zeros((), trees.default_float())
+        return {"count": jnp.zeros((), jnp.int32), "weight": zero, "grads": trees.zeros_like(params, dtype)}
 
-    def add(grads: Tree, state: AccumulateState) -> tuple[Tree, jax.Array, AccumulateState]:
-        """The sum with this call's gradients, whether it is complete, and the state with both."""
+    def decide(grads: Tree, state: dict[str, Any], extra: Mapping[str, Any]) -> Decision:
+        weight = extra.get("weight")
         first, last = state["count"] == 0, state["count"] == steps - 1
 
-        def add_leaf(g: jax.Array, total: jax.Array) -> jax.Array:
-            # Selecting at the start, not writing zeros at the end, also keeps a NaN from outliving its window.
+        def add(g: jax.Array, total: jax.Array) -> jax.Array:
             g = trees.wide(g)
-            return jnp.where(first, jnp.zeros_like(g), trees.astype(total, g.dtype)) + g
+            term = g if weight is None else g * trees.cast(weight, g)
+            return _kept(first, trees.astype(total, g.dtype)) + term
 
-        sums = jax.tree.map(add_leaf, grads, state["grads"])
-        count = jnp.where(last, jnp.zeros_like(state["count"]), state["count"] + 1)
-        stored = trees.cast_tree(sums, state["grads"])
-        return sums, last, {"count": count, "grads": stored, "inner": state["inner"]}
+        sums = jax.tree.map(add, trees.force(grads), state["grads"])
+        total = _kept(first, state["weight"]) + trees.cast(1.0 if weight is None else weight, state["weight"])
+        count = _kept(last, state["count"] + 1)
+        own = {"count": count, "weight": total, "grads": trees.cast_tree(sums, state["grads"])}
+        return last, _mean(sums, total), own
 
-    # In both forms the accumulator is closed over, and the branches return only what they may change: then XLA leaves the
-    # untouched buffers in place. Passing it through the branches would copy it.
+    def flush(state: dict[str, Any]) -> Decision:
+        own = {**{name: state[name] for name in ("weight", "grads")}, "count": jnp.zeros_like(state["count"])}
+        return state["count"] > 0, _mean(state["grads"], state["weight"]), own
 
-    def update(updates: Tree, state: AccumulateState, params: Tree, **extra: Any) -> tuple[Tree, AccumulateState]:
-        sums, last, state = add(updates, state)
+    return gate(gated, init, decide, fields=["count", "weight", "grads"], flush=flush, takes=["weight"])
 
-        def run(inner_state: State) -> tuple[Tree, State]:
-            return gated.run_update(trees.scale(sums, 1 / steps), inner_state, params, extra)
 
-        def wait(inner_state: State) -> tuple[Tree, State]:
-            return jax.tree.map(lambda g: jnp.zeros_like(trees.wide(g)), updates), inner_state
+def _kept(reset: jax.Array, value: jax.Array) -> jax.Array:
+    # The accumulator is reset by this select when a window begins, not by writing zeros when one ends. That saves a pass,
+    # and a NaN does not outlive its window.
+    return jnp.where(reset, jnp.zeros_like(value), value)
 
-        updates, inner_state = lax.cond(last, run, wait, state["inner"])
-        return updates, {**state, "inner": inner_state}
 
-    def apply(params: Tree, state: AccumulateState, grads: Tree, **extra: Any) -> tuple[Tree, AccumulateState]:
-        sums, last, state = add(grads, state)
+def _mean(sums: Tree, weight: jax.Array) -> Callable[[], trees.Scaled]:
+    """The weighted mean, or zeros if all weights were zero, as a function for the branch that wants it."""
+    positive = weight > 0
+    factor = jnp.where(positive, 1 / jnp.where(positive, weight, jnp.ones_like(weight)), 0)
+    return lambda: trees.rescale(sums, factor)
 
-        def run(params: Tree, inner_state: State) -> tuple[Tree, State]:
-            return gated.run_apply(params, inner_state, trees.scale(sums, 1 / steps), extra)
 
-        def wait(params: Tree, inner_state: State) -> tuple[Tree, State]:
-            return params, inner_state
+def flush(tx: optax.GradientTransformation, params: Tree, state: State) -> tuple[Tree, State]:
+    """Applies what `accumulate` holds of a window that was not filled: the tail of an epoch.
 
-        params, inner_state = lax.cond(last, run, wait, params, state["inner"])
-        return params, {**state, "inner": inner_state}
+    The inner transformation runs on the mean of what is there, with the hyperparameters of the last call. It is not a call:
+    chains and averages around the gate do not count it. Where nothing is held, nothing changes.
 
-    return Transformation(init, update, apply=apply, fields=["count", "grads", "inner"], links=(gated,))
+    Args:
+      tx: the transformation, with an `accumulate` in it.
+      params: the parameters.
+      state: its state.
+
+    Returns:
+      `(params, state)`, with an empty accumulator.
+
+    Raises:
+      ValueError: there is no `accumulate` in `tx`.
+
+    Example:
+      >>> import jax.numpy as jnp, optchain
+      >>> tx = optchain.sgd(1.0, gradient_accumulation_steps=4)
+      >>> params, state = jnp.array([0.0]), tx.init(jnp.array([0.0]))
+      >>> params, state = tx.apply(params, state, grads=jnp.array([3.0]))
+      >>> params, state = optchain.flush(tx, params, state)
+      >>> params
+      Array([-3.], dtype=float32)
+    """
+    transformation = as_transformation(tx, "tx")
+    if "weight" not in transformation.takes:
+        raise ValueError(f"{transformation.name} has no accumulate(), so there is nothing to flush")
+    return transformation.run_flush(params, state, {})

@@ -71,15 +71,16 @@ def clip_by_norm(max_norm: Hyperparam) -> Transformation:
     """
 
     def update(updates: Tree, state: dict, params: Tree, *, max_norm: jax.Array) -> tuple[Tree, dict]:
-        def clip(g: jax.Array) -> jax.Array:
+        def factor(g: jax.Array) -> jax.Array:
             norm = trees.norm(g)
             bound = trees.cast(max_norm, norm)
             # One factor a leaf, not a division of each element: XLA recomputes a product inside its consumers.
-            return trees.scale(g, bound / jnp.maximum(norm, bound))
+            return bound / jnp.maximum(norm, bound)
 
-        return jax.tree.map(clip, updates), state
+        factors = jax.tree.map(factor, trees.for_norm(updates))
+        return trees.scale_each(updates, factors), state
 
-    return Transformation(update=update, hyperparams=Hyperparams(max_norm=max_norm), stage="clip")
+    return Transformation(update=update, hyperparams=Hyperparams(max_norm=max_norm), stage="clip", takes_scaled=True)
 
 
 class GlobalNormMetrics(TypedDict):
@@ -122,10 +123,11 @@ def clip_by_global_norm(max_norm: Hyperparam, *, axis_name: str | tuple[str, ...
     def update(
         updates: Tree, state: ClipByGlobalNormState, params: Tree, *, max_norm: jax.Array
     ) -> tuple[Tree, ClipByGlobalNormState]:
-        norm = trees.global_norm(updates, axis_name)
+        norm = trees.global_norm(trees.for_norm(updates), axis_name)
         bound = trees.cast(max_norm, norm)
         factor = bound / jnp.maximum(norm, bound)
         factor = factor + (norm - norm)  # 0 for a finite norm, NaN for any other
         return trees.scale(updates, factor), {"metrics": {"global_norm": norm}}
 
-    return Transformation(init, update, fields=["metrics"], hyperparams=Hyperparams(max_norm=max_norm), stage="clip")
+    hyperparams = Hyperparams(max_norm=max_norm)
+    return Transformation(init, update, fields=["metrics"], hyperparams=hyperparams, stage="clip", takes_scaled=True)

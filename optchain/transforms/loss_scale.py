@@ -1,15 +1,19 @@
 """Loss scaling: gradients of a loss that was multiplied by a factor, so that small ones survive a narrow dtype."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
+import optax
 
-from optchain.core import trees
+from optchain.core import arguments, trees
+from optchain.core.gates import Decision, gate
 from optchain.core.hyperparams import Hyperparam, Hyperparams
-from optchain.core.lookup import find_fields
+from optchain.core.lookup import find_fields, find_siblings
+from optchain.core.optax_link import as_transformation
 from optchain.core.registry import register
-from optchain.core.transformation import Transformation
+from optchain.core.transformation import State, Transformation
 from optchain.core.trees import Tree
 
 
@@ -33,10 +37,87 @@ def unscale_gradients(loss_scale: Hyperparam) -> Transformation:
       Array([1.], dtype=float32)
     """
 
-    def update(updates: Tree, state: dict, params: Tree, *, loss_scale: jax.Array) -> tuple[Tree, dict]:
-        return trees.scale(updates, 1 / loss_scale), state
+    def update(updates: Tree, state: dict, params: Tree, *, loss_scale: jax.Array) -> tuple[trees.Scaled, dict]:
+        return trees.rescale(updates, 1 / loss_scale), state
 
-    return Transformation(update=update, hyperparams=Hyperparams(loss_scale=loss_scale), stage="unscale")
+    return Transformation(
+        update=update, hyperparams=Hyperparams(loss_scale=loss_scale), stage="unscale", takes_scaled=True
+    )
+
+
+class DynamicLossScaleState(TypedDict):
+    loss_scale: jax.Array
+    """What the loss is multiplied by now."""
+    good_steps: jax.Array
+    """The number of finite steps since the scale last changed, int32."""
+    metrics: dict[str, jax.Array]
+    inner: State
+
+
+MIN_SCALE, MAX_SCALE = 2.0**-24, 2.0**127
+
+
+@register
+def dynamic_loss_scale(
+    inner: optax.GradientTransformation,
+    initial_scale: float = 2.0**15,
+    growth_steps: int = 2000,
+    *,
+    axis_name: str | tuple[str, ...] | None = None,
+) -> Transformation:
+    """Divides gradients by a loss scale that finds its own size, and skips steps that overflow. A gate.
+
+        every value finite:   inner runs on g / loss_scale; after growth_steps such steps in a row, loss_scale ← 2 · loss_scale
+        otherwise:            nothing is touched;                                                   loss_scale ← ½ · loss_scale
+
+    Keras's `LossScaleOptimizer`, whose scale is unbounded; this one stays within 2⁻²⁴ and 2¹²⁷. Multiply the loss with
+    `scale_loss(loss, state)`; `make_step` does. Finiteness is judged on the scaled gradients.
+
+    Around `accumulate` a bad call does not count, and the window goes on. Inside it, one bad call drops the whole window. In
+    an `optax.chain` it must be the last link.
+
+    Args:
+      inner: a transformation of optchain or Optax.
+      initial_scale: the scale to start with, in [2⁻²⁴, 2¹²⁷].
+      growth_steps: how many good steps in a row double it, >= 1.
+      axis_name: inside `shard_map` or `pmap`, the axis or axes over which the parameters themselves are split.
+
+    Returns:
+      A transformation with state `loss_scale, good_steps, inner` and `loss_scale` as a metric.
+
+    Source: Micikevicius et al., "Mixed Precision Training", 2018, arXiv:1710.03740; `keras.optimizers.LossScaleOptimizer`.
+
+    Example:
+      >>> import jax.numpy as jnp, optchain
+      >>> tx = optchain.dynamic_loss_scale(optchain.sgd(1.0), initial_scale=4.0)
+      >>> params = jnp.array([1.0])
+      >>> params, state = tx.apply(params, tx.init(params), grads=jnp.array([jnp.inf]))
+      >>> params, state = tx.apply(params, state, grads=jnp.array([1.0]))
+      >>> params, state["loss_scale"]
+      (Array([0.5], dtype=float32), Array(2., dtype=float32))
+    """
+    gated = as_transformation(inner, "inner")
+    arguments.check_range("initial_scale", initial_scale)
+    growth_steps = arguments.check_integer("growth_steps", growth_steps, minimum=1)
+
+    def state_of(loss_scale: jax.Array, good_steps: jax.Array) -> dict[str, Any]:
+        noticed = {"loss_scale": jnp.array(loss_scale, copy=True)}
+        return {"loss_scale": loss_scale, "good_steps": good_steps, "metrics": noticed}
+
+    def init(params: Tree) -> dict[str, Any]:
+        return state_of(jnp.array(initial_scale, trees.default_float()), jnp.zeros((), jnp.int32))
+
+    def decide(grads: Tree, state: dict[str, Any], extra: Mapping[str, Any]) -> Decision:
+        scale, good_steps = state["loss_scale"], state["good_steps"] + 1
+        finite = trees.all_finite(grads, axis_name)
+        grows = finite & (good_steps >= growth_steps)
+        factor = jnp.where(finite, jnp.where(grows, 2.0, 1.0), 0.5)
+        new_scale = jnp.clip(scale * trees.cast(factor, scale), MIN_SCALE, MAX_SCALE)
+        own = state_of(new_scale, jnp.where(finite & ~grows, good_steps, jnp.zeros_like(good_steps)))
+        inverse = 1 / scale
+        return finite, lambda: trees.rescale(grads, inverse), own
+
+    return gate(gated, init, decide, fields=["loss_scale", "good_steps", "metrics"])
 
 
 def scale_loss(loss: jax.Array, state: Any) -> jax.Array:
@@ -55,8 +136,10 @@ def scale_loss(loss: jax.Array, state: Any) -> jax.Array:
       >>> optchain.scale_loss(jnp.float16(2.0), optchain.sgd(0.1, loss_scale_factor=2.0**15).init(jnp.zeros(1)))
       Array(65536., dtype=float32)
     """
-    groups = ("hyperparams", "scheduled")
-    scales = [field.value for group in groups for field in find_fields(state, group) if field.name == "loss_scale"]
+    static = [field for group in ("hyperparams", "scheduled") for field in find_fields(state, group)]
+    scales = [field.value for field in static if field.name == "loss_scale"] + find_siblings(
+        state, "loss_scale", "good_steps"
+    )
     loss = jnp.asarray(loss)
     for scale in scales:
         loss = trees.wide(loss)

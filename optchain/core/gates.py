@@ -1,0 +1,88 @@
+"""Gates: transformations that decide at each call whether the one within runs."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+from jax import lax
+
+from optchain.core import trees
+from optchain.core.transformation import State, Transformation
+from optchain.core.trees import Tree
+
+Decision = tuple[jax.Array, Callable[[], Tree | trees.Scaled], dict[str, Any]]
+
+
+def gate(
+    inner: Transformation,
+    init: Callable[[Tree], Mapping[str, Any]],
+    decide: Callable[[Tree, dict[str, Any], Mapping[str, Any]], Decision],
+    *,
+    fields: Iterable[str],
+    flush: Callable[[dict[str, Any]], Decision] | None = None,
+    takes: Iterable[str] = (),
+) -> Transformation:
+    """A gate from its decision.
+
+    `decide(grads, state, extra) -> (run, gradient, state)` says whether `inner` runs, on which gradient (a function, called
+    inside the branch), and what the gate's own state becomes. `flush(state)` decides likewise, without a new gradient.
+    `takes` names what `decide` reads from the call's extra arguments.
+
+    The branches return only what they may change, and close over the rest: XLA then leaves the untouched buffers in
+    place, where passing an accumulator through the branches would copy it.
+    """
+
+    def init_with_inner(params: Tree) -> dict[str, Any]:
+        return {**init(params), **_entry(inner.run_init(params))}
+
+    def update(updates: Tree, state: dict[str, Any], params: Tree, **extra: Any) -> tuple[Tree, dict[str, Any]]:
+        run_now, gradient, own = decide(updates, state, extra)
+
+        def run(inner_state: State) -> tuple[Tree, State]:
+            updates, inner_state = inner.run_update(gradient(), inner_state, params, extra)
+            return trees.force(updates), inner_state
+
+        def wait(inner_state: State) -> tuple[Tree, State]:
+            return trees.zeros_like(trees.force(updates)), inner_state
+
+        updates, inner_state = lax.cond(run_now, run, wait, state.get("inner", {}))
+        return updates, {**own, **_entry(inner_state)}
+
+    def apply(params: Tree, state: dict[str, Any], grads: Tree, **extra: Any) -> tuple[Tree, dict[str, Any]]:
+        return step(params, state, decide(grads, state, extra), extra)
+
+    def flush_tail(params: Tree, state: dict[str, Any], **extra: Any) -> tuple[Tree, dict[str, Any]]:
+        if flush is not None:
+            return step(params, state, flush(state), extra)
+        params, inner_state = inner.run_flush(params, state.get("inner", {}), extra)
+        return params, {**state, **_entry(inner_state)}
+
+    def step(
+        params: Tree, state: dict[str, Any], decision: Decision, extra: Mapping[str, Any]
+    ) -> tuple[Tree, dict[str, Any]]:
+        run_now, gradient, own = decision
+
+        def run(params: Tree, inner_state: State) -> tuple[Tree, State]:
+            return inner.run_apply(params, inner_state, gradient(), extra)
+
+        def wait(params: Tree, inner_state: State) -> tuple[Tree, State]:
+            return params, inner_state
+
+        params, inner_state = lax.cond(run_now, run, wait, params, state.get("inner", {}))
+        return params, {**own, **_entry(inner_state)}
+
+    return Transformation(
+        init_with_inner,
+        update,
+        apply=apply,
+        flush=flush_tail,
+        fields=fields,
+        optional_fields=["inner"],
+        links=(inner,),
+        takes=takes,
+        takes_scaled=True,
+    )
+
+
+def _entry(inner_state: State) -> dict[str, Any]:
+    return {} if isinstance(inner_state, dict) and not inner_state else {"inner": inner_state}

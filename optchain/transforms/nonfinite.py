@@ -1,0 +1,115 @@
+"""Skipping steps whose gradients are not finite."""
+
+from collections.abc import Mapping
+from typing import Any, TypedDict
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optchain.core import arguments, trees
+from optchain.core.gates import Decision, gate
+from optchain.core.optax_link import as_transformation
+from optchain.core.registry import register
+from optchain.core.transformation import State, Transformation
+from optchain.core.trees import Tree
+
+
+class SkipNonfiniteState(TypedDict):
+    skipped_steps: jax.Array
+    """The number of steps skipped so far, int32."""
+    consecutive: jax.Array
+    """The number of steps skipped in a row up to now, int32."""
+    metrics: dict[str, jax.Array]
+    inner: State
+
+
+@register
+def skip_nonfinite(
+    inner: optax.GradientTransformation,
+    max_consecutive: int | None = None,
+    *,
+    axis_name: str | tuple[str, ...] | None = None,
+) -> Transformation:
+    """Runs `inner` when every value of the gradients is finite; else leaves the parameters and its state alone. A gate.
+
+    A bad step is never let through, however many come in a row. With `max_consecutive` the metrics say when that many
+    have: `check(metrics)` raises on the host, with the state still good.
+
+    Around `accumulate` a bad call does not count, and the window goes on. Inside it, the mean of the window is judged: one
+    bad call drops the window, and counts as one skipped step. In an `optax.chain` it must be the last link.
+
+    Args:
+      inner: a transformation of optchain or Optax.
+      max_consecutive: how many bad steps in a row `check` tolerates at most, less one, >= 1; None for any number.
+      axis_name: inside `shard_map` or `pmap`, the axis or axes over which the parameters themselves are split.
+
+    Returns:
+      A transformation with state `skipped_steps, consecutive, inner` and the first two as metrics.
+
+    Example:
+      >>> import jax.numpy as jnp, optchain
+      >>> tx = optchain.skip_nonfinite(optchain.sgd(1.0))
+      >>> params = jnp.array([1.0])
+      >>> params, state = tx.apply(params, tx.init(params), grads=jnp.array([jnp.nan]))
+      >>> params, int(state["skipped_steps"])
+      (Array([1.], dtype=float32), 1)
+    """
+    gated = as_transformation(inner, "inner")
+    if max_consecutive is not None:
+        max_consecutive = arguments.check_integer("max_consecutive", max_consecutive, minimum=1)
+
+    def state_of(skipped_steps: jax.Array, consecutive: jax.Array) -> dict[str, Any]:
+        noticed = {
+            "skipped_steps": jnp.array(skipped_steps, copy=True),
+            "consecutive": jnp.array(consecutive, copy=True),
+        }
+        if max_consecutive is not None:
+            noticed["max_consecutive"] = jnp.array(max_consecutive, jnp.int32)
+        return {"skipped_steps": skipped_steps, "consecutive": consecutive, "metrics": noticed}
+
+    def init(params: Tree) -> dict[str, Any]:
+        return state_of(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+
+    def decide(grads: Tree, state: dict[str, Any], extra: Mapping[str, Any]) -> Decision:
+        finite = trees.all_finite(grads, axis_name)
+        skipped = jnp.where(finite, state["skipped_steps"], trees.increment(state["skipped_steps"]))
+        consecutive = jnp.where(finite, jnp.zeros_like(skipped), trees.increment(state["consecutive"]))
+        return finite, lambda: grads, state_of(skipped, consecutive)
+
+    return gate(gated, init, decide, fields=["skipped_steps", "consecutive", "metrics"])
+
+
+def check(metrics: Mapping[str, Any]) -> None:
+    """Raises on the host when `skip_nonfinite(…, max_consecutive)` has skipped too many steps in a row.
+
+    It reads the metrics, and so waits for the step that they come from: call it where the run logs anyway.
+
+    Args:
+      metrics: what `metrics(state)` or a step of `make_step` gave.
+
+    Raises:
+      FloatingPointError: the gradients were not finite in `max_consecutive` steps in a row; the message has the counts. The
+        parameters and the state are those of the last good step.
+
+    Example:
+      >>> import jax.numpy as jnp, optchain
+      >>> tx = optchain.skip_nonfinite(optchain.sgd(1.0), max_consecutive=1)
+      >>> params, state = tx.apply(jnp.ones(1), tx.init(jnp.ones(1)), grads=jnp.array([jnp.inf]))
+      >>> optchain.check(optchain.metrics(state))
+      Traceback (most recent call last):
+      ...
+      FloatingPointError: the gradients were not finite in 1 steps in a row (max_consecutive=1), and in 1 steps in all...
+    """
+    for key in metrics:
+        if key.rpartition("/")[2] != "max_consecutive":
+            continue
+        limit, consecutive, skipped = (
+            int(metrics[key.removesuffix("max_consecutive") + name])
+            for name in ("max_consecutive", "consecutive", "skipped_steps")
+        )
+        if consecutive >= limit:
+            raise FloatingPointError(
+                f"the gradients were not finite in {consecutive} steps in a row (max_consecutive={limit}), and in {skipped} "
+                "steps in all. Parameters and state are those of the last good step."
+            )
