@@ -1,12 +1,17 @@
 """Training recipes for JAX: Optax transformations with the arguments and the numbers of Keras and PyTorch."""
 
 from optchain import schedules as schedules
+from optchain.callbacks import EarlyStopping as EarlyStopping
+from optchain.callbacks import ReduceLROnPlateau as ReduceLROnPlateau
+from optchain.configs import from_config as from_config
+from optchain.configs import to_config as to_config
 from optchain.core.chain import chain as chain
 from optchain.core.hyperparams import get_hyperparams as get_hyperparams
 from optchain.core.hyperparams import set_hyperparams as set_hyperparams
 from optchain.core.masks import matching as matching
 from optchain.core.metrics import metrics as metrics
 from optchain.core.registry import register as register
+from optchain.core.sweep import sweep as sweep
 from optchain.core.transformation import Transformation as Transformation
 from optchain.presets.keras import adam as adam
 from optchain.presets.keras import adamw as adamw
@@ -27,6 +32,7 @@ from optchain.transforms.loss_scale import dynamic_loss_scale as dynamic_loss_sc
 from optchain.transforms.loss_scale import scale_loss as scale_loss
 from optchain.transforms.loss_scale import unscale_gradients as unscale_gradients
 from optchain.transforms.momentum import apply_momentum as apply_momentum
+from optchain.transforms.monitoring import monitor as monitor
 from optchain.transforms.nonfinite import check as check
 from optchain.transforms.nonfinite import skip_nonfinite as skip_nonfinite
 

@@ -30,6 +30,8 @@ class Range:
         return above and below and math.isfinite(value)
 
     def __str__(self) -> str:
+        if self.low == -math.inf:
+            return "a finite number"
         if self.high == math.inf:
             return f"a finite number {'>' if self.low_open else '>='} {self.low:g}"
         left, right = "(" if self.low_open else "[", ")" if self.high_open else "]"
@@ -82,6 +84,14 @@ def check_range(name: str, value: Any) -> None:
     number = float(value)
     if number not in allowed:
         raise ValueError(f"{name} must be {allowed}; got {number!r}")
+
+
+def check_number(name: str, value: Any, allowed: Range) -> None:
+    """Requires a Python number in a range."""
+    if not is_number(value):
+        raise TypeError(f"{name} must be {allowed}; got {value!r} ({type(value).__name__})")
+    if float(value) not in allowed:
+        raise ValueError(f"{name} must be {allowed}; got {value!r}")
 
 
 def check_hyperparam(name: str, value: Any) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -19,20 +20,24 @@ def registered_name(factory: Callable[..., Any]) -> str:
     return getattr(factory, NAME)
 
 
-def call_code(function: str, signature: inspect.Signature, values: Mapping[str, Any]) -> str:
-    """`function(…)` with the arguments that differ from their defaults, one a line where the line would be long."""
+def given_arguments(signature: inspect.Signature, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call that differ from their defaults."""
+    parameters = signature.parameters
+    return {name: value for name, value in values.items() if not _same(value, parameters[name].default)}
+
+
+def call_code(function: str, signature: inspect.Signature, given: Mapping[str, Any]) -> str:
+    """`function(…)` with the given arguments, one a line where the line would be long or holds a transformation."""
     parts = []
-    for name, parameter in signature.parameters.items():
-        value = values.get(name, parameter.default)
+    for name, value in given.items():
+        parameter = signature.parameters[name]
         if parameter.kind is parameter.VAR_POSITIONAL:
             parts += [to_code(item) for item in value]
-        elif parameter.kind is parameter.VAR_KEYWORD:
-            parts += [f"{key}={to_code(item)}" for key, item in value.items()]
         elif parameter.default is parameter.empty:
             parts.append(to_code(value))
-        elif not _same(value, parameter.default):
+        else:
             parts.append(f"{name}={to_code(value)}")
-    nested = any(_is_link(value) for value in values.values())
+    nested = any(_is_link(value) for value in given.values())
     if not nested and "\n" not in "".join(parts) and len(function) + len(", ".join(parts)) + 2 <= WIDTH:
         return f"{function}({', '.join(parts)})"
     body = "".join(f"    {part},\n" for part in (part.replace("\n", "\n    ") for part in parts))
@@ -77,7 +82,9 @@ def _is_link(value: Any) -> bool:
 
 
 def on_host(value: Any) -> Any:
-    """A concrete array as a copy on the host, so that no config shares a buffer with its caller."""
+    """A concrete array as a copy on the host, so that no config shares a buffer with its caller; a dtype as its name."""
+    if isinstance(value, type | np.dtype):
+        return jnp.dtype(value).name
     if isinstance(value, jax.Array) and not arguments.is_traced(value):
         value = np.array(value)
     if isinstance(value, np.ndarray):

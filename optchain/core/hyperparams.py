@@ -174,21 +174,25 @@ def set_hyperparams(state: Any, values: Mapping[str, Any] | None = None, /, **na
       0.05...
     """
     values = {**(values or {}), **named}
-    settable, scheduled = find_fields(state, "hyperparams"), find_fields(state, "scheduled")
-    by_key, by_name = _keyed(settable + scheduled), _by_name(settable + scheduled)
-    replacements: dict[trees.Path, jax.Array] = {}
-    for key, value in values.items():
-        field = by_key.get(key)
-        if field is None:
-            what = "ambiguous" if key in by_name else "unknown"
-            raise ValueError(f"hyperparameter {key!r} is {what}; there are: {', '.join(sorted(by_key)) or 'none'}")
-        if field in scheduled:
-            raise ValueError(
-                f"{key} is scheduled: its schedule would overwrite the value at the next call. "
-                "Build the transformation with a number or an array to be able to set it."
-            )
-        replacements[field.path] = _replacement(field, value)
-    return replace_fields(state, replacements)
+    fields = {key: find_settable(state, key) for key in values}
+    return replace_fields(state, {field.path: _replacement(field, values[key]) for key, field in fields.items()})
+
+
+def find_settable(state: Any, key: str) -> Field:
+    """The hyperparameter of a name or path; an error that lists what there is, if it cannot be set."""
+    scheduled = find_fields(state, "scheduled")
+    fields = find_fields(state, "hyperparams") + scheduled
+    by_key = _keyed(fields)
+    if key not in by_key:
+        what = "ambiguous" if key in _by_name(fields) else "unknown"
+        raise ValueError(f"hyperparameter {key!r} is {what}; there are: {', '.join(sorted(by_key)) or 'none'}")
+    field = by_key[key]
+    if field in scheduled:
+        raise ValueError(
+            f"{key} is scheduled: its schedule would overwrite the value at the next call. "
+            "Build the transformation with a number or an array to be able to set it."
+        )
+    return field
 
 
 def _replacement(field: Field, value: Any) -> jax.Array:

@@ -25,6 +25,6 @@ def metrics(state: Any) -> dict[str, jax.Array]:
       >>> params = {"w": jnp.zeros(2)}
       >>> params, state = tx.apply(params, tx.init(params), grads={"w": jnp.array([3.0, 4.0])})
       >>> {name: float(value) for name, value in optchain.metrics(state).items()}
-      {'global_norm': 5.0, 'learning_rate': 0.5}
+      {'clipped_fraction': 1.0, 'global_norm': 5.0, 'learning_rate': 0.5}
     """
     return {key: jnp.array(field.value, copy=True) for key, field in _keyed(find_fields(state, "metrics")).items()}

@@ -20,7 +20,7 @@ import jax
 import optax
 
 from optchain.core import trees
-from optchain.core.config import call_code, freeze, on_host, registered_name
+from optchain.core.config import call_code, freeze, given_arguments, on_host, registered_name
 from optchain.core.hyperparams import Hyperparams
 from optchain.core.lookup import MIRRORS
 from optchain.core.trees import Tree
@@ -326,6 +326,27 @@ class Transformation(optax.GradientTransformationExtraArgs):
             }
         )
 
+    @property
+    def is_registered(self) -> bool:
+        """Whether a registered factory built it, so that it has a config."""
+        return self._factory is not None
+
+    @property
+    def registered_name(self) -> str:
+        """The name of its factory in the registry."""
+        assert self._factory is not None
+        return registered_name(self._factory)
+
+    def given(self) -> dict[str, Any]:
+        """The arguments of `config` that differ from their defaults."""
+        assert self._factory is not None
+        return given_arguments(inspect.signature(self._factory), self.config)
+
+    def rebuilt(self, **changes: Any) -> "Transformation":
+        """The transformation that the same factory builds with some arguments changed."""
+        assert self._factory is not None
+        return self._factory(**{**self.config, **changes})
+
     def renamed(self, name: str) -> Self:
         """The same transformation under the name that it has in a chain."""
         renamed = {extra: name if owner == self.name else owner for extra, owner in self.needs.items()}
@@ -351,7 +372,7 @@ class Transformation(optax.GradientTransformationExtraArgs):
     def __repr__(self) -> str:
         if self._factory is None:
             return f"<{self.kind} transformation {self.name}>"
-        return call_code(registered_name(self._factory), inspect.signature(self._factory), self.config)
+        return call_code(self.registered_name, inspect.signature(self._factory), self.given())
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"a Transformation is immutable; build another instead of setting {name}")

@@ -86,9 +86,15 @@ def clip_by_norm(max_norm: Hyperparam) -> Transformation:
 class GlobalNormMetrics(TypedDict):
     global_norm: jax.Array
     """The norm of all leaves together, before clipping, at the last call."""
+    clipped_fraction: jax.Array
+    """The share of the calls so far in which it was above the bound."""
 
 
 class ClipByGlobalNormState(TypedDict):
+    count: jax.Array
+    """The number of calls, int32."""
+    clipped: jax.Array
+    """The number of calls that clipped, int32."""
     metrics: GlobalNormMetrics
 
 
@@ -104,7 +110,8 @@ def clip_by_global_norm(max_norm: Hyperparam, *, axis_name: str | tuple[str, ...
       axis_name: inside `shard_map` or `pmap`, the axis or axes over which the parameters themselves are split.
 
     Returns:
-      A transformation whose metrics have `global_norm`, the norm before clipping.
+      A transformation whose metrics have `global_norm`, the norm before clipping, and `clipped_fraction`, the share of the
+      calls so far that clipped.
 
     Example:
       >>> import jax.numpy as jnp, optchain
@@ -114,11 +121,16 @@ def clip_by_global_norm(max_norm: Hyperparam, *, axis_name: str | tuple[str, ...
       >>> updates
       {'a': Array([0.6], dtype=float32), 'b': Array([0.8], dtype=float32)}
       >>> optchain.metrics(state)
-      {'global_norm': Array(5., dtype=float32)}
+      {'clipped_fraction': Array(1., dtype=float32), 'global_norm': Array(5., dtype=float32)}
     """
 
     def init(params: Tree) -> ClipByGlobalNormState:
-        return {"metrics": {"global_norm": jnp.zeros((), trees.default_float())}}
+        dtype = trees.default_float()
+        return {
+            "count": jnp.zeros((), jnp.int32),
+            "clipped": jnp.zeros((), jnp.int32),
+            "metrics": {"global_norm": jnp.zeros((), dtype), "clipped_fraction": jnp.zeros((), dtype)},
+        }
 
     def update(
         updates: Tree, state: ClipByGlobalNormState, params: Tree, *, max_norm: jax.Array
@@ -127,7 +139,12 @@ def clip_by_global_norm(max_norm: Hyperparam, *, axis_name: str | tuple[str, ...
         bound = trees.cast(max_norm, norm)
         factor = bound / jnp.maximum(norm, bound)
         factor = factor + (norm - norm)  # 0 for a finite norm, NaN for any other
-        return trees.scale(updates, factor), {"metrics": {"global_norm": norm}}
+        count = trees.increment(state["count"])
+        clipped = jnp.where(norm > bound, trees.increment(state["clipped"]), state["clipped"])
+        fraction = trees.astype(clipped, norm.dtype) / trees.astype(count, norm.dtype)
+        metrics: GlobalNormMetrics = {"global_norm": norm, "clipped_fraction": fraction}
+        return trees.scale(updates, factor), {"count": count, "clipped": clipped, "metrics": metrics}
 
     hyperparams = Hyperparams(max_norm=max_norm)
-    return Transformation(init, update, fields=["metrics"], hyperparams=hyperparams, stage="clip", takes_scaled=True)
+    fields = ["count", "clipped", "metrics"]
+    return Transformation(init, update, fields=fields, hyperparams=hyperparams, stage="clip", takes_scaled=True)

@@ -1,0 +1,165 @@
+"""What a hand-written loop decides after each evaluation: to lower the learning rate, to stop.
+
+Both are pure: `init` makes a state of scalars, `update` takes a metric and returns the next one. They run under `jit`, or
+on the host between steps. Arguments and rules are those of Keras's callbacks of these names.
+"""
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from optchain.core import arguments, trees
+from optchain.core.hyperparams import get_hyperparams, set_hyperparams
+
+WatchState = dict[str, jax.Array]
+
+
+def _check_watching(mode: str, patience: Any, min_delta: Any) -> None:
+    if mode not in ("min", "max"):
+        raise ValueError(f"mode must be 'min' or 'max'; got {mode!r}")
+    arguments.check_integer("patience", patience, minimum=0)
+    arguments.check_number("min_delta", min_delta, arguments.NON_NEGATIVE)
+
+
+def _worst(mode: str) -> jax.Array:
+    """What any first metric improves on."""
+    return jnp.array(jnp.inf if mode == "min" else -jnp.inf, trees.default_float())
+
+
+def _improved(mode: str, min_delta: float, metric: jax.Array, best: jax.Array) -> jax.Array:
+    return metric + min_delta < best if mode == "min" else metric - min_delta > best
+
+
+@dataclasses.dataclass(frozen=True)
+class ReduceLROnPlateau:
+    """Multiplies the learning rate by `factor` when a metric has not improved for `patience` evaluations.
+
+    It acts through `set_hyperparams`, so the training step is not compiled again, and the rate must be settable: a number
+    or an array, not a schedule.
+
+    Args:
+      factor: what the rate is multiplied by, in (0, 1).
+      patience: how many evaluations without improvement are waited for, >= 0.
+      mode: whether the metric should fall (`min`) or rise (`max`).
+      min_delta: by how much the metric must improve to count, >= 0.
+      cooldown: how many evaluations after a reduction are not counted, >= 0.
+      min_learning_rate: the rate is not lowered below this, >= 0.
+      name: which hyperparameter, as `get_hyperparams` keys it.
+
+    Example:
+      >>> import jax.numpy as jnp, optchain
+      >>> tx = optchain.sgd(0.1)
+      >>> state = tx.init(jnp.zeros(1))
+      >>> plateau = optchain.ReduceLROnPlateau(factor=0.5, patience=2)
+      >>> watched = plateau.init()
+      >>> for loss in (1.0, 1.0, 1.0):
+      ...     watched, state = plateau.update(loss, watched, state)
+      >>> round(float(optchain.get_hyperparams(state)["learning_rate"]), 3)
+      0.05
+    """
+
+    factor: float = 0.1
+    patience: int = 10
+    mode: Literal["min", "max"] = "min"
+    min_delta: float = 1e-4
+    cooldown: int = 0
+    min_learning_rate: float = 0.0
+    name: str = "learning_rate"
+
+    def __post_init__(self) -> None:
+        _check_watching(self.mode, self.patience, self.min_delta)
+        arguments.check_number("factor", self.factor, arguments.Range(0.0, 1.0, low_open=True, high_open=True))
+        arguments.check_integer("cooldown", self.cooldown, minimum=0)
+        arguments.check_number("min_learning_rate", self.min_learning_rate, arguments.NON_NEGATIVE)
+
+    def init(self) -> WatchState:
+        """The state before the first evaluation."""
+        return {"best": _worst(self.mode), "wait": jnp.zeros((), jnp.int32), "cooldown": jnp.zeros((), jnp.int32)}
+
+    def update(self, metric: Any, state: WatchState, optimizer_state: Any) -> tuple[WatchState, Any]:
+        """The state after one evaluation, and the optimizer's state with the rate that follows from it.
+
+        Args:
+          metric: the value of this evaluation, a scalar.
+          state: what `init` or the last `update` returned.
+          optimizer_state: any pytree with an optchain state in it.
+        """
+        metric = jnp.asarray(metric, trees.default_float())
+        cooling = state["cooldown"] > 0
+        cooldown = jnp.maximum(state["cooldown"] - 1, 0)
+        improved = _improved(self.mode, self.min_delta, metric, state["best"])
+        counts = ~improved & (cooldown == 0)
+        wait = jnp.where(improved | cooling, 0, state["wait"]) + counts
+        rate = get_hyperparams(optimizer_state)[self.name]
+        reduce = counts & (wait >= self.patience) & (rate > self.min_learning_rate)
+        lower = jnp.maximum(rate * self.factor, self.min_learning_rate)
+        optimizer_state = set_hyperparams(optimizer_state, {self.name: jnp.where(reduce, lower, rate)})
+        new = {
+            "best": jnp.where(improved, metric, state["best"]),
+            "wait": jnp.where(reduce, 0, wait).astype(jnp.int32),
+            "cooldown": jnp.where(reduce, self.cooldown, cooldown).astype(jnp.int32),
+        }
+        return new, optimizer_state
+
+
+@dataclasses.dataclass(frozen=True)
+class EarlyStopping:
+    """Says when a metric has not improved for `patience` evaluations.
+
+    Args:
+      patience: how many evaluations without improvement are waited for, >= 0.
+      mode: whether the metric should fall (`min`) or rise (`max`).
+      min_delta: by how much the metric must improve to count, >= 0.
+      baseline: what the metric must beat for an improvement to start the waiting over; None for nothing.
+      start_from: how many evaluations are not looked at first, >= 0.
+
+    Example:
+      >>> import optchain
+      >>> stopping = optchain.EarlyStopping(patience=2)
+      >>> state = stopping.init()
+      >>> for loss in (1.0, 0.5, 0.6, 0.7):
+      ...     state = stopping.update(loss, state)
+      >>> bool(state["stop"]), float(state["best"])
+      (True, 0.5)
+    """
+
+    patience: int = 0
+    mode: Literal["min", "max"] = "min"
+    min_delta: float = 0.0
+    baseline: float | None = None
+    start_from: int = 0
+
+    def __post_init__(self) -> None:
+        _check_watching(self.mode, self.patience, self.min_delta)
+        arguments.check_integer("start_from", self.start_from, minimum=0)
+        if self.baseline is not None:
+            arguments.check_number("baseline", self.baseline, arguments.Range(-jnp.inf))
+
+    def init(self) -> WatchState:
+        """The state before the first evaluation."""
+        zeros = {name: jnp.zeros((), jnp.int32) for name in ("evaluations", "wait")}
+        return {"best": _worst(self.mode), "stop": jnp.array(False), **zeros}
+
+    def update(self, metric: Any, state: WatchState) -> WatchState:
+        """The state after one evaluation; its `stop` says whether to stop, and stays true.
+
+        Args:
+          metric: the value of this evaluation, a scalar.
+          state: what `init` or the last `update` returned.
+        """
+        metric = jnp.asarray(metric, trees.default_float())
+        looked_at = state["evaluations"] >= self.start_from
+        improved = looked_at & _improved(self.mode, self.min_delta, metric, state["best"])
+        beats_baseline = self.baseline is None or _improved(
+            self.mode, self.min_delta, metric, jnp.asarray(self.baseline)
+        )
+        wait = jnp.where(improved & beats_baseline, 0, state["wait"] + looked_at)
+        stop = looked_at & ~improved & (wait >= self.patience) & (state["evaluations"] > 0)
+        return {
+            "best": jnp.where(improved, metric, state["best"]),
+            "stop": state["stop"] | stop,
+            "wait": wait.astype(jnp.int32),
+            "evaluations": trees.increment(state["evaluations"]),
+        }

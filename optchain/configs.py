@@ -1,0 +1,301 @@
+"""Recipes as data: `to_config` and `from_config`.
+
+A config is JSON: numbers, strings, lists, and objects that name what they are. A name is looked up in the registry of
+transformations, schedules and masks, and nowhere else: nothing is imported or evaluated, so a config can run no code that
+was not registered before.
+
+    {"optchain": 1, "transformation": "chain", "arguments": {"links": [{"transformation": "clip_by_norm", …}, …]}}
+
+The dictionaries of `keras.optimizers.serialize` are understood too.
+"""
+
+import dataclasses
+import inspect
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from optchain import schedules
+from optchain.core import arguments
+from optchain.core.masks import Matching
+from optchain.core.registry import FACTORIES
+from optchain.core.transformation import Transformation
+from optchain.presets import keras as keras_presets
+from optchain.transforms.loss_scale import dynamic_loss_scale
+
+VERSION = 1
+MAX_DEPTH = 64
+MAX_NODES = 100_000
+
+SCHEDULES: dict[str, type[schedules.Schedule]] = {
+    kind.__name__: kind
+    for kind in (
+        schedules.CosineDecay,
+        schedules.CosineDecayRestarts,
+        schedules.ExponentialDecay,
+        schedules.InverseTimeDecay,
+        schedules.Join,
+        schedules.LegacyDecay,
+        schedules.LinearWarmupDecay,
+        schedules.PerEpoch,
+        schedules.PiecewiseConstantDecay,
+        schedules.PolynomialDecay,
+        schedules.Scaled,
+    )
+}
+KERAS_CLASSES: dict[str, Callable[..., Transformation]] = {
+    "Adam": keras_presets.adam,
+    "AdamW": keras_presets.adamw,
+    "SGD": keras_presets.sgd,
+}
+
+
+def to_config(tx: optax.GradientTransformation) -> dict[str, Any]:
+    """The recipe as a dict that JSON can hold, and `from_config` builds it from again.
+
+    Args:
+      tx: a transformation built by optchain, or by a function of yours that is decorated with `register`.
+
+    Returns:
+      A fresh dict with the `optchain` version of the format, the `transformation`'s name, and its `arguments`.
+
+    Raises:
+      TypeError: something that is not data: an Optax transformation or a function that is not registered, a traced value. The
+        message says where it stands.
+
+    Example:
+      >>> import optchain
+      >>> optchain.to_config(optchain.clip_by_norm(1.0))
+      {'optchain': 1, 'transformation': 'clip_by_norm', 'arguments': {'max_norm': 1.0}}
+    """
+    return {"optchain": VERSION, **_encode(tx, "config")}
+
+
+def from_config(config: Mapping[str, Any]) -> Transformation:
+    """The transformation of a config, from `to_config` or from `keras.optimizers.serialize`.
+
+    Args:
+      config: a mapping as JSON gives it.
+
+    Raises:
+      ValueError: a name that is not registered (the message lists the ones that are), an argument that is unknown or out of
+        range, a structure that is no config; the message says where. Nothing is built in part.
+
+    Example:
+      >>> import json, optchain
+      >>> tx = optchain.adamw(1e-3, global_clipnorm=1.0, exclude_from_weight_decay=["bias"])
+      >>> optchain.from_config(json.loads(json.dumps(optchain.to_config(tx)))) == tx
+      True
+      >>> optchain.from_config({"class_name": "SGD", "config": {"learning_rate": 0.1, "momentum": 0.9}})
+      sgd(learning_rate=0.1, momentum=0.9)
+    """
+    _check_size(config)
+    if not isinstance(config, Mapping):
+        raise ValueError(f"a config must be a mapping; got {type(config).__name__}")
+    if "class_name" in config:
+        return _from_keras(config, "config")
+    version = config.get("optchain")
+    if version != VERSION or isinstance(version, bool):
+        raise ValueError(f'config["optchain"] must be {VERSION}, the version of the format; got {version!r}')
+    made = _decode({key: value for key, value in config.items() if key != "optchain"}, "config")
+    if not isinstance(made, Transformation):
+        raise ValueError("a config must name a transformation")
+    return made
+
+
+# Encoding ------------------------------------------------------------------------------------------------------------
+
+
+def _encode(value: Any, where: str) -> Any:
+    match value:
+        case None | bool() | str():
+            return value
+        case np.generic():
+            return value.item()
+        case int() | float():
+            return value
+        case Transformation() if value.is_registered:
+            given = {name: _encode(item, f"{where}.{name}") for name, item in value.given().items()}
+            return {"transformation": value.registered_name, "arguments": given}
+        case optax.GradientTransformation():
+            raise TypeError(
+                f"{where} is {value!r}, which has no config: decorate the function that builds it with optchain.register"
+            )
+        case schedules.Schedule():
+            fields = {
+                field.name: _encode(getattr(value, field.name), f"{where}.{field.name}")
+                for field in dataclasses.fields(value)
+            }
+            return {"schedule": type(value).__name__, "arguments": fields}
+        case Matching():
+            return {"mask": "matching", "arguments": {name: _encode(item, where) for name, item in vars(value).items()}}
+        case np.ndarray() | jax.Array() if not arguments.is_traced(value) and value.ndim == 0:
+            return {"array": value.item(), "dtype": value.dtype.name}
+        case Mapping():
+            if not all(isinstance(key, str) for key in value):
+                raise TypeError(f"{where} has keys that are not strings")
+            return {"tree": {key: _encode(item, f"{where}.{key}") for key, item in value.items()}}
+        case list() | tuple():
+            return [_encode(item, f"{where}[{i}]") for i, item in enumerate(value)]
+    raise TypeError(f"{where} is {value!r} ({type(value).__name__}), which a config cannot hold")
+
+
+# Decoding ------------------------------------------------------------------------------------------------------------
+
+
+def _decode(value: Any, where: str) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray):
+        return [_decode(item, f"{where}[{i}]") for i, item in enumerate(value)]
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{where} is {type(value).__name__}, which a config cannot hold")
+    kinds = {"transformation": _transformation, "schedule": _schedule, "mask": _mask}
+    for kind, build in kinds.items():
+        if kind in value:
+            name, given = _named(value, kind, where)
+            return _build(where, name, build, name, given, where)
+    if set(value) == {"array", "dtype"}:
+        return _build(where, "array", _array, value)
+    if set(value) == {"tree"} and isinstance(value["tree"], Mapping):
+        return {_key(key, where): _decode(item, f"{where}.{key}") for key, item in value["tree"].items()}
+    raise ValueError(
+        f"{where} must have one of the keys {', '.join(map(repr, kinds))}, 'array', 'tree'; it has {sorted(map(str, value))}"
+    )
+
+
+def _build(where: str, name: str, build: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Calls a builder, and says of its errors where they come from."""
+    try:
+        return build(*args, **kwargs)
+    except _ConfigError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise _ConfigError(f"{where}: {name}: {error}") from error
+
+
+class _ConfigError(ValueError):
+    """An error that says where it happened."""
+
+
+def _named(value: Mapping[str, Any], kind: str, where: str) -> tuple[str, dict[str, Any]]:
+    surplus = set(value) - {kind, "arguments"}
+    if surplus:
+        raise _ConfigError(f"{where} has keys that are not known: {sorted(map(str, surplus))}")
+    name, given = value[kind], value.get("arguments", {})
+    if not isinstance(name, str) or not isinstance(given, Mapping):
+        raise _ConfigError(f"{where}: {kind!r} must be a string and 'arguments' a mapping")
+    return name, {_key(key, where): _decode(item, f"{where}.{key}") for key, item in given.items()}
+
+
+def _key(key: Any, where: str) -> str:
+    if not isinstance(key, str):
+        raise _ConfigError(f"{where} has a key that is not a string: {key!r}")
+    return key
+
+
+def _look_up(table: Mapping[str, Any], kind: str, name: str, where: str) -> Any:
+    if name not in table:
+        raise _ConfigError(f"{where}: no {kind} is registered as {name!r}; there are: {', '.join(sorted(table))}")
+    return table[name]
+
+
+def _transformation(name: str, given: dict[str, Any], where: str) -> Transformation:
+    factory = _look_up(FACTORIES, "transformation", name, where)
+    signature = inspect.signature(factory)
+    positional: list[Any] = []
+    for parameter in signature.parameters.values():
+        if parameter.kind is parameter.VAR_POSITIONAL and parameter.name in given:
+            items = given.pop(parameter.name)
+            if not isinstance(items, list):
+                raise ValueError(f"{parameter.name} must be a list")
+            positional = [tuple(item) if isinstance(item, list) else item for item in items]
+    return factory(*positional, **given)
+
+
+def _schedule(name: str, given: dict[str, Any], where: str) -> schedules.Schedule:
+    kind = _look_up(SCHEDULES, "schedule", name, where)
+    given = {key: tuple(item) if isinstance(item, list) else item for key, item in given.items()}
+    return schedules.PerEpoch.from_table(**given) if kind is schedules.PerEpoch else kind(**given)
+
+
+def _mask(name: str, given: dict[str, Any], where: str) -> Matching:
+    return _look_up({"matching": Matching}, "mask", name, where)(**given)
+
+
+def _array(value: Mapping[str, Any]) -> np.ndarray:
+    dtype = arguments.check_dtype("dtype", value["dtype"])
+    if not arguments.is_number(value["array"]):
+        raise TypeError(f"array must be a number; got {value['array']!r}")
+    return np.asarray(value["array"], jnp.dtype(dtype or "float32"))
+
+
+def _check_size(config: Any) -> None:
+    """Refuses what is too deep or too large to be a recipe, before anything walks it by recursion."""
+    level, nodes = [config], 0
+    for _ in range(MAX_DEPTH):
+        if not level:
+            return
+        nodes += len(level)
+        if nodes > MAX_NODES:
+            raise ValueError(f"the config has more than {MAX_NODES} entries")
+        level = [
+            child
+            for node in level
+            for child in (
+                node.values() if isinstance(node, Mapping) else node if isinstance(node, list | tuple) else ()
+            )
+        ]
+    raise ValueError(f"the config is nested more than {MAX_DEPTH} deep")
+
+
+# Keras's dictionaries ------------------------------------------------------------------------------------------------
+
+
+def _from_keras(config: Mapping[str, Any], where: str) -> Transformation:
+    name, given = _keras_object(config, where)
+    if name == "LossScaleOptimizer":
+        inner = _from_keras(_keras_part(given, "inner_optimizer", where), f"{where}.inner_optimizer")
+        scale = {
+            "initial_scale": given.get("initial_scale", 2.0**15),
+            "growth_steps": given.get("dynamic_growth_steps", 2000),
+        }
+        # As in Keras, the dynamic scale takes the place of the inner optimizer's static one.
+        return _build(where, name, dynamic_loss_scale, inner.rebuilt(loss_scale_factor=None), **scale)
+    if name not in KERAS_CLASSES:
+        known = sorted([*KERAS_CLASSES, "LossScaleOptimizer"])
+        raise _ConfigError(f"{where}: Keras's {name!r} has no counterpart here; there are: {', '.join(known)}")
+    rate = given.get("learning_rate")
+    if isinstance(rate, Mapping):
+        given["learning_rate"] = _keras_schedule(rate, f"{where}.learning_rate")
+    if given.get("name") is not None:
+        given["name"] = re.sub(r"\W", "_", str(given["name"]))
+    if given.get("weight_decay") is False:
+        given["weight_decay"] = None
+    return _build(where, name, KERAS_CLASSES[name], **given)
+
+
+def _keras_schedule(config: Mapping[str, Any], where: str) -> schedules.Schedule:
+    name, given = _keras_object(config, where)
+    given.pop("name", None)
+    return _build(where, name, _schedule, name, given, where)
+
+
+def _keras_object(config: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:
+    surplus = set(config) - {"module", "class_name", "config", "registered_name", "build_config", "compile_config"}
+    name, given = config.get("class_name"), config.get("config")
+    if surplus or not isinstance(name, str) or not isinstance(given, Mapping):
+        raise _ConfigError(f"{where} is not one of Keras's: it has the keys {sorted(map(str, config))}")
+    return name, {_key(key, where): value for key, value in given.items()}
+
+
+def _keras_part(given: Mapping[str, Any], name: str, where: str) -> Mapping[str, Any]:
+    part = given.get(name)
+    if not isinstance(part, Mapping):
+        raise _ConfigError(f"{where}.{name} must be a mapping")
+    return part

@@ -1,0 +1,70 @@
+"""One program that trains several members, each with hyperparameters of its own."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from optchain.core.hyperparams import find_settable
+from optchain.core.lookup import MIRRORS, replace_fields
+from optchain.core.trees import Path, path_names
+
+# What is counted by calls alone, and so is the same for every member.
+COUNTERS = frozenset({"count", "weight", "updates"})
+
+
+def sweep(state: Any, values: Mapping[str, Any] | None = None, /, **named: Any) -> tuple[Any, Any]:
+    """A state for several members at once, and its axes for `jax.vmap`.
+
+    Hyperparameters, and everything that follows from them, get a leading axis of members. What counts calls stays single,
+    so that an `accumulate` within stays a branch: with a counter for each member `vmap` would have to run both branches
+    and select.
+
+    Args:
+      state: a state of optchain, usually fresh from `init`.
+      values: one value a member, keyed as `get_hyperparams` keys them: `{"body/learning_rate": rates}`.
+      **named: one value a member, by name: `learning_rate=jnp.array([0.1, 0.01])`. All of one length.
+
+    Returns:
+      `(states, axes)`: `axes` has the structure of the state, 0 where a leaf has the axis of members and None elsewhere, for
+      `in_axes` and `out_axes`. Parameters and metrics have the axis of members too.
+
+    Raises:
+      ValueError: no values, values of different lengths, or a hyperparameter that cannot be set (`set_hyperparams` says
+        when); one that was given as a Python number and is not the learning rate is part of the program, give an array.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optchain
+      >>> tx = optchain.sgd(0.1)
+      >>> states, axes = optchain.sweep(tx.init(jnp.zeros(())), learning_rate=jnp.array([0.5, 0.25]))
+      >>> def step(params, state, grads):
+      ...     return tx.apply(params, state, grads=grads)
+      >>> members = jax.vmap(step, in_axes=(0, axes, None), out_axes=(0, axes))
+      >>> params, states = members(jnp.zeros(2), states, jnp.array(-1.0))
+      >>> params
+      Array([0.5 , 0.25], dtype=float32)
+    """
+    wanted = {**(values or {}), **named}
+    if not wanted:
+        raise ValueError("sweep needs the values of at least one hyperparameter")
+    arrays = {key: jnp.asarray(value) for key, value in wanted.items()}
+    shapes = {array.shape for array in arrays.values()}
+    if len(shapes) != 1 or len(next(iter(shapes))) != 1:
+        given = ", ".join(f"{key}: {array.shape}" for key, array in arrays.items())
+        raise ValueError(f"sweep needs one-dimensional arrays of one length; got {given}")
+    ((members,),) = shapes
+
+    axes = jax.tree_util.tree_map_with_path(lambda path, _: None if _is_counter(path) else 0, state)
+    batched = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf if _is_counter(path) else jnp.repeat(jnp.asarray(leaf)[None], members, axis=0), state
+    )
+    fields = {key: find_settable(state, key) for key in arrays}
+    return replace_fields(
+        batched, {field.path: arrays[key].astype(field.value.dtype) for key, field in fields.items()}
+    ), axes
+
+
+def _is_counter(path: Path) -> bool:
+    names = path_names(path)
+    return bool(names) and names[-1] in COUNTERS and MIRRORS.isdisjoint(names)
