@@ -13,6 +13,7 @@ from optchain.core.metrics import metrics as metrics
 from optchain.core.registry import register as register
 from optchain.core.sweep import sweep as sweep
 from optchain.core.transformation import Transformation as Transformation
+from optchain.description import describe as describe
 from optchain.presets.keras import adam as adam
 from optchain.presets.keras import adamw as adamw
 from optchain.presets.keras import sgd as sgd

@@ -1,0 +1,144 @@
+"""`describe`: a recipe as a table, with what its state costs, on real parameters or on paper."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import optax
+
+from optchain.core.config import to_code
+from optchain.core.optax_link import as_transformation
+from optchain.core.transformation import Transformation
+from optchain.core.trees import Tree, dtype_of
+
+
+@dataclasses.dataclass(frozen=True)
+class LinkRow:
+    """One link of a recipe, and the state that it keeps itself."""
+
+    path: str
+    """Where its state is: `accumulate/inner/scale_by_adam`."""
+    depth: int
+    code: str
+    """What builds it, on one line."""
+    entries: dict[str, str]
+    """What it keeps: the dtypes and the number of values of each entry."""
+    bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What `describe` found; prints as a table."""
+
+    name: str
+    rows: tuple[LinkRow, ...]
+    parameters: int
+    """The number of values of the parameters."""
+    parameter_bytes: int
+    state_bytes: int
+
+    @property
+    def state_bytes_per_parameter(self) -> float:
+        return self.state_bytes / self.parameters if self.parameters else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as data for JSON."""
+        return dataclasses.asdict(self) | {"state_bytes_per_parameter": self.state_bytes_per_parameter}
+
+    def __str__(self) -> str:
+        table = [("link", "keeps", "bytes")]
+        for row in self.rows:
+            kept = ", ".join(f"{name}: {what}" for name, what in row.entries.items())
+            table.append(("  " * row.depth + row.code, kept or "-", _size(row.bytes) if row.bytes else "-"))
+        widths = [max(len(line[column]) for line in table) for column in range(3)]
+        lines = [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}".rstrip() for a, b, c in table]
+        lines.insert(1, "  ".join("-" * width for width in widths))
+        total = (
+            f"{self.parameters:,} parameters ({_size(self.parameter_bytes)}), state {_size(self.state_bytes)}: "
+            f"{self.state_bytes_per_parameter:.2f} bytes per parameter"
+        )
+        return "\n".join([*lines, "", total])
+
+
+def describe(tx: optax.GradientTransformation, params: Tree) -> Description:
+    """The recipe as a table: each link with its arguments, what it keeps, and the bytes of it.
+
+    Nothing is allocated: the parameters may be arrays or `jax.ShapeDtypeStruct`, so that a model of billions of
+    parameters can be described on a laptop.
+
+    Args:
+      tx: a transformation.
+      params: the parameters, or their shapes: `jax.eval_shape(model.init, …)`.
+
+    Returns:
+      A `Description`: `print` shows the table, `to_dict()` is for JSON, `rows` and the totals are fields.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optchain
+      >>> params = {"w": jax.ShapeDtypeStruct((1000, 1000), jnp.float32)}
+      >>> print(optchain.describe(optchain.adamw(1e-3, weight_decay=None), params))
+      link                        keeps                                                                 bytes
+      --------------------------  ------------------------------------------------------------------  -------
+      adamw(weight_decay=None)    hyperparams: 1 × float32, metrics: 1 × float32                          8 B
+        scale_by_adam()           count: 1 × int32, mu: 1,000,000 × float32, nu: 1,000,000 × float32  8.00 MB
+        scale_by_learning_rate()  -                                                                         -
+      <BLANKLINE>
+      1,000,000 parameters (4.00 MB), state 8.00 MB: 8.00 bytes per parameter
+    """
+    transformation = as_transformation(tx, "optax")
+    state = jax.eval_shape(transformation.init, params)
+    leaves = jax.tree.leaves(params)
+    return Description(
+        name=transformation.name,
+        rows=tuple(_rows(transformation, state, transformation.name, 0)),
+        parameters=sum(leaf.size for leaf in leaves),
+        parameter_bytes=_bytes(params),
+        state_bytes=_bytes(state),
+    )
+
+
+def _rows(link: Transformation, state: Any, path: str, depth: int) -> Iterator[LinkRow]:
+    below = dict(_inner(link))
+    own = (
+        {name: entry for name, entry in state.items() if name not in below}
+        if isinstance(state, dict)
+        else {"state": state}
+    )
+    code = _heading(link) if below else " ".join(repr(link).split())
+    yield LinkRow(path, depth, code, {name: _contents(entry) for name, entry in own.items()}, _bytes(own))
+    for name, inner in below.items():
+        inner_state = state.get(name, {}) if isinstance(state, dict) else {}
+        yield from _rows(inner, inner_state, f"{path}/{name}", depth + 1)
+
+
+def _heading(link: Transformation) -> str:
+    """A composite by its name and its arguments, without the transformations within, which follow."""
+    given = link.given() if link.is_registered else {}
+    shown = [f"{name}={to_code(value)}" for name, value in given.items() if name not in ("links", "inner", "name")]
+    return f"{link.name}({', '.join(shown)})"
+
+
+def _inner(link: Transformation) -> list[tuple[str, Transformation]]:
+    """The transformations within, by the names of their states."""
+    return [(inner.name if link.sequential else "inner", inner) for inner in link.links]
+
+
+def _contents(entry: Any) -> str:
+    """What an entry holds: `1,000,000 × float32`."""
+    sizes: dict[str, int] = {}
+    for leaf in jax.tree.leaves(entry):
+        sizes[dtype_of(leaf).name] = sizes.get(dtype_of(leaf).name, 0) + leaf.size
+    return " + ".join(f"{size:,} × {dtype}" for dtype, size in sizes.items()) or "nothing"
+
+
+def _bytes(tree: Any) -> int:
+    return sum(leaf.size * dtype_of(leaf).itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 1000 or unit == "TB":
+            break
+        count /= 1000
+    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.2f} {unit}"
