@@ -1,63 +1,13 @@
-"""Schedules: functions of the step that know their arguments.
-
-Every schedule is a frozen callable of an integer step, a Python number or an array of any shape, and computes in JAX's
-default float (float64 with x64). Names, arguments and values are Keras's where Keras has the schedule. They work in Optax
-too, and Optax's schedules work here.
-"""
+"""Keras's schedules, and the linear one of Hugging Face's transformers."""
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
 
-from optchain.core import arguments, trees
-from optchain.core.hyperparams import Hyperparam
-
-Step: TypeAlias = int | jax.Array
-ScheduleFunction: TypeAlias = Callable[[Any], Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Schedule:
-    """A function of the step: equal to any other with the same arguments, printed as the code that builds it."""
-
-    def __call__(self, step: Step) -> jax.Array:
-        return self.value(jnp.asarray(step, trees.default_float()))
-
-    def value(self, step: jax.Array) -> jax.Array:
-        """The value at `step`, given in JAX's default float."""
-        raise NotImplementedError
-
-    def __mul__(self, factor: float) -> "Scaled":
-        return Scaled(self, factor)
-
-    __rmul__ = __mul__
-
-    def __repr__(self) -> str:
-        fields = [(field, getattr(self, field.name)) for field in dataclasses.fields(self) if field.init]
-        shown = [
-            repr(value) if field.default is dataclasses.MISSING else f"{field.name}={value!r}"
-            for field, value in fields
-            if field.default is dataclasses.MISSING or value != field.default
-        ]
-        return f"{type(self).__name__}({', '.join(shown)})"
-
-
-def _check(
-    schedule: Schedule, positive: Sequence[str] = (), non_negative: Sequence[str] = (), real: Sequence[str] = ()
-) -> None:
-    """Checks the fields of a schedule by the range that each is in."""
-    for names, allowed in ((positive, arguments.POSITIVE), (non_negative, arguments.NON_NEGATIVE), (real, None)):
-        for name in names:
-            value = getattr(schedule, name)
-            if not arguments.is_number(value):
-                raise TypeError(f"{name} must be a number; got {value!r} ({type(value).__name__})")
-            if not math.isfinite(value) or (allowed is not None and value not in allowed):
-                raise ValueError(f"{name} must be {allowed or 'a finite number'}; got {value!r}")
-            object.__setattr__(schedule, name, value if isinstance(value, int | float) else value.item())
+from optchain.core import arguments
+from optchain.schedules.base import Schedule, check_fields, check_numbers
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -82,7 +32,7 @@ class ExponentialDecay(Schedule):
     staircase: bool = False
 
     def __post_init__(self) -> None:
-        _check(self, positive=["decay_steps", "decay_rate"], non_negative=["initial_learning_rate"])
+        check_fields(self, positive=["decay_steps", "decay_rate"], non_negative=["initial_learning_rate"])
         arguments.check_bool("staircase", self.staircase)
 
     def value(self, step: jax.Array) -> jax.Array:
@@ -112,7 +62,7 @@ class InverseTimeDecay(Schedule):
     staircase: bool = False
 
     def __post_init__(self) -> None:
-        _check(self, positive=["decay_steps"], non_negative=["initial_learning_rate", "decay_rate"])
+        check_fields(self, positive=["decay_steps"], non_negative=["initial_learning_rate", "decay_rate"])
         arguments.check_bool("staircase", self.staircase)
 
     def value(self, step: jax.Array) -> jax.Array:
@@ -141,8 +91,8 @@ class PiecewiseConstantDecay(Schedule):
     values: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "boundaries", _numbers("boundaries", self.boundaries))
-        object.__setattr__(self, "values", _numbers("values", self.values))
+        object.__setattr__(self, "boundaries", check_numbers("boundaries", self.boundaries))
+        object.__setattr__(self, "values", check_numbers("values", self.values))
         if len(self.values) != len(self.boundaries) + 1:
             raise ValueError(
                 f"values must have one more entry than boundaries; got {len(self.values)} values and "
@@ -184,7 +134,7 @@ class PolynomialDecay(Schedule):
     cycle: bool = False
 
     def __post_init__(self) -> None:
-        _check(self, ["decay_steps", "power"], ["initial_learning_rate", "end_learning_rate"])
+        check_fields(self, ["decay_steps", "power"], ["initial_learning_rate", "end_learning_rate"])
         arguments.check_bool("cycle", self.cycle)
 
     def value(self, step: jax.Array) -> jax.Array:
@@ -230,9 +180,9 @@ class CosineDecay(Schedule):
     warmup_steps: float = 0
 
     def __post_init__(self) -> None:
-        _check(self, positive=["decay_steps"], non_negative=["initial_learning_rate", "alpha", "warmup_steps"])
+        check_fields(self, positive=["decay_steps"], non_negative=["initial_learning_rate", "alpha", "warmup_steps"])
         if self.warmup_target is not None:
-            _check(self, non_negative=["warmup_target"])
+            check_fields(self, non_negative=["warmup_target"])
 
     def value(self, step: jax.Array) -> jax.Array:
         if self.warmup_target is None:
@@ -275,7 +225,7 @@ class CosineDecayRestarts(Schedule):
     alpha: float = 0.0
 
     def __post_init__(self) -> None:
-        _check(self, ["first_decay_steps", "t_mul", "m_mul"], ["initial_learning_rate", "alpha"])
+        check_fields(self, ["first_decay_steps", "t_mul", "m_mul"], ["initial_learning_rate", "alpha"])
 
     def value(self, step: jax.Array) -> jax.Array:
         elapsed = step / self.first_decay_steps
@@ -315,7 +265,7 @@ class LinearWarmupDecay(Schedule):
     end: float = 0.0
 
     def __post_init__(self) -> None:
-        _check(self, positive=["total_steps"], non_negative=["peak", "warmup_steps", "end"])
+        check_fields(self, positive=["total_steps"], non_negative=["peak", "warmup_steps", "end"])
         if self.warmup_steps >= self.total_steps:
             raise ValueError(f"warmup_steps must be below total_steps; got {self.warmup_steps} and {self.total_steps}")
 
@@ -324,66 +274,3 @@ class LinearWarmupDecay(Schedule):
         remaining = (self.total_steps - step) / (self.total_steps - self.warmup_steps)
         decaying = self.end + (self.peak - self.end) * jnp.maximum(remaining, 0.0)
         return jnp.where(step < self.warmup_steps, warming, decaying)
-
-
-@dataclasses.dataclass(frozen=True, repr=False)
-class Scaled(Schedule):
-    """A schedule times a constant; `schedule * 0.5` builds it.
-
-    Example:
-      >>> import optchain
-      >>> float((optchain.schedules.PolynomialDecay(1.0, 10, 0.0) * 0.5)(0))
-      0.5
-    """
-
-    schedule: ScheduleFunction
-    factor: float
-
-    def __post_init__(self) -> None:
-        _check(self, non_negative=["factor"])
-
-    def __call__(self, step: Step) -> jax.Array:
-        return jnp.asarray(self.schedule(step), trees.default_float()) * self.factor
-
-    def __repr__(self) -> str:
-        return f"{self.schedule!r} * {self.factor!r}"
-
-
-@dataclasses.dataclass(frozen=True, repr=False)
-class LegacyDecay(Schedule):
-    """`schedule(step) / (1 + decay · step)`: what the `decay` of Keras's legacy optimizers makes of a schedule.
-
-    Example:
-      >>> import optchain
-      >>> schedule = optchain.schedules.PolynomialDecay(1.0, 10, 1.0)
-      >>> float(optchain.schedules.LegacyDecay(schedule, decay=1.0)(1))
-      0.5
-    """
-
-    schedule: ScheduleFunction
-    decay: float
-
-    def __post_init__(self) -> None:
-        _check(self, non_negative=["decay"])
-
-    def __call__(self, step: Step) -> jax.Array:
-        floating = jnp.asarray(step, trees.default_float())
-        return jnp.asarray(self.schedule(step), trees.default_float()) / (1 + self.decay * floating)
-
-
-def legacy_decay(learning_rate: Hyperparam, decay: float) -> Schedule:
-    """The learning rate under the legacy `decay`: `learning_rate / (1 + decay · step)`, the step counted per batch."""
-    if callable(learning_rate):
-        return LegacyDecay(cast(ScheduleFunction, learning_rate), decay)
-    if not arguments.is_number(learning_rate):
-        raise TypeError(f"with decay, learning_rate must be a number or a schedule; got {learning_rate!r}")
-    return InverseTimeDecay(float(learning_rate), 1, decay)
-
-
-def _numbers(name: str, values: Any) -> tuple[float, ...]:
-    if isinstance(values, str) or not isinstance(values, Sequence) or not all(map(arguments.is_number, values)):
-        raise TypeError(f"{name} must be a sequence of numbers; got {values!r}")
-    for value in values:
-        if value not in arguments.NON_NEGATIVE:
-            raise ValueError(f"{name} must be finite numbers >= 0; got {value!r}")
-    return tuple(value if isinstance(value, int | float) else value.item() for value in values)
