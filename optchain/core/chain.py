@@ -248,6 +248,7 @@ _FORBIDDEN: list[tuple[Stage, Stage, str]] = [
     ("clip", "unscale", "the threshold would apply to gradients that are still scaled"),
     ("second_moment", "unscale", "a rule that divides by the gradient's own size cancels the scale"),
     ("learning_rate", "unscale", "the updates are not gradients any more"),
+    ("varying_window", "average", "it could not count updates. Put it inside the gate"),
     ("projection", "average", "the average would take the parameters out of the projection"),
 ]
 
@@ -265,7 +266,6 @@ def _check_stages(links: list[Transformation]) -> None:
 def _stages(links: list[Transformation] | tuple[Transformation, ...]) -> Iterator[tuple[str, Stage]]:
     """What each link does, in the order in which they run, chains and gates opened."""
     for link in links:
+        yield from _stages(link.links)
         if link.stage:
             yield link.name, link.stage
-        else:
-            yield from _stages(link.links)

@@ -7,7 +7,7 @@ import jax
 from jax import lax
 
 from optchain.core import trees
-from optchain.core.transformation import State, Transformation
+from optchain.core.transformation import Stage, State, Transformation
 from optchain.core.trees import Tree
 
 Decision = tuple[jax.Array, Callable[[], Tree | trees.Scaled], dict[str, Any]]
@@ -21,6 +21,7 @@ def gate(
     fields: Iterable[str],
     flush: Callable[[dict[str, Any]], Decision] | None = None,
     takes: Iterable[str] = (),
+    stage: Stage | None = None,
 ) -> Transformation:
     """A gate from its decision.
 
@@ -80,6 +81,7 @@ def gate(
         optional_fields=["inner"],
         links=(inner,),
         takes=takes,
+        stage=stage,
         takes_scaled=True,
     )
 

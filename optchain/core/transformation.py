@@ -27,7 +27,9 @@ from optchain.core.trees import Tree
 
 State: TypeAlias = Any
 Kind: TypeAlias = Literal["gradient", "gate", "parameter"]
-Stage: TypeAlias = Literal["unscale", "clip", "second_moment", "learning_rate", "decay", "average", "projection"]
+Stage: TypeAlias = Literal[
+    "unscale", "clip", "second_moment", "learning_rate", "decay", "varying_window", "average", "projection"
+]
 
 
 class Transformation(optax.GradientTransformationExtraArgs):

@@ -1,7 +1,7 @@
 """Accumulation of gradients over several calls."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -23,10 +23,14 @@ class AccumulateState(TypedDict):
     grads: Tree
     """Their weighted sum."""
     inner: State
+    updates: NotRequired[jax.Array]
+    """Where `steps` is a schedule, the number of updates made, int32."""
 
 
 @register
-def accumulate(inner: optax.GradientTransformation, steps: int, *, accumulator_dtype: Any = None) -> Transformation:
+def accumulate(
+    inner: optax.GradientTransformation, steps: int | Callable[[jax.Array], Any], *, accumulator_dtype: Any = None
+) -> Transformation:
     """Runs `inner` once in `steps` calls, on the mean of their gradients. A gate.
 
         grads ← Σ weight · g,    inner runs on grads / Σ weight
@@ -42,7 +46,8 @@ def accumulate(inner: optax.GradientTransformation, steps: int, *, accumulator_d
 
     Args:
       inner: what runs on the mean: a transformation of optchain or Optax. Clipping belongs inside, to act on the mean.
-      steps: the number of calls an update is made of, >= 1.
+      steps: the number of calls an update is made of, >= 1; or a schedule of it, a callable of the number of updates made
+        so far, whose value is rounded. An average around such a gate is refused: it could not count updates.
       accumulator_dtype: the dtype of the accumulator; float32 or wider if None.
 
     Returns:
@@ -60,16 +65,22 @@ def accumulate(inner: optax.GradientTransformation, steps: int, *, accumulator_d
       Array([-2.], dtype=float32)
     """
     gated = as_transformation(inner, "inner")
-    steps = arguments.check_integer("steps", steps, minimum=1)
+    varying = callable(steps)
+    if not varying:
+        steps = arguments.check_integer("steps", steps, minimum=1)
     dtype = arguments.check_dtype("accumulator_dtype", accumulator_dtype)
 
     def init(params: Tree) -> dict[str, Any]:
         zero = jnp.zeros((), trees.default_float())
-        return {"count": jnp.zeros((), jnp.int32), "weight": zero, "grads": trees.zeros_like(params, dtype)}
+        updates = {"updates": jnp.zeros((), jnp.int32)} if varying else {}
+        return {"count": jnp.zeros((), jnp.int32), "weight": zero, "grads": trees.zeros_like(params, dtype), **updates}
+
+    def window(state: dict[str, Any]) -> Any:
+        return jnp.maximum(jnp.round(steps(state["updates"])).astype(jnp.int32), 1) if callable(steps) else steps
 
     def decide(grads: Tree, state: dict[str, Any], extra: Mapping[str, Any]) -> Decision:
         weight = extra.get("weight")
-        first, last = state["count"] == 0, state["count"] == steps - 1
+        first, last = state["count"] == 0, state["count"] + 1 >= window(state)
 
         def add(g: jax.Array, total: jax.Array) -> jax.Array:
             g = trees.wide(g)
@@ -79,14 +90,23 @@ def accumulate(inner: optax.GradientTransformation, steps: int, *, accumulator_d
         sums = jax.tree.map(add, trees.force(grads), state["grads"])
         total = _kept(first, state["weight"]) + trees.cast(1.0 if weight is None else weight, state["weight"])
         count = _kept(last, state["count"] + 1)
-        own = {"count": count, "weight": total, "grads": trees.cast_tree(sums, state["grads"])}
+        own = {"count": count, "weight": total, "grads": trees.cast_tree(sums, state["grads"]), **counted(state, last)}
         return last, _mean(sums, total), own
 
     def flush(state: dict[str, Any]) -> Decision:
-        own = {**{name: state[name] for name in ("weight", "grads")}, "count": jnp.zeros_like(state["count"])}
-        return state["count"] > 0, _mean(state["grads"], state["weight"]), own
+        held = state["count"] > 0
+        kept = {name: state[name] for name in ("weight", "grads")}
+        own = {**kept, "count": jnp.zeros_like(state["count"]), **counted(state, held)}
+        return held, _mean(state["grads"], state["weight"]), own
 
-    return gate(gated, init, decide, fields=["count", "weight", "grads"], flush=flush, takes=["weight"])
+    def counted(state: dict[str, Any], updates: jax.Array) -> dict[str, Any]:
+        if not varying:
+            return {}
+        return {"updates": jnp.where(updates, trees.increment(state["updates"]), state["updates"])}
+
+    fields = ["count", "weight", "grads", *["updates"] * varying]
+    stage = "varying_window" if varying else None
+    return gate(gated, init, decide, fields=fields, flush=flush, takes=["weight"], stage=stage)
 
 
 def _kept(reset: jax.Array, value: jax.Array) -> jax.Array:
