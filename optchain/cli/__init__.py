@@ -1,0 +1,47 @@
+"""The command line: `optchain train`. Needs `pip install "optchain[demo]"`."""
+
+import sys
+from collections.abc import Sequence
+from typing import Any, cast
+
+from optchain.cli.errors import UserError
+
+INTERRUPTED = 130  # what a shell reports for a program that SIGINT ended
+MISTAKE = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit code. A mistake gets one line on stderr and code 2, never a traceback."""
+    try:
+        import typer
+
+        from optchain.cli.app import app
+    except ModuleNotFoundError as error:
+        return _fail(_missing(error))
+    # What all of typer's usage errors have in common has no public name, and moved between its versions.
+    usage_error = cast(type[Exception], typer.BadParameter.__mro__[2])
+    try:
+        code = typer.main.get_command(app).main(arguments, "optchain", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except (KeyboardInterrupt, typer.Abort):
+        return INTERRUPTED
+    except usage_error as error:
+        message = cast(Any, error).format_message()
+        return _fail(message) if message else MISTAKE  # without a command typer shows the help, and has nothing to add
+    except ModuleNotFoundError as error:
+        return _fail(_missing(error))
+    except (UserError, OSError) as error:
+        return _fail(str(error))
+
+
+def _missing(error: ModuleNotFoundError) -> str:
+    """What to install; an error that is no missing package is raised on."""
+    package = (error.name or "").partition(".")[0]
+    if package in ("", "optchain"):
+        raise error
+    return f'this command needs {package}, which is not installed: pip install "optchain[demo]"'
+
+
+def _fail(message: str) -> int:
+    sys.stderr.write(f"optchain: {' '.join(message.split())}\n")
+    return MISTAKE

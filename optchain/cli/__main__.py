@@ -1,0 +1,5 @@
+import sys
+
+from optchain.cli import main
+
+sys.exit(main())

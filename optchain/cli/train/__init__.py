@@ -1,0 +1,1 @@
+"""`optchain train`: a run on handwritten digits, with its record, its checkpoints and its report."""

@@ -1,0 +1,217 @@
+"""`optchain train`."""
+
+import dataclasses
+import shlex
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from optchain.cli.errors import UserError
+from optchain.cli.train.settings import DEFAULT_LEARNING_RATES, DEFAULT_STEPS, Optimizer, Settings, Shape
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from optchain.cli.train.loop import Run
+
+DEFAULT_OUT = Path("runs/digits")
+RATES = ", ".join(f"{rate} for {optimizer.value}" for optimizer, rate in DEFAULT_LEARNING_RATES.items())
+
+
+def train(
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            help="Batches from the beginning of the run; two make one update. With --resume, the total to train on to.",
+            show_default=str(DEFAULT_STEPS),
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The folder of a new run.", show_default=str(DEFAULT_OUT), metavar="DIR")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of the split, the weights and the batches.", show_default="0")
+    ] = None,
+    optimizer: Annotated[Optimizer | None, typer.Option(show_default="adamw")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="The constant rate, or the highest of the schedule.", show_default=RATES)
+    ] = None,
+    schedule: Annotated[
+        Shape | None, typer.Option(help="Warmup and half a cosine, or constant.", show_default="cosine")
+    ] = None,
+    schedule_steps: Annotated[
+        int | None, typer.Option(help="The steps that the cosine is laid out over.", show_default="--steps")
+    ] = None,
+    checkpoint_every: Annotated[int | None, typer.Option(help="Steps between checkpoints.", show_default="250")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on with the run in this folder.", show_default=False, metavar="DIR")
+    ] = None,
+) -> None:
+    """Trains a small Flax network on scikit-learn's handwritten digits.
+
+    With clipping by the global norm, weight decay of the kernels alone (adamw), gradient accumulation and an average of
+    the weights. Writes report.png, metrics.jsonl (a line a step) and checkpoints.
+
+    Ctrl-C leaves a checkpoint; --resume DIR goes on from the last one, to the same numbers as if nothing had happened. A run
+    keeps its optimizer, its seed and the shape of its schedule. What you give besides --resume is changed:
+
+    --steps trains on. The schedule stays as it was laid out: beyond its end the rate stays at its last value, 1% of the
+    highest. --schedule-steps lays it out anew.
+
+    --learning-rate sets the rate, or the highest rate of the schedule, which goes on where it was.
+    """
+    options = {
+        "steps": steps,
+        "seed": seed,
+        "optimizer": optimizer,
+        "learning_rate": learning_rate,
+        "schedule": schedule,
+        "schedule_steps": schedule_steps,
+        "checkpoint_every": checkpoint_every,
+    }
+    given = {name: value for name, value in options.items() if value is not None}
+    if resume is not None and out is not None:
+        raise UserError("--out is for a new run, and --resume goes on in the folder that it names: give one of them")
+    folder = resume or out or DEFAULT_OUT
+    try:
+        _train(folder, given, resumed=resume is not None)
+    except KeyboardInterrupt:
+        from optchain.cli.train import checkpoints
+
+        begun = checkpoints.holds_run(folder)
+        typer.echo(f"interrupted; {_how_to_resume(folder) if begun else 'no step was made'}", err=True)
+        raise typer.Exit(130) from None
+
+
+def _train(folder: Path, given: dict[str, Any], resumed: bool) -> None:
+    settings = None if resumed else _chosen(given)  # a mistake is told before anything slow is imported
+
+    import jax
+    from rich.console import Console
+
+    from optchain.cli.train import checkpoints, digits, loop, record, report
+    from optchain.cli.train.interruption import Interruption
+    from optchain.cli.train.progress import say
+
+    console = Console()
+    path = folder / "metrics.jsonl"
+    if settings is None:
+        checkpoint = checkpoints.latest(folder)
+        settings = _changed(folder, checkpoint.settings, checkpoint.step, given)
+        expected = jax.eval_shape(lambda: loop.begin(settings).arrays)
+        run = loop.Run(checkpoint.step, **checkpoints.restore(checkpoint, expected))
+        kept = record.bytes_up_to(path, run.step)
+        nothing_left = ", the last: --steps trains on" if run.step == settings.steps else ""
+        say(console, f"resuming {folder} at step {run.step}{nothing_left}")
+        run = _with_changes(console, run, checkpoint.settings, settings)
+    else:
+        _check_free(folder)
+        run, kept = loop.begin(settings), 0
+    data = digits.load(settings.seed)
+
+    began, first = time.perf_counter(), run.step
+    with Interruption() as stop:
+        if not resumed:
+            # A checkpoint at the very beginning: a run that is killed at any later moment can be resumed.
+            folder.mkdir(parents=True, exist_ok=True)
+            checkpoints.save(folder, 0, run.arrays, settings)
+        with record.Record(path, kept) as lines:
+            run = loop.train(run, settings, data, folder, lines, stop, console)
+    seconds = time.perf_counter() - began
+    if stop.signal is not None:
+        say(console, f"stopped at step {run.step} of {settings.steps}; {_how_to_resume(folder)}")
+        raise typer.Exit(128 + stop.signal)
+
+    accuracies = {name: float(value) for name, value in loop.test_accuracies(run, data).items()}
+    written = record.read(path)
+    report.draw(folder / "report.png", [*written, {"step": run.step, **accuracies}], settings)
+    if run.step > first:
+        say(console, f"steps {first + 1} to {run.step} took {seconds:.1f} s, compilation included")
+    _print_accuracies(console, accuracies, len(data.test_labels))
+    if written and written[-1]["loss"] is None:
+        say(console, "the loss is not finite any more: a lower --learning-rate may help")
+    say(console, f"see {folder / 'report.png'}")
+
+
+def _chosen(given: dict[str, Any]) -> Settings:
+    """The settings of a new run."""
+    rate = DEFAULT_LEARNING_RATES[given.get("optimizer", Settings.optimizer)]
+    horizon = given.get("steps", DEFAULT_STEPS)
+    settings = Settings(**{"learning_rate": rate, "schedule_steps": max(horizon, 1), **given})
+    _check_schedule(settings, given)
+    return settings
+
+
+def _changed(folder: Path, saved: Settings, step: int, given: dict[str, Any]) -> Settings:
+    """The settings of a run that goes on."""
+    for name in ("optimizer", "seed", "schedule"):
+        if given.get(name, getattr(saved, name)) != getattr(saved, name):
+            was = getattr(saved, name)
+            raise UserError(f"--{name} {given[name]}: the run in {folder} has {name} {was}, and keeps it")
+    settings = dataclasses.replace(saved, **given)
+    _check_schedule(settings, given)
+    if settings.steps < step:
+        raise UserError(f"--steps {settings.steps} counts from the beginning, and {folder} is at step {step} already")
+    if settings.steps == step and dataclasses.replace(settings, steps=saved.steps) != saved:
+        raise UserError(f"{folder} is complete at step {step}: a change needs --steps above it")
+    return settings
+
+
+def _check_schedule(settings: Settings, given: dict[str, Any]) -> None:
+    if settings.schedule is Shape.CONSTANT and "schedule_steps" in given:
+        raise UserError("--schedule-steps lays out a cosine, and the schedule is constant")
+
+
+def _check_free(folder: Path) -> None:
+    """Refuses a folder in which there is anything that a new run could spoil."""
+    from optchain.cli.train import checkpoints
+
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--out {folder} is not a folder")
+    if checkpoints.holds_run(folder):
+        raise UserError(f"--out {folder} holds a run: go on with it by --resume {folder}, or choose another folder")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"--out {folder} is not empty: choose another folder")
+
+
+def _with_changes(console: "Console", run: "Run", old: Settings, new: Settings) -> "Run":
+    """The run with what was changed by options, which are said. The count in its state goes on, and so does a schedule."""
+    import optchain
+    from optchain.cli.train import recipe
+    from optchain.cli.train.progress import say
+
+    if new.schedule is Shape.CONSTANT:
+        if new.learning_rate == old.learning_rate:
+            return run
+        say(console, f"learning rate: {old.learning_rate:g} -> {new.learning_rate:g}")
+        return run._replace(state=optchain.set_hyperparams(run.state, learning_rate=new.learning_rate))
+    changes = []
+    if new.learning_rate != old.learning_rate:
+        changes.append(f"its highest {old.learning_rate:g} -> {new.learning_rate:g}")
+    if new.schedule_steps != old.schedule_steps:
+        changes.append(f"the steps of its schedule {old.schedule_steps} -> {new.schedule_steps}")
+    if changes:
+        here = f"{recipe.rate_at(old, run.step):.3g} -> {recipe.rate_at(new, run.step):.3g} from here on"
+        say(console, f"learning rate: {' and '.join(changes)}, so {here}")
+    if new.steps > max(new.schedule_steps, run.step):
+        last = f"{recipe.rate_at(new, new.schedule_steps):.3g}"
+        anew = f"(--schedule-steps {new.steps} lays it out anew)"
+        say(console, f"the schedule ends at step {new.schedule_steps}; after it the rate stays {last} {anew}")
+    return run
+
+
+def _print_accuracies(console: "Console", accuracies: dict[str, float], images: int) -> None:
+    from rich.table import Table
+
+    table = Table("weights", title=f"Test accuracy on {images} images")
+    table.add_column("accuracy", justify="right")
+    table.add_column("errors", justify="right")
+    for name, accuracy in zip(("raw", "averaged"), accuracies.values(), strict=True):
+        table.add_row(name, f"{accuracy:.2%}", str(round((1 - accuracy) * images)))
+    console.print(table)
+
+
+def _how_to_resume(folder: Path) -> str:
+    return f"go on with: optchain train --resume {shlex.quote(str(folder))}"

@@ -1,0 +1,489 @@
+"""`optchain train`: what it promises, and what it does with mistakes."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from optchain.cli import main
+from optchain.cli.train import checkpoints, digits
+
+COMMAND = [sys.executable, "-W", "error", "-m", "optchain.cli", "train"]
+PNG_SIZE = (1800, 1200)
+
+
+def train(*arguments: object) -> None:
+    """A run in this process, which has to succeed."""
+    assert main(["train", *map(str, arguments)]) == 0
+
+
+def start(*arguments: object, **environment: str) -> subprocess.Popen[str]:
+    command = [*COMMAND, *map(str, arguments)]
+    env = os.environ | environment
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def arrays(folder: Path) -> dict[str, np.ndarray]:
+    """Everything in the last checkpoint, by path, read by Orbax alone."""
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        path = checkpoints.latest(folder).path / "arrays"
+        tree = checkpointer.metadata(path).item_metadata.tree
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        restored = checkpointer.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+    return {jax.tree_util.keystr(path): array for path, array in jax.tree.leaves_with_path(restored)}
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    assert (one / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
+    first, second = arrays(one), arrays(other)
+    assert first.keys() == second.keys()
+    assert len(first) > 20
+    for name, array in first.items():
+        assert array.tobytes() == second[name].tobytes(), name
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+    return {str(path): path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))}
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of 60 steps, to look at."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    train("--out", folder, "--steps", 60, "--checkpoint-every", 25)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 800 steps that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("long") / "run"
+    train("--out", folder, "--steps", 800)
+    return folder
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run, to spoil."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+# What a run gives -----------------------------------------------------------------------------------------------------
+
+
+def test_the_defaults_classify_97_percent_of_the_test_images_with_raw_and_averaged_weights(tmp_path: Path):
+    began = time.monotonic()
+    process = start("--out", tmp_path / "run")
+    output, errors = process.communicate()
+    assert (process.returncode, errors) == (0, "")
+    assert time.monotonic() - began < 90
+    shown = [float(percent) for percent in re.findall(r"([\d.]+)%", output)]
+    assert len(shown) == 2
+    assert min(shown) >= 97
+    last = lines(tmp_path / "run")[-1]
+    assert last["step"] == 1000
+    assert min(last["test_accuracy"], last["test_accuracy_averaged"]) >= 0.97
+    # Not a terminal: plain lines, none of what draws a bar.
+    assert "\x1b" not in output
+    assert "\r" not in output
+    assert len(re.findall(r"^step +\d+/1000  loss [\d.]+ +rate [\d.e-]+ +gradient [\d.]+$", output, re.M)) == 10
+
+
+def test_a_line_of_metrics_is_written_for_every_step(finished: Path):
+    written = lines(finished)
+    assert [line["step"] for line in written] == list(range(1, 61))
+    for line in written:
+        keys = ["step", "loss", "learning_rate"]
+        keys += ["gradient_norm"] if line["step"] % 2 == 0 else []  # two batches make one update
+        keys += ["test_accuracy", "test_accuracy_averaged"] if line["step"] % 20 == 0 else []
+        assert list(line) == keys
+    assert written[0]["learning_rate"] == 0
+    assert max(line["learning_rate"] for line in written) == 0.003
+    assert written[-1]["loss"] < written[0]["loss"]
+
+
+def test_the_report_is_a_picture_of_the_promised_size(finished: Path):
+    from matplotlib.image import imread
+
+    header = (finished / "report.png").read_bytes()[:24]
+    assert header[:8] == b"\x89PNG\r\n\x1a\n"
+    assert struct.unpack(">II", header[16:]) == PNG_SIZE
+    pixels = imread(finished / "report.png")[..., :3]
+    panels = [half for row in np.split(pixels, 2) for half in np.split(row, 2, axis=1)]
+    assert all(panel.std() > 0.05 for panel in panels)
+
+
+def test_the_last_two_checkpoints_are_kept_and_say_what_they_are(finished: Path):
+    assert sorted(path.name for path in (finished / "checkpoints").iterdir()) == ["50", "60"]
+    about = json.loads((finished / "checkpoints" / "60" / "settings.json").read_text())
+    assert about["step"] == 60
+    assert about["settings"]["optimizer"] == "adamw"
+    assert about["arrays"]["params/dense_1/kernel"] == "float32[64, 256]"
+
+
+def test_batches_depend_on_seed_and_step_alone_and_an_epoch_has_every_image_once():
+    data = digits.load(seed=3)
+    assert len(data.train_labels) == 1437
+    assert np.ptp(np.bincount(data.test_labels)) <= 3  # stratified
+    later = digits.batch(data, seed=3, step=30, size=64)
+    epoch = [digits.batch(data, seed=3, step=step, size=64)[0] for step in range(22)]
+    again = digits.batch(data, seed=3, step=30, size=64)
+    assert all((one == other).all() for one, other in zip(later, again, strict=True))
+    assert not (later[0] == digits.batch(data, seed=4, step=30, size=64)[0]).all()
+    drawn = np.unique(np.concatenate(epoch), axis=0)
+    assert len(drawn) == 22 * 64
+
+
+def test_a_diverging_run_says_so_and_still_draws_its_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    train("--out", tmp_path / "run", "--steps", 20, "--optimizer", "sgd", "--learning-rate", 1e30)
+    assert "the loss is not finite any more" in capsys.readouterr().out
+    assert lines(tmp_path / "run")[-1]["loss"] is None
+    assert (tmp_path / "run" / "report.png").stat().st_size > 10_000
+
+
+def test_a_single_step_makes_a_run(tmp_path: Path):
+    train("--out", tmp_path / "run", "--steps", 1)
+    assert len(lines(tmp_path / "run")) == 1
+
+
+def test_on_a_terminal_without_colours_the_bar_has_none(tmp_path: Path):
+    environment = {"FORCE_COLOR": "1", "TERM": "xterm-256color", "NO_COLOR": "1", "COLUMNS": "100"}
+    process = start("--out", tmp_path / "run", "--steps", 60, **environment)
+    output, errors = process.communicate()
+    assert (process.returncode, errors) == (0, "")
+    assert re.search(r"60/60 loss [\d.]+ +rate [\d.e-]+ +gradient [\d.]+", output)
+    assert "\x1b[" in output  # the bar moves
+    assert not re.search(r"\x1b\[[\d;]*(?:3\d|4\d|9\d)(?:;[\d;]*)?m", output)
+
+
+# Going on -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [["adamw", "cosine"], ["adam", "constant"], ["sgd", "cosine"]])
+def test_a_resumed_run_has_the_numbers_of_an_uninterrupted_one(options: list[str], tmp_path: Path):
+    optimizer, schedule = options
+    common = ["--optimizer", optimizer, "--schedule", schedule, "--seed", 7]
+    train("--out", tmp_path / "whole", "--steps", 90, *common)
+    # At 37 an update is half accumulated, and neither a checkpoint nor an evaluation is due.
+    laid_out = ["--schedule-steps", 90] if schedule == "cosine" else []
+    train("--out", tmp_path / "halves", "--steps", 37, *common, *laid_out)
+    train("--resume", tmp_path / "halves", "--steps", 90)
+    assert_same_run(tmp_path / "whole", tmp_path / "halves")
+
+
+def test_ctrl_c_leaves_a_checkpoint_from_which_the_run_goes_on_as_if_nothing_had_happened(long: Path, tmp_path: Path):
+    folder = tmp_path / "run"
+    process = start("--out", folder, "--steps", 800)
+    wait_for(lambda: (folder / "metrics.jsonl").exists() and len(lines_so_far(folder)) > 100, process)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate()
+    assert process.returncode == 130, (output, errors)
+    stopped = checkpoints.latest(folder).step
+    assert 100 < stopped < 800
+    resuming = f"stopped at step {stopped} of 800; go on with: optchain train --resume {folder}"
+    assert output.splitlines()[-1] == resuming
+    assert errors == ""
+    assert len(lines(folder)) == stopped
+    train("--resume", folder)
+    assert_same_run(folder, long)
+
+
+def test_a_kill_at_any_moment_leaves_the_last_complete_checkpoint(long: Path, tmp_path: Path):
+    folder = tmp_path / "run"
+    process = start("--out", folder, "--steps", 800, "--checkpoint-every", 3)  # writes checkpoints most of the time
+    wait_for(lambda: (folder / "checkpoints" / "30").exists(), process)
+    process.kill()
+    process.communicate()
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 799, "lo')  # a line that the kill tore
+    (folder / "checkpoints" / ".799.partial").mkdir(exist_ok=True)
+    assert 30 <= checkpoints.latest(folder).step < 800
+    train("--resume", folder, "--checkpoint-every", 500)
+    assert_same_run(folder, long)
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["500", "800"]
+
+
+def lines_so_far(folder: Path) -> list[str]:
+    return (folder / "metrics.jsonl").read_text().splitlines()
+
+
+def test_another_learning_rate_on_resume_is_said_and_scales_the_rest_of_the_schedule(
+    run: Path, finished: Path, capsys: pytest.CaptureFixture[str]
+):
+    shutil.rmtree(run / "checkpoints" / "60")  # back to step 50
+    train("--resume", run, "--learning-rate", 0.0015)
+    said = capsys.readouterr().out
+    assert f"resuming {run} at step 50" in said
+    assert "learning rate: its highest 0.003 -> 0.0015, so 0.000274 -> 0.000137 from here on" in said
+    before, after = lines(finished), lines(run)
+    assert after[:50] == before[:50]
+    for old, new in zip(before[50:], after[50:], strict=True):
+        assert new["learning_rate"] == pytest.approx(old["learning_rate"] / 2, rel=1e-5)
+
+
+def test_another_learning_rate_on_resume_is_said_and_set_where_the_rate_is_constant(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    train("--out", tmp_path / "run", "--steps", 10, "--schedule", "constant")
+    train("--resume", tmp_path / "run", "--steps", 20, "--learning-rate", 0.001)
+    assert "learning rate: 0.003 -> 0.001" in capsys.readouterr().out
+    train("--resume", tmp_path / "run", "--steps", 30)  # and it stays
+    assert "->" not in capsys.readouterr().out
+    assert [line["learning_rate"] for line in lines(tmp_path / "run")] == [0.003] * 10 + [0.001] * 20
+
+
+def test_steps_beyond_the_schedule_run_at_its_last_rate_unless_it_is_laid_out_anew(
+    run: Path, capsys: pytest.CaptureFixture[str]
+):
+    train("--resume", run, "--steps", 70)
+    assert "the schedule ends at step 60; after it the rate stays 3e-05" in capsys.readouterr().out
+    assert [line["learning_rate"] for line in lines(run)[60:]] == pytest.approx([3e-5] * 10)
+    train("--resume", run, "--steps", 80, "--schedule-steps", 160)
+    assert "the steps of its schedule 60 -> 160, so 3e-05 -> 0.00" in capsys.readouterr().out
+    assert lines(run)[-1]["learning_rate"] > 0.001
+
+
+def test_resuming_a_complete_run_draws_its_report_and_changes_nothing_else(run: Path):
+    (run / "report.png").unlink()
+    before = contents(run)
+    train("--resume", run)
+    after = contents(run)
+    assert after.pop(str(run / "report.png")) is not None
+    assert after == before
+
+
+def test_a_run_lives_in_a_folder_of_any_name(tmp_path: Path):
+    folder = tmp_path / "a run [1] * über ünits"
+    train("--out", folder, "--steps", 10)
+    train("--resume", folder, "--steps", 12)
+    assert len(lines(folder)) == 12
+
+
+# Mistakes -------------------------------------------------------------------------------------------------------------
+
+
+def refused(arguments: list[object], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line that a mistake gets."""
+    capsys.readouterr()
+    assert main(list(map(str, arguments))) == 2
+    output, errors = capsys.readouterr()
+    assert output == ""
+    assert re.fullmatch(r"optchain: [^\n]+\n", errors)
+    return errors
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--steps", 0], "--steps must be at least 1; got 0"),
+        (["--steps", -5], "--steps must be at least 1; got -5"),
+        (["--steps", "many"], "'--steps'"),
+        (["--seed", -1], "--seed must be between 0 and 4294967295; got -1"),
+        (["--seed", 2**32], "--seed must be between"),
+        (["--learning-rate", 0], "--learning-rate must be a finite number above 0; got 0.0"),
+        (["--learning-rate", "nan"], "--learning-rate must be a finite number above 0; got nan"),
+        (["--learning-rate", "inf"], "--learning-rate must be"),
+        (["--optimizer", "lamb"], "lamb"),
+        (["--schedule", "linear"], "linear"),
+        (["--schedule-steps", 0], "--schedule-steps must be at least 1; got 0"),
+        (["--schedule", "constant", "--schedule-steps", 10], "--schedule-steps lays out a cosine"),
+        (["--checkpoint-every", 0], "--checkpoint-every must be at least 1; got 0"),
+        (["--stpes", 10], "--stpes"),
+        (["digits"], "digits"),
+    ],
+)
+def test_a_bad_option_is_refused_and_nothing_is_written(
+    options: list[object],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.chdir(tmp_path)
+    assert said in refused(["train", *options], capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_command_is_refused(capsys: pytest.CaptureFixture[str]):
+    assert "tarin" in refused(["tarin"], capsys)
+
+
+def test_an_out_that_holds_anything_is_refused_and_left_alone(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    (notes / "todo.txt").write_text("everything")
+    before = contents(tmp_path)
+    assert f"holds a run: go on with it by --resume {run}" in refused(["train", "--out", run], capsys)
+    assert "is not empty" in refused(["train", "--out", notes], capsys)
+    assert "is not a folder" in refused(["train", "--out", notes / "todo.txt"], capsys)
+    assert "todo.txt" in refused(["train", "--out", notes / "todo.txt" / "run"], capsys)
+    assert contents(tmp_path) == before
+
+
+def no_folder(run: Path) -> None:
+    shutil.rmtree(run)
+
+
+def no_checkpoint(run: Path) -> None:
+    shutil.rmtree(run / "checkpoints")
+
+
+def unfinished_checkpoints(run: Path) -> None:
+    for step in ("50", "60"):
+        (run / "checkpoints" / step).rename(run / "checkpoints" / f".{step}.partial")
+
+
+def foreign_checkpoint(run: Path) -> None:
+    shutil.rmtree(run / "checkpoints")
+    with ocp.CheckpointManager(run / "checkpoints") as manager:
+        manager.save(7, args=ocp.args.StandardSave({"params": np.ones(3)}))
+
+
+def other_arrays(run: Path) -> None:
+    settings = checkpoints.latest(run).settings
+    checkpoints.save(run, 61, {"params": {"dense_1": np.ones(3)}}, settings)
+
+
+def flipped_byte(run: Path) -> None:
+    file = max((run / "checkpoints" / "60" / "arrays").rglob("*"), key=lambda path: path.stat().st_size)
+    damaged = bytearray(file.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    file.write_bytes(damaged)
+
+
+def missing_file(run: Path) -> None:
+    (run / "checkpoints" / "60" / "arrays" / "manifest.ocdbt").unlink()
+
+
+def torn_settings(run: Path) -> None:
+    file = run / "checkpoints" / "60" / "settings.json"
+    file.write_text(file.read_text()[:300])
+
+
+def other_settings(run: Path) -> None:
+    file = run / "checkpoints" / "60" / "settings.json"
+    file.write_text(file.read_text().replace('"clip_norm"', '"clip_value"'))
+
+
+def other_version(run: Path) -> None:
+    file = run / "checkpoints" / "60" / "settings.json"
+    file.write_text(file.read_text().replace('"version": 1', '"version": 99'))
+
+
+def damaged_metrics(run: Path) -> None:
+    file = run / "metrics.jsonl"
+    file.write_text(file.read_text().replace('{"step": 9,', "{step 9,"))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (no_folder, "there is no such folder"),
+        (no_checkpoint, "holds no checkpoint"),
+        (unfinished_checkpoints, "holds no checkpoint"),
+        (foreign_checkpoint, "was not written by this version of optchain train"),
+        (other_arrays, "does not fit this program: params/dense_1 is float64[3] there and unknown here"),
+        (flipped_byte, "the checkpoint is damaged"),
+        (missing_file, "the checkpoint is damaged"),
+        (torn_settings, "was not written by this version of optchain train: JSONDecodeError"),
+        (other_settings, "the settings clip_norm, clip_value are missing or unknown"),
+        (other_version, "was not written by this version of optchain train"),
+        (damaged_metrics, "line 9 of"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_folder_that_cannot_be_resumed_is_refused_and_left_alone(
+    spoil: Callable[[Path], None], said: str, run: Path, capsys: pytest.CaptureFixture[str]
+):
+    spoil(run)
+    before = contents(run.parent)
+    assert said in refused(["train", "--resume", run, "--steps", 70], capsys)
+    assert contents(run.parent) == before
+
+
+def test_a_damaged_checkpoint_can_be_removed_to_go_on_from_the_one_before(
+    run: Path, finished: Path, capsys: pytest.CaptureFixture[str]
+):
+    flipped_byte(run)
+    damaged = run / "checkpoints" / "60"
+    assert f"remove {damaged} to go on from step 50" in refused(["train", "--resume", run], capsys)
+    shutil.rmtree(damaged)
+    train("--resume", run)
+    assert_same_run(run, finished)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--seed", 1], "has seed 0, and keeps it"),
+        (["--optimizer", "sgd"], "has optimizer adamw, and keeps it"),
+        (["--schedule", "constant"], "has schedule cosine, and keeps it"),
+        (["--steps", 59], "is at step 60 already"),
+        (["--steps", 0], "--steps must be at least 1"),
+        (["--learning-rate", 0.1], "is complete at step 60"),
+        (["--out", "elsewhere"], "give one of them"),
+    ],
+)
+def test_a_change_that_a_resumed_run_cannot_have_is_refused(
+    options: list[object], said: str, run: Path, capsys: pytest.CaptureFixture[str]
+):
+    before = contents(run.parent)
+    assert said in refused(["train", "--resume", run, *options], capsys)
+    assert contents(run.parent) == before
+
+
+@pytest.mark.parametrize("package", ["typer", "sklearn", "orbax"])
+def test_a_missing_package_is_named_with_the_extra_that_brings_it(package: str, tmp_path: Path):
+    code = f"import sys; sys.modules[{package!r}] = None; from optchain.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", code, "train"]
+    process = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert process.returncode == 2
+    assert re.fullmatch(rf'optchain: [^\n]*{package}[^\n]* pip install "optchain\[demo\]"\n', process.stderr)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def interrupted_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(seed: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(digits, "load", interrupt)
+
+
+@pytest.mark.usefixtures("interrupted_at_once")
+def test_ctrl_c_before_the_first_step_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["train", "--out", str(tmp_path / "run")]) == 130
+    assert capsys.readouterr().err == "interrupted; no step was made\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_documents_what_resuming_keeps_and_changes(capsys: pytest.CaptureFixture[str]):
+    assert main(["train", "--help"]) == 0
+    shown = capsys.readouterr().out
+    for word in ("--steps", "--resume", "--learning-rate", "--schedule-steps", "Ctrl-C", "The schedule stays"):
+        assert word in shown
