@@ -152,3 +152,18 @@ def check_identifier(name: str, value: Any) -> str:
     if not value.isidentifier():
         raise ValueError(f"{name} must be an identifier (letters, digits, underscores); got {value!r}")
     return value
+
+
+def check_axis_name(value: Any) -> str | tuple[str, ...] | None:
+    """The name of a mesh axis, several, or None."""
+    names = value if isinstance(value, tuple) else (value,)
+    if value is not None and not all(isinstance(name, str) for name in names):
+        raise TypeError(f"axis_name must be a string, a tuple of strings or None; got {value!r}")
+    return value
+
+
+def check_values(name: str, values: Any) -> None:
+    """Requires every number of a concrete array to lie in the range of its name, if the name has one."""
+    if name in RANGES and not is_traced(values):
+        for number in np.ravel(np.asarray(values)):
+            check_range(name, number)

@@ -179,8 +179,6 @@ def _named(links: tuple[Link, ...]) -> list[Transformation]:
     chosen = [name for name, _ in pairs if name is not None]
     for name in chosen:
         arguments.check_identifier("the name of a link", name)
-        if name in RESERVED:
-            raise ValueError(f"the name of a link must not be one of {sorted(RESERVED)}; got {name!r}")
         if chosen.count(name) > 1:
             raise ValueError(f"two links of the chain are named {name!r}")
     taken, named = set(chosen), list[Transformation]()
@@ -188,6 +186,9 @@ def _named(links: tuple[Link, ...]) -> list[Transformation]:
         made = _as_link(link, position, name or "optax")
         named.append(made.renamed(name or _unique(made.name, taken)))
         taken.add(named[-1].name)
+    for link in named:
+        if link.name in RESERVED:
+            raise ValueError(f"the name of a link must not be one of {sorted(RESERVED)}; got {link.name!r}")
     return named
 
 

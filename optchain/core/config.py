@@ -87,6 +87,10 @@ def on_host(value: Any) -> Any:
         return jnp.dtype(value).name
     if isinstance(value, jax.Array) and not arguments.is_traced(value):
         value = np.array(value)
+    if type(value) in (list, tuple):
+        return type(value)(map(on_host, value))
+    if type(value) is dict:
+        return {key: on_host(item) for key, item in value.items()}
     if isinstance(value, np.ndarray):
         value = value.copy()
         value.flags.writeable = False
@@ -97,7 +101,7 @@ def freeze(value: Any) -> Any:
     """A hashable stand-in that is equal for equal configurations."""
     match value:
         case dict():
-            return ("dict", tuple((key, freeze(item)) for key, item in value.items()))
+            return ("dict", frozenset((key, freeze(item)) for key, item in value.items()))
         case list() | tuple() if not isinstance(value, optax.GradientTransformation):
             return (type(value).__name__, tuple(freeze(item) for item in value))
         case np.ndarray():

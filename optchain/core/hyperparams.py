@@ -50,6 +50,12 @@ class Hyperparams:
             [*["hyperparams"] * bool(self.settable), *["scheduled", "count"] * bool(self.schedules)],
         )
 
+    @property
+    def groups(self) -> dict[str, frozenset[str]]:
+        """The names in each of the state's groups that these hyperparameters need."""
+        groups = {"hyperparams": frozenset(self.settable), "scheduled": frozenset(self.schedules)}
+        return {group: names for group, names in groups.items() if names}
+
     def init(self) -> dict[str, Any]:
         """The state's entries: `hyperparams`, and `scheduled` with the values of step 0 and their `count`."""
         state: dict[str, Any] = {}
@@ -202,9 +208,9 @@ def _replacement(field: Field, value: Any) -> jax.Array:
     shape = jnp.shape(field.value)
     if jnp.shape(value) not in ((), shape):
         raise ValueError(f"{field.name} must have shape {shape}; got an array of shape {jnp.shape(value)}")
-    if field.name in arguments.RANGES and not arguments.is_traced(value):
-        for number in np.ravel(np.asarray(value)):
-            arguments.check_range(field.name, number)
+    arguments.check_values(field.name, value)
+    if isinstance(value, jax.Array) and not arguments.is_traced(value):
+        value = np.asarray(value)  # the new value goes where the old one was, not where this one is
     new = jnp.broadcast_to(jnp.array(value, trees.dtype_of(field.value), copy=True), shape)
     if isinstance(field.value, jax.Array) and not arguments.is_traced(field.value) and not arguments.is_traced(new):
         # An uncommitted scalar must stay uncommitted, or the jitted step would be compiled again.

@@ -85,7 +85,8 @@ def matching(*patterns: str, allow_unmatched: bool = False) -> Matching:
 
 def check_mask(name: str, mask: Any) -> None:
     """Refuses at construction what cannot be a mask: a pattern that was meant for `matching`, a number."""
-    if isinstance(mask, str) or not (callable(mask) or jax.tree.leaves(mask)):
+    # A single bool is what optax.inject_hyperparams makes of a callable that it takes for a schedule.
+    if isinstance(mask, str | bool | np.bool_) or not (callable(mask) or jax.tree.leaves(mask)):
         raise TypeError(f"{name} must be a tree of bools or a callable of the parameters (see matching); got {mask!r}")
     if not callable(mask):
         _check_bools(name, mask)

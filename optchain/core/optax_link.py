@@ -29,7 +29,7 @@ class OptaxLink(Transformation):
         )
 
     def run_init(self, params: Tree) -> State:
-        state = self.inner.init(params)
+        state = self.inner.init(jax.tree.map(lambda p: trees.astype(p, trees.dtype_of(p)), params))
         return {} if state == optax.EmptyState() else state
 
     def run_update(

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from optchain.core import arguments
 from optchain.core.hyperparams import find_settable
 from optchain.core.lookup import MIRRORS, replace_fields
 from optchain.core.trees import Path, path_names
@@ -60,6 +61,8 @@ def sweep(state: Any, values: Mapping[str, Any] | None = None, /, **named: Any) 
         lambda path, leaf: leaf if _is_counter(path) else jnp.repeat(jnp.asarray(leaf)[None], members, axis=0), state
     )
     fields = {key: find_settable(state, key) for key in arrays}
+    for key, field in fields.items():
+        arguments.check_values(field.name, arrays[key])
     return replace_fields(
         batched, {field.path: arrays[key].astype(field.value.dtype) for key, field in fields.items()}
     ), axes

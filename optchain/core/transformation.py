@@ -306,6 +306,12 @@ class Transformation(optax.GradientTransformationExtraArgs):
                 f"the state of {self.name} has an entry {name!r} that {self.name} does not know: it is another "
                 f"transformation's. {self.name} has {sorted(self.fields | self.optional_fields)}."
             )
+        for group, names in self._hyperparams.groups.items():
+            if names != state[group].keys():
+                raise ValueError(
+                    f"the state of {self.name} has the {group} {sorted(state[group])}, {self.name} needs {sorted(names)}: it is "
+                    "another transformation's."
+                )
         for name in sorted(MIRRORS & state.keys()):
             tree = reference.tree if isinstance(reference, trees.Scaled) else reference
             trees.check_match(f'{self.name} state["{name}"]', state[name], "updates", tree)

@@ -51,7 +51,7 @@ def path_code(root: str, path: Path) -> str:
     for key in path:
         match key:
             case DictKey(key=name) | FlattenedIndexKey(key=name):
-                parts.append(f"[{json.dumps(name) if isinstance(name, str) else name!r}]")
+                parts.append(f"[{json.dumps(name) if isinstance(name, str) else repr(name)}]")
             case SequenceKey(idx=index):
                 parts.append(f"[{index}]")
             case GetAttrKey(name=name):
@@ -138,7 +138,8 @@ def is_complex(x: Any) -> bool:
 
 
 def dtype_of(x: Any) -> jnp.dtype:
-    return x.dtype if hasattr(x, "dtype") else jax.dtypes.canonicalize_dtype(type(x))
+    dtype = x.dtype if hasattr(x, "dtype") else type(x)
+    return dtype if isinstance(x, jax.Array) else jax.dtypes.canonicalize_dtype(dtype)
 
 
 def wide_dtype(dtype: Any) -> jnp.dtype:
@@ -300,7 +301,7 @@ def root(x: jax.Array) -> jax.Array:
     """`sqrt(x)` whose gradient is 0, not NaN, where `x` is 0."""
     positive = x > 0
     # A NaN is not positive either; it must come through as NaN, so the last branch is x and not 0.
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, jnp.ones_like(x))), x)
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, jnp.ones_like(x))), lax.stop_gradient(x))
 
 
 def abs_square(x: jax.Array) -> jax.Array:

@@ -9,7 +9,7 @@ from optchain import schedules
 from optchain.core import arguments
 from optchain.core.chain import chain
 from optchain.core.hyperparams import Hyperparam
-from optchain.core.masks import Mask, matching, resolve_mask
+from optchain.core.masks import Mask, check_mask, matching, resolve_mask
 from optchain.core.registry import register
 from optchain.core.transformation import Transformation
 from optchain.core.trees import Tree
@@ -96,6 +96,7 @@ def assemble(
     if steps > 1:
         body = [accumulate(chain(*body, name="body"), steps)]
     averages = _averages(use_ema, ema_momentum, ema_overwrite_frequency, steps)
+    arguments.check_hyperparam("learning_rate", learning_rate)
     rate = _decayed(learning_rate, decay)
     return chain(*unscaling, *body, *averages, learning_rate=rate, name=cast(str, name))
 
@@ -122,6 +123,7 @@ def _all_but(exclude: Sequence[str] | Mask) -> Mask:
         raise TypeError(f"exclude_from_weight_decay must be a list of patterns, not a single string; got {exclude!r}")
     if isinstance(exclude, list | tuple) and all(isinstance(pattern, str) for pattern in exclude):
         return ~matching(*exclude)
+    check_mask("exclude_from_weight_decay", exclude)
     return Excluded(exclude)
 
 
@@ -149,6 +151,8 @@ def _averages(use_ema: bool, momentum: Hyperparam, overwrite_every: int | None, 
 def _decayed(learning_rate: Hyperparam, decay: float | None) -> Hyperparam:
     if decay is None:
         return learning_rate
+    if not arguments.is_number(decay):
+        raise TypeError(f"decay must be {arguments.RANGES['decay']}; got {decay!r} ({type(decay).__name__})")
     arguments.check_hyperparam("decay", decay)
     return schedules.legacy_decay(learning_rate, decay)
 

@@ -5,7 +5,7 @@ from typing import TypedDict
 import jax
 import jax.numpy as jnp
 
-from optchain.core import trees
+from optchain.core import arguments, trees
 from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.registry import register
 from optchain.core.transformation import Transformation
@@ -123,6 +123,8 @@ def clip_by_global_norm(max_norm: Hyperparam, *, axis_name: str | tuple[str, ...
       >>> optchain.metrics(state)
       {'clipped_fraction': Array(1., dtype=float32), 'global_norm': Array(5., dtype=float32)}
     """
+
+    axis_name = arguments.check_axis_name(axis_name)
 
     def init(params: Tree) -> ClipByGlobalNormState:
         dtype = trees.default_float()

@@ -96,8 +96,9 @@ def dynamic_loss_scale(
       >>> params, state["loss_scale"]
       (Array([0.5], dtype=float32), Array(2., dtype=float32))
     """
+    axis_name = arguments.check_axis_name(axis_name)
     gated = as_transformation(inner, "inner")
-    arguments.check_range("initial_scale", initial_scale)
+    arguments.check_number("initial_scale", initial_scale, arguments.RANGES["initial_scale"])
     growth_steps = arguments.check_integer("growth_steps", growth_steps, minimum=1)
 
     def state_of(loss_scale: jax.Array, good_steps: jax.Array) -> dict[str, Any]:

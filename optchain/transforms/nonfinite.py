@@ -55,6 +55,7 @@ def skip_nonfinite(
       >>> params, int(state["skipped_steps"])
       (Array([1.], dtype=float32), 1)
     """
+    axis_name = arguments.check_axis_name(axis_name)
     gated = as_transformation(inner, "inner")
     if max_consecutive is not None:
         max_consecutive = arguments.check_integer("max_consecutive", max_consecutive, minimum=1)
