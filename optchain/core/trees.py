@@ -138,8 +138,7 @@ def is_complex(x: Any) -> bool:
 
 
 def dtype_of(x: Any) -> jnp.dtype:
-    dtype = x.dtype if hasattr(x, "dtype") else type(x)
-    return dtype if isinstance(x, jax.Array) else jax.dtypes.canonicalize_dtype(dtype)
+    return x.dtype if isinstance(x, jax.Array) else jax.dtypes.canonicalize_dtype(getattr(x, "dtype", type(x)))
 
 
 def wide_dtype(dtype: Any) -> jnp.dtype:

@@ -123,7 +123,6 @@ def clip_by_global_norm(max_norm: Hyperparam, *, axis_name: str | tuple[str, ...
       >>> optchain.metrics(state)
       {'clipped_fraction': Array(1., dtype=float32), 'global_norm': Array(5., dtype=float32)}
     """
-
     axis_name = arguments.check_axis_name(axis_name)
 
     def init(params: Tree) -> ClipByGlobalNormState:
