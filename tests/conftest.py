@@ -1,0 +1,74 @@
+"""Settings for every test, and the table of parity errors at the end of a run."""
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import hypothesis
+import pytest
+
+os.environ["KERAS_BACKEND"] = "jax"  # read when Keras is first imported
+
+for profile, max_examples in {"ci": 100, "full": 840}.items():
+    hypothesis.settings.register_profile(
+        profile,
+        max_examples=max_examples,
+        derandomize=profile == "ci",
+        deadline=None,  # the first example compiles
+        suppress_health_check=[hypothesis.HealthCheck.too_slow],
+        # A failing recipe is printed as it was found: to simplify one takes minutes of compiling.
+        phases=[phase for phase in hypothesis.Phase if phase is not hypothesis.Phase.shrink or profile == "full"],
+        print_blob=True,
+    )
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+ErrorKey = tuple[str, str, str, str]
+"""Peer, class, dtype and form."""
+
+WORST_ERRORS = pytest.StashKey[dict[ErrorKey, float]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[WORST_ERRORS] = {}
+
+
+@pytest.fixture(scope="session")
+def record_error(request: pytest.FixtureRequest) -> Callable[[ErrorKey, float], None]:
+    """Keeps the worst error of each kind for the table at the end of the run."""
+    return lambda key, error: _record(request.config, key, error)
+
+
+def _record(config: pytest.Config, key: ErrorKey, error: float) -> None:
+    worst = config.stash[WORST_ERRORS]
+    worst[key] = max(error, worst.get(key, 0.0))
+
+
+# Under pytest-xdist the errors travel from the workers to the process that prints the table.
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):
+        worst = session.config.stash[WORST_ERRORS]
+        session.config.workeroutput["worst_errors"] = [[list(key), error] for key, error in worst.items()]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    for key, error in getattr(node, "workeroutput", {}).get("worst_errors", []):
+        _record(node.config, tuple(key), error)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    worst = config.stash[WORST_ERRORS]
+    if worst:
+        terminalreporter.section("Worst parity error")
+        terminalreporter.write_line("max |a − b| / (max |b| over the run + 1e-3), over leaves and recipes")
+        for line in _table(worst):
+            terminalreporter.write_line(line)
+
+
+def _table(worst: dict[ErrorKey, float]) -> Iterator[str]:
+    rows = [("peer", "class", "dtype", "form", "error"), *((*key, f"{worst[key]:.1e}") for key in sorted(worst))]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

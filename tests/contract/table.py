@@ -1,0 +1,133 @@
+"""The table that the contract tests run over: one row per public transformation and preset.
+
+A new transformation gets every test of this folder by one row here.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+import optchain as oc
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    name: str
+    make: Callable[[], oc.Transformation]
+    refuses_complex: bool = False
+    """Whether complex leaves are an error."""
+    has_code: bool = True
+    """Whether `eval(repr(tx))` builds it again, and it pickles: not with an Optax link, which is made of closures."""
+    owns_all_state: bool = True
+    """Whether its state is its own; an Optax link keeps Optax's tuples."""
+    exports: bool = True
+    """Whether `jax.export` takes a step: not with a callable that is read on the host."""
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def only_matrices(params: Any) -> Any:
+    """A mask that is a plain function."""
+    return jax.tree.map(lambda p: jnp.ndim(p) >= 2, params)
+
+
+def constant_rate() -> float:
+    """A learning rate that is read on the host."""
+    return 0.05
+
+
+HALVED = oc.schedules.PiecewiseConstantDecay([1], [0.1, 0.05])
+# One object, not one a call: two of Optax's closures are never equal.
+OPTAX_TRACE = optax.trace(0.9)
+OPTAX_ADAM = optax.scale_by_adam(b1=0.8)
+
+
+def _body(**options: Any) -> oc.Transformation:
+    return oc.chain(
+        oc.clip_by_global_norm(0.5),
+        oc.scale_by_adam(**options),
+        oc.scale_by_learning_rate(),
+        oc.decay_weights(0.1),
+        learning_rate=0.1,
+    )
+
+
+ROWS = [
+    Row("clip_by_value", lambda: oc.clip_by_value(0.5), refuses_complex=True),
+    Row("clip_by_norm", lambda: oc.clip_by_norm(0.5)),
+    Row("clip_by_global_norm", lambda: oc.clip_by_global_norm(0.5)),
+    Row("clip_by_global_norm_array", lambda: oc.clip_by_global_norm(jnp.array(0.5))),
+    Row("scale_by_adam", lambda: oc.scale_by_adam()),
+    Row("scale_by_adam_amsgrad", lambda: oc.scale_by_adam(0.5, amsgrad=True)),
+    Row("scale_by_adam_torch", lambda: oc.scale_by_adam(epsilon=1e-3, epsilon_hat=False)),
+    Row("scale_by_adam_bfloat16", lambda: oc.scale_by_adam(moment_dtype="bfloat16")),
+    Row("scale_by_adam_arrays", lambda: oc.scale_by_adam(jnp.array(0.9), half_schedule, jnp.array(1e-3))),
+    Row("apply_momentum", lambda: oc.apply_momentum(0.9)),
+    Row("apply_momentum_nesterov", lambda: oc.apply_momentum(0.9, nesterov=True, moment_dtype=jnp.bfloat16)),
+    Row("scale_by_learning_rate", lambda: oc.scale_by_learning_rate(0.1)),
+    Row("scale_by_learning_rate_schedule", lambda: oc.scale_by_learning_rate(HALVED)),
+    Row("decay_weights", lambda: oc.decay_weights(0.1, learning_rate=0.5)),
+    Row("decay_weights_masked", lambda: oc.decay_weights(jnp.array(0.1), learning_rate=HALVED, mask=only_matrices)),
+    Row("average_params", lambda: oc.average_params(0.5)),
+    Row("average_params_overwrite", lambda: oc.average_params(0.9, overwrite_every=2, average_dtype="bfloat16")),
+    Row("accumulate", lambda: oc.accumulate(_body(), 3)),
+    Row("accumulate_bfloat16", lambda: oc.accumulate(oc.scale_by_learning_rate(0.1), 2, accumulator_dtype="bfloat16")),
+    Row("accumulate_schedule", lambda: oc.accumulate(oc.sgd(0.1, 0.9), growing_window)),
+    Row("skip_nonfinite", lambda: oc.skip_nonfinite(_body(), 2)),
+    Row("dynamic_loss_scale", lambda: oc.dynamic_loss_scale(oc.accumulate(_body(), 2), 8.0, 2)),
+    Row("monitor", lambda: oc.monitor(per_subtree=True)),
+    Row("unscale_gradients", lambda: oc.unscale_gradients(1024.0)),
+    Row("chain", lambda: oc.chain(_body(amsgrad=True), oc.average_params(0.9), name="outer")),
+    Row(
+        "chain_with_optax",
+        lambda: oc.chain(
+            ("adam", OPTAX_ADAM), oc.scale_by_learning_rate(), ("trace", OPTAX_TRACE), OPTAX_TRACE, learning_rate=0.1
+        ),
+        has_code=False,
+        owns_all_state=False,
+    ),
+    Row(
+        "adamw",
+        lambda: oc.adamw(
+            0.1,
+            weight_decay=0.1,
+            amsgrad=True,
+            global_clipnorm=0.5,
+            use_ema=True,
+            loss_scale_factor=8.0,
+            gradient_accumulation_steps=3,
+            exclude_from_weight_decay=only_matrices,
+        ),
+    ),
+    Row("adamw_array", lambda: oc.adamw(jnp.array(0.1), jnp.array(0.1), use_ema=True, moment_dtype="float32")),
+    Row("adam", lambda: oc.adam(0.1, clipnorm=0.5, decay=0.5, use_ema=True, ema_overwrite_frequency=2)),
+    Row("adam_callable", lambda: oc.adam(constant_rate), exports=False),
+    Row(
+        "sgd",
+        lambda: oc.sgd(HALVED, 0.9, nesterov=True, weight_decay=0.1, clipvalue=0.5),
+        refuses_complex=True,
+    ),
+]
+
+
+def half_schedule(count: Any) -> Any:
+    """A schedule of Adam's second decay."""
+    return 0.5 + 0.1 * jnp.minimum(count, 2).astype(jnp.float32)
+
+
+every_row = pytest.mark.parametrize("row", ROWS, ids=str)
+
+
+def growing_window(updates: Any) -> Any:
+    """A schedule of the number of calls that an update is made of."""
+    return 1 + jnp.minimum(updates, 1)
+
+
+def rows_where(condition: Callable[[Row], bool]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("row", [row for row in ROWS if condition(row)], ids=str)

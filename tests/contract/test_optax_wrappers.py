@@ -1,0 +1,166 @@
+"""Every transformation is an Optax transformation: it works inside Optax's combinators."""
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+import optchain as oc
+
+from .steps import STEPS, assert_close, assert_same, avals, run, update_step
+from .table import every_row
+from .trees import PLAIN, TREES, grads_of, params_of
+
+
+def check_scan_carry(tx, tree=PLAIN):
+    """A wrapped transformation is a stable carry too."""
+    params = params_of(tree)
+    state = tx.init(params)
+    assert avals(update_like(tx)(params, state, grads_of(tree))) == avals((params, state))
+
+
+def update_like(tx):
+    @jax.jit
+    def step(params, state, grads):
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    return step
+
+
+def run_wrapped(tx, tree=PLAIN, steps=STEPS):
+    step = update_like(tx)
+    params = params_of(tree)
+    state = tx.init(params)
+    for number in range(steps):
+        params, state = step(params, state, grads_of(tree, step=number))
+    return params, state
+
+
+@every_row
+def test_it_works_as_the_last_link_of_an_optax_chain(row):
+    tx = row.make()
+    params, state = run_wrapped(optax.chain(optax.identity(), tx))
+    expected = run(tx, step=update_step)
+    assert_close(params, expected[0])
+    assert_close(state[1], expected[1])
+
+
+@every_row
+def test_it_works_under_optax_masked(row):
+    """Only what the mask names is seen: the norms, and the state, are those of the smaller tree."""
+    tx = row.make()
+    mask = {"dense": {"kernel": True, "bias": False}, "head": {"kernel": True}}
+    params, state = run_wrapped(optax.masked(tx, mask))
+
+    def only_masked(tree):
+        return {"dense": {"kernel": tree["dense"]["kernel"]}, "head": tree["head"]}
+
+    expected = only_masked(params_of())
+    expected_state = tx.init(expected)
+    for number in range(STEPS):
+        expected, expected_state = update_step(tx, expected, expected_state, only_masked(grads_of(step=number)))
+    assert_close(only_masked(params), expected)
+    assert_close(jax.tree.leaves(state), jax.tree.leaves(expected_state))
+
+
+@every_row
+def test_it_works_under_optax_multi_transform(row):
+    tx = row.make()
+    labels = {"dense": "ours", "head": "frozen"}
+    params, state = run_wrapped(optax.multi_transform({"ours": tx, "frozen": optax.set_to_zero()}, labels))
+    expected = {"dense": params_of()["dense"]}
+    expected_state = tx.init(expected)
+    for number in range(STEPS):
+        expected, expected_state = update_step(tx, expected, expected_state, {"dense": grads_of(step=number)["dense"]})
+    assert_close({"dense": params["dense"]}, expected)
+    assert_same(params["head"], params_of()["head"])
+    assert_close(jax.tree.leaves(state.inner_states["ours"]), jax.tree.leaves(expected_state))
+
+
+@every_row
+def test_a_tree_that_is_masked_out_whole_is_no_error(row):
+    tx = optax.masked(row.make(), jax.tree.map(lambda _: False, params_of()))
+    params, _ = run_wrapped(tx, steps=1)
+    assert_close(params, optax.apply_updates(params_of(), grads_of()))  # Optax passes masked gradients through
+
+
+@every_row
+def test_it_works_inside_a_chain_of_ours(row):
+    tx = row.make()
+    params, state = run(oc.chain(("inside", tx)))
+    expected = run(tx)
+    assert_close(params, expected[0])
+    assert_close(state.get("inside", {}), expected[1])
+
+
+@every_row
+def test_it_works_inside_multi_steps(row):
+    """Optax's own accumulation traces both branches of a cond: dtypes must agree."""
+    tx = row.make()
+    params, state = run_wrapped(optax.MultiSteps(tx, 2), steps=2)
+    mean = jax.tree.map(lambda a, b: (a + b) / 2, grads_of(step=0), grads_of(step=1))
+    expected = update_step(tx, params_of(), tx.init(params_of()), mean)
+    assert_close((params, state.inner_opt_state), expected)
+
+
+INJECTED = {
+    "adamw": (oc.adamw, {"learning_rate": 0.1, "weight_decay": 0.1, "beta_1": 0.8, "epsilon": 1e-3}),
+    "adamw_features": (
+        oc.adamw,
+        {"learning_rate": 0.1, "global_clipnorm": 0.5, "use_ema": True, "ema_momentum": 0.9, "loss_scale_factor": 2.0},
+    ),
+    "adam": (oc.adam, {"learning_rate": 0.1, "clipnorm": 0.5}),
+    "sgd": (oc.sgd, {"learning_rate": 0.1, "momentum": 0.9, "nesterov": True, "clipvalue": 0.5}),
+    "clip_by_value": (oc.clip_by_value, {"max_value": 0.5}),
+    "clip_by_norm": (oc.clip_by_norm, {"max_norm": 0.5}),
+    "clip_by_global_norm": (oc.clip_by_global_norm, {"max_norm": 0.5}),
+    "scale_by_adam": (oc.scale_by_adam, {"beta_2": 0.5}),
+    "apply_momentum": (oc.apply_momentum, {"momentum": 0.5}),
+    "scale_by_learning_rate": (oc.scale_by_learning_rate, {"learning_rate": 0.5}),
+    "decay_weights": (oc.decay_weights, {"weight_decay": 0.5, "learning_rate": 0.5}),
+    "average_params": (oc.average_params, {"momentum": 0.5}),
+    "unscale_gradients": (oc.unscale_gradients, {"loss_scale": 4.0}),
+}
+
+
+@pytest.mark.parametrize("name", INJECTED)
+def test_it_works_under_inject_hyperparams_in_jit(name):
+    """What Optax injects is traced: it passes validation, is used, and is written to the state at every call."""
+    factory, arguments = INJECTED[name]
+    # Optax takes every number for a hyperparameter; `calls_per_step` is an integer of the program.
+    static = {"calls_per_step"} & inspect.signature(factory).parameters.keys()
+    injected = optax.inject_hyperparams(factory, static_args=static)(**arguments)
+    params, state = run_wrapped(injected)
+    expected = run(factory(**arguments), step=update_step)
+    # A rate that is an array is rounded to float32 where a constant is not: SEMANTICS allows a run-time beta 2e-5.
+    assert_close(params, expected[0], roundings=2e-5 / 2**-23)
+    check_scan_carry(injected)
+
+    changed = {key: 0.25 for key in arguments if isinstance(arguments[key], float)}
+    state.hyperparams.update({key: jnp.asarray(value) for key, value in changed.items()})
+    before = params
+    params, state = update_like(injected)(params, state, grads_of())
+    inner = factory(**{**arguments, **changed})
+    own = oc.get_hyperparams(state.inner_state)
+    assert all(float(value) == pytest.approx(0.25) for key, value in own.items() if key in changed)
+    assert jax.tree.structure(params) == jax.tree.structure(before)
+    assert inner.name == factory.__name__
+
+
+def test_inject_hyperparams_names_the_integers_that_must_be_static():
+    injected = optax.inject_hyperparams(oc.accumulate, static_args="inner")(inner=oc.sgd(0.1), steps=3)
+    with pytest.raises(TypeError, match=r'steps must be a Python integer.*static_args=\("steps",\)'):
+        jax.jit(injected.init)(params_of())
+
+
+@pytest.mark.parametrize("tree", TREES)
+def test_a_preset_works_in_multi_transform_on_every_tree(tree):
+    params = params_of(tree)
+    labels = jax.tree.map(lambda _: "all", params)
+    tx = oc.adamw(0.1, weight_decay=0.1, global_clipnorm=1.0, use_ema=True)
+    wrapped, _ = run_wrapped(optax.multi_transform({"all": tx}, labels), tree, steps=2)
+    expected, _ = run(tx, tree, steps=2, step=update_step)
+    assert_close(wrapped, expected)

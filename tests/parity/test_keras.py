@@ -1,0 +1,118 @@
+"""AdamW, Adam and SGD against the live Keras, over all their arguments together."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import keras
+import numpy as np
+import pytest
+from hypothesis import given
+
+import optchain
+
+from .helpers import BOUNDS, DTYPES, FORMS, Tree, few, precision, random_grads, random_params, run, worst_error
+from .recipes import Recipe, recipes
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@given(recipe=recipes("AdamW"))
+@few
+def test_adamw_equals_keras_step_for_step(dtype: str, recipe: Recipe, record_error: Callable) -> None:
+    check_recipe("AdamW", dtype, recipe, record_error)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@given(recipe=recipes("Adam"))
+@few
+def test_adam_equals_keras_step_for_step(dtype: str, recipe: Recipe, record_error: Callable) -> None:
+    check_recipe("Adam", dtype, recipe, record_error)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@given(recipe=recipes("SGD"))
+@few
+def test_sgd_equals_keras_step_for_step(dtype: str, recipe: Recipe, record_error: Callable) -> None:
+    check_recipe("SGD", dtype, recipe, record_error)
+
+
+@pytest.mark.parametrize("optimizer", ["AdamW", "Adam", "SGD"])
+def test_arguments_order_and_defaults_are_keras(optimizer: str) -> None:
+    theirs = inspect.signature(getattr(keras.optimizers, optimizer)).parameters.values()
+    ours = inspect.signature(getattr(optchain, optimizer.lower())).parameters.values()
+    expected = [(p.name, p.default) for p in theirs if p.kind is p.POSITIONAL_OR_KEYWORD and p.name != "name"]
+    assert [(p.name, p.default) for p in ours if p.kind is p.POSITIONAL_OR_KEYWORD and p.name != "name"] == expected
+
+
+# Keras's schedule is called outside of `jit`, where its divisions are divisions.
+@pytest.mark.parametrize("decay_steps", [5, 7, 41])
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("ExponentialDecay", {"decay_rate": 0.5, "staircase": True}),
+        ("InverseTimeDecay", {"decay_rate": 0.5, "staircase": True}),
+        ("PolynomialDecay", {"end_learning_rate": 0.1, "power": 0.5}),
+        ("PolynomialDecay", {"end_learning_rate": 0.1, "power": 1.5, "cycle": True}),
+        ("CosineDecayRestarts", {"t_mul": 1.0}),
+        ("CosineDecayRestarts", {"t_mul": 2.0}),
+    ],
+)
+def test_jitted_schedules_equal_keras_where_they_jump_or_end(
+    name: str, arguments: dict[str, Any], decay_steps: int
+) -> None:
+    ours = jax.jit(getattr(optchain.schedules, name)(1.0, decay_steps, **arguments))
+    theirs = getattr(keras.optimizers.schedules, name)(1.0, decay_steps, **arguments)
+    steps = [turn * decay_steps + offset for turn in (1, 2, 3, 4) for offset in (-1, 0, 1)]
+    expected = [float(theirs(step)) for step in steps]
+    np.testing.assert_allclose([ours(step) for step in steps], expected, rtol=0, atol=1e-6)
+
+
+def check_recipe(optimizer: str, dtype: str, recipe: Recipe, record_error: Callable) -> None:
+    rng = np.random.default_rng(recipe.seed)
+    params = random_params(rng, dtype)
+    grads = random_grads(rng, dtype, recipe.steps, recipe.loss_scale)
+    with precision(dtype):
+        theirs, their_average, their_final = run_keras(recipe.build_keras(optimizer), params, grads)
+        for form in FORMS:
+            ours, state = run(recipe.build_optchain(optimizer), params, grads, form)
+            # The average and the final values are like another step: the same leaves, measured by the same run.
+            final = jax.device_get(optchain.finalize(ours[-1], state))
+            compared = [*ours, final], [*theirs, their_final]
+            if recipe.arguments["use_ema"]:
+                compared[0].append(jax.device_get(optchain.averaged_params(state)))
+                compared[1].append(their_average)
+            error = worst_error(*compared)
+            record_error(("Keras", optimizer, dtype, form), error)
+            assert error <= BOUNDS[dtype], form
+
+
+def run_keras(
+    optimizer: keras.optimizers.Optimizer, params: Tree, grads: list[Tree]
+) -> tuple[list[Tree], Tree | None, Tree]:
+    """The parameters after every step, the average if there is one, and the finalized parameters."""
+    paths, treedef = jax.tree_util.tree_flatten_with_path(params)
+    variables = [keras.Variable(leaf, dtype=leaf.dtype.name, name=path[-1].key) for path, leaf in paths]
+    optimizer.build(variables)
+
+    @jax.jit
+    def step(values: list[jax.Array], state: list[jax.Array], grads: list[jax.Array]) -> Any:
+        return optimizer.stateless_apply(state, grads, values)
+
+    values, state = jax.tree.leaves(params), [variable.value for variable in optimizer.variables]
+    history = []
+    for g in grads:
+        values, state = step(values, state, jax.tree.leaves(g))
+        history.append(treedef.unflatten(jax.device_get(values)))
+
+    for variable, value in zip([*variables, *optimizer.variables], [*values, *state], strict=True):
+        variable.assign(value)
+    average = None
+    if optimizer.use_ema:
+        average = treedef.unflatten(_values(optimizer._model_variables_moving_average))
+    optimizer.finalize_variable_values(variables)
+    return history, average, treedef.unflatten(_values(variables))
+
+
+def _values(variables: list[keras.Variable]) -> list[np.ndarray]:
+    return [jax.device_get(variable.value) for variable in variables]

@@ -1,0 +1,104 @@
+"""Chains of optchain's links against Optax's own optimizers, at a constant learning rate."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import optax
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import optchain
+
+from .helpers import BOUNDS, DTYPES, FORMS, few, precision, random_grads, random_params, run, worst_error
+from .recipes import log_uniform
+
+SEEDS = st.integers(0, 2**32 - 1)
+RATES = log_uniform(-4, -1)
+ADAM = {"b1": st.floats(0, 0.99), "b2": st.floats(0.5, 0.999), "eps": log_uniform(-8, -1)}
+MOMENTUM = {"momentum": st.none() | st.floats(0, 1), "nesterov": st.booleans()}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@given(seed=SEEDS, rate=RATES, decay=st.floats(0, 0.5), rule=st.fixed_dictionaries(ADAM))
+@few
+def test_adam_chain_with_decay_equals_optax_adamw(
+    dtype: str, seed: int, rate: float, decay: float, rule: dict[str, float], record_error: Callable
+) -> None:
+    ours = adam_chain(rate, rule, optchain.decay_weights(decay))
+    check("adamw", dtype, seed, ours, optax.adamw(rate, **rule, weight_decay=decay), record_error)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@given(seed=SEEDS, rate=RATES, rule=st.fixed_dictionaries(ADAM))
+@few
+def test_adam_chain_equals_optax_adam(
+    dtype: str, seed: int, rate: float, rule: dict[str, float], record_error: Callable
+) -> None:
+    check("adam", dtype, seed, adam_chain(rate, rule), optax.adam(rate, **rule), record_error)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@given(seed=SEEDS, rate=RATES, rule=st.fixed_dictionaries(MOMENTUM))
+@few
+def test_sgd_equals_optax_sgd_at_a_constant_rate(
+    dtype: str, seed: int, rate: float, rule: dict[str, Any], record_error: Callable
+) -> None:
+    ours = optchain.sgd(rate, momentum=rule["momentum"] or 0.0, nesterov=rule["nesterov"])
+    check("sgd", dtype, seed, ours, optax.sgd(rate, **rule), record_error)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@given(seed=SEEDS, max_norm=log_uniform(-2, 2))
+@few
+def test_clip_by_global_norm_equals_optax(dtype: str, seed: int, max_norm: float, record_error: Callable) -> None:
+    ours = optchain.chain(optchain.clip_by_global_norm(max_norm), optchain.scale_by_learning_rate(0.1))
+    theirs = optax.chain(optax.clip_by_global_norm(max_norm), optax.scale_by_learning_rate(0.1))
+    check("clip_by_global_norm", dtype, seed, ours, theirs, record_error)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@given(seed=SEEDS, rate=RATES, steps=st.integers(1, 5))
+@few
+def test_accumulate_equals_optax_multi_steps(
+    dtype: str, seed: int, rate: float, steps: int, record_error: Callable
+) -> None:
+    inner = optax.adamw(rate, weight_decay=0.1)
+    with precision(dtype):  # MultiSteps asks whether there is a float64 when it is built
+        theirs = optax.MultiSteps(inner, steps, accumulator_dtype=dtype).gradient_transformation()
+    check("MultiSteps", dtype, seed, optchain.accumulate(inner, steps), theirs, record_error)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@given(seed=SEEDS, rate=RATES, scale=log_uniform(-1, 5))
+@few
+def test_an_optax_link_sees_unscaled_gradients(
+    dtype: str, seed: int, rate: float, scale: float, record_error: Callable
+) -> None:
+    inner = optax.adamw(rate)
+    ours = optchain.chain(optchain.unscale_gradients(scale), inner)
+    check("adamw, unscaled", dtype, seed, ours, optax.chain(optax.scale(1 / scale), inner), record_error)
+
+
+def adam_chain(rate: float, rule: dict[str, float], *links: optchain.Transformation) -> optchain.Transformation:
+    adam = optchain.scale_by_adam(rule["b1"], rule["b2"], rule["eps"], epsilon_hat=False)
+    return optchain.chain(adam, optchain.scale_by_learning_rate(), *links, learning_rate=rate)
+
+
+def check(
+    name: str,
+    dtype: str,
+    seed: int,
+    ours: optchain.Transformation,
+    theirs: optax.GradientTransformation,
+    record_error: Callable,
+) -> None:
+    rng = np.random.default_rng(seed)
+    params, grads = random_params(rng, dtype), random_grads(rng, dtype, steps=30)
+    with precision(dtype):
+        expected, _ = run(theirs, params, grads)
+        for form in FORMS:
+            error = worst_error(run(ours, params, grads, form)[0], expected)
+            record_error(("Optax", name, dtype, form), error)
+            assert error <= BOUNDS[dtype], form

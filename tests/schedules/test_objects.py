@@ -1,0 +1,218 @@
+"""What every schedule is: a frozen callable that compares by value, prints as code, and checks its arguments."""
+
+import pickle
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import optchain as oc
+from optchain import schedules
+from optchain.schedules import (
+    CosineDecay,
+    CosineDecayRestarts,
+    ExponentialDecay,
+    InverseTimeDecay,
+    LegacyDecay,
+    LinearWarmupDecay,
+    PerEpoch,
+    PiecewiseConstantDecay,
+    PolynomialDecay,
+    join,
+)
+
+
+def make_all() -> list[schedules.Schedule]:
+    """One of each, built afresh."""
+    return [
+        CosineDecay(0.1, 100, alpha=0.1, warmup_target=0.5, warmup_steps=10),
+        CosineDecayRestarts(0.1, 10, t_mul=1.5, m_mul=0.9),
+        ExponentialDecay(0.1, 10, 0.5, staircase=True),
+        InverseTimeDecay(0.1, 10, 0.5),
+        LegacyDecay(CosineDecay(0.1, 100), 0.5),
+        LinearWarmupDecay(0.1, 10, 100),
+        PerEpoch(lambda epoch, rate: rate * 0.5, 10, 1.0, 5),
+        PiecewiseConstantDecay([10, 20], [0.1, 0.2, 0.3]),
+        PolynomialDecay(0.1, 50, power=2.0, cycle=True),
+        PolynomialDecay(0.1, 50) * 0.5,
+        join([LinearWarmupDecay(0.1, 10, 100), CosineDecay(0.1, 100)], [10]),
+    ]
+
+
+every_schedule = pytest.mark.parametrize("index", range(len(make_all())), ids=[type(s).__name__ for s in make_all()])
+
+
+@every_schedule
+def test_ints_arrays_jit_and_vmap_agree(index: int) -> None:
+    schedule = make_all()[index]
+    steps = [0, 1, 9, 10, 11, 57, 1000]
+    one_by_one = [schedule(step) for step in steps]
+    assert all(isinstance(value, jax.Array) and value.shape == () for value in one_by_one)
+    assert {value.dtype for value in one_by_one} == {jnp.dtype("float32")}
+    expected = np.array(one_by_one)
+    array = jnp.array(steps, jnp.int32)
+    several = {
+        "array": schedule(array),
+        "vmap": jax.vmap(schedule)(array),
+        "jit": jax.jit(schedule)(array),
+        "one by one under jit": jnp.stack([jax.jit(schedule)(step) for step in array]),
+        "scan": jax.lax.scan(lambda carry, step: (carry, schedule(step)), None, array)[1],
+        "numpy": schedule(np.array(steps)),
+    }
+    for name, got in several.items():
+        np.testing.assert_allclose(got, expected, rtol=2e-6, atol=2e-8, err_msg=name)
+
+
+@every_schedule
+def test_the_value_is_strongly_typed_in_the_default_float(index: int) -> None:
+    value = make_all()[index](jnp.int32(3))
+    assert (value.dtype, value.weak_type) == (jnp.float32, False)
+    with jax.enable_x64(True):
+        assert make_all()[index](3).dtype == jnp.float64
+
+
+@every_schedule
+def test_two_built_alike_are_equal_and_hash_alike_and_a_pickle_too(index: int) -> None:
+    one, two = make_all()[index], make_all()[index]
+    assert one is not two
+    assert one == two
+    assert hash(one) == hash(two)
+    assert pickle.loads(pickle.dumps(one)) == one
+
+
+def test_schedules_of_different_arguments_differ() -> None:
+    made = make_all()
+    assert len({*made}) == len(made)
+    assert CosineDecay(0.1, 100) != CosineDecay(0.1, 101)
+    assert CosineDecay(0.1, 100) != ExponentialDecay(0.1, 100, 0.5)
+
+
+@every_schedule
+def test_repr_is_the_code_that_builds_it(index: int) -> None:
+    schedule = make_all()[index]
+    assert eval(repr(schedule), vars(schedules)) == schedule
+
+
+@every_schedule
+def test_it_is_frozen(index: int) -> None:
+    schedule = make_all()[index]
+    with pytest.raises(AttributeError):
+        schedule.decay_steps = 3  # type: ignore[attr-defined]
+
+
+@every_schedule
+def test_building_a_preset_twice_compiles_once(index: int) -> None:
+    step = jax.jit(lambda tx, p, s, g: tx.apply(p, s, grads=g), static_argnums=0)
+    params = {"w": jnp.ones(2)}
+    for _ in range(2):
+        tx = oc.sgd(make_all()[index])
+        step(tx, params, tx.init(params), params)
+    assert step._cache_size() == 1
+
+
+@every_schedule
+def test_it_is_a_learning_rate_here_and_in_optax(index: int) -> None:
+    schedule = make_all()[index]
+    ours, theirs = oc.sgd(schedule), optax.sgd(schedule)
+    params = {"w": jnp.zeros(3)}
+    finals = []
+    for tx in (ours, theirs):
+        p, state = params, tx.init(params)
+        for _ in range(30):
+            updates, state = tx.update({"w": jnp.ones(3)}, state, p)
+            p = optax.apply_updates(p, updates)
+        finals.append(p["w"])
+    np.testing.assert_allclose(*finals, rtol=1e-5)
+    np.testing.assert_allclose(finals[0][0], -sum(float(schedule(step)) for step in range(30)), rtol=1e-5)
+
+
+OPTAX_SCHEDULES = {
+    "cosine": optax.cosine_decay_schedule(0.1, 20, alpha=0.1),
+    "warmup_cosine": optax.warmup_cosine_decay_schedule(0.0, 0.1, 5, 25),
+    "exponential": optax.exponential_decay(0.1, 5, 0.5, staircase=True),
+    "piecewise": optax.piecewise_constant_schedule(0.1, {5: 0.5, 10: 0.1}),
+    "linear": optax.linear_schedule(0.1, 0.0, 20),
+    "polynomial": optax.polynomial_schedule(0.1, 0.01, 2, 20),
+    "joined": optax.join_schedules([optax.linear_schedule(0.0, 0.1, 5), optax.constant_schedule(0.1)], [5]),
+    "constant": optax.constant_schedule(0.1),
+    "one_cycle": optax.cosine_onecycle_schedule(20, 0.1),
+    "sgdr": optax.sgdr_schedule([{"init_value": 0.0, "peak_value": 0.1, "decay_steps": 9, "warmup_steps": 3}] * 2),
+}
+
+
+@pytest.mark.parametrize("name", OPTAX_SCHEDULES)
+def test_any_schedule_of_optax_is_a_learning_rate(name: str) -> None:
+    schedule = OPTAX_SCHEDULES[name]
+    tx = oc.chain(oc.scale_by_learning_rate(), learning_rate=schedule)
+    step = jax.jit(lambda p, s: tx.apply(p, s, grads=jnp.ones(())))
+    params, state = jnp.zeros(()), tx.init(jnp.zeros(()))
+    for count in range(12):
+        params, state = step(params, state)
+        assert float(oc.metrics(state)["learning_rate"]) == pytest.approx(float(schedule(count)), rel=1e-6, abs=1e-9)
+    assert float(params) == pytest.approx(-sum(float(schedule(count)) for count in range(12)), rel=1e-5)
+
+
+# What is refused -----------------------------------------------------------------------------------------------------
+
+NAN, INF = float("nan"), float("inf")
+REFUSED: list[tuple[Any, tuple[Any, ...], dict[str, Any], type[Exception], str]] = [
+    (CosineDecay, (-0.1, 100), {}, ValueError, r"initial_learning_rate must be a finite number >= 0; got -0\.1"),
+    (CosineDecay, (NAN, 100), {}, ValueError, "initial_learning_rate must be"),
+    (CosineDecay, (0.1, 0), {}, ValueError, "decay_steps must be a finite number > 0; got 0"),
+    (CosineDecay, (0.1, -900), {}, ValueError, "decay_steps must be a finite number > 0; got -900"),
+    (CosineDecay, (0.1, "100"), {}, TypeError, r"decay_steps must be .*got '100' \(str\)"),
+    (CosineDecay, (0.1, True), {}, TypeError, r"decay_steps must be .*got True \(bool\)"),
+    (CosineDecay, (0.1, 100, -1.0), {}, ValueError, "alpha must be"),
+    (CosineDecay, (0.1, 100), {"warmup_target": -1.0}, ValueError, "warmup_target must be"),
+    (CosineDecay, (0.1, 100), {"warmup_target": 1.0, "warmup_steps": -1}, ValueError, "warmup_steps must be"),
+    (CosineDecayRestarts, (0.1, 0), {}, ValueError, "first_decay_steps must be a finite number > 0; got 0"),
+    (CosineDecayRestarts, (0.1, 10), {"t_mul": 0}, ValueError, "t_mul must be"),
+    (CosineDecayRestarts, (0.1, 10), {"m_mul": INF}, ValueError, "m_mul must be"),
+    (ExponentialDecay, (0.1, 10, 0.0), {}, ValueError, "decay_rate must be"),
+    (ExponentialDecay, (0.1, 10, 0.5, 1), {}, TypeError, "staircase must be True or False; got 1"),
+    (InverseTimeDecay, (0.1, 10, -0.5), {}, ValueError, "decay_rate must be"),
+    (PolynomialDecay, (0.1, 10), {"power": -1.0}, ValueError, "power must be"),
+    (PolynomialDecay, (0.1, 10), {"cycle": "yes"}, TypeError, "cycle must be True or False; got 'yes'"),
+    (LinearWarmupDecay, (0.1, 100, 100), {}, ValueError, "warmup_steps must be below total_steps; got 100 and 100"),
+    (LinearWarmupDecay, (0.1, -1, 100), {}, ValueError, "warmup_steps must be"),
+    (PiecewiseConstantDecay, ([1, 2], [0.1]), {}, ValueError, "values must have one more entry than boundaries; got 1"),
+    (PiecewiseConstantDecay, ([2, 1], [0.1, 0.2, 0.3]), {}, ValueError, "boundaries must increase"),
+    (PiecewiseConstantDecay, ([1, 1], [0.1, 0.2, 0.3]), {}, ValueError, "boundaries must increase"),
+    (PiecewiseConstantDecay, ("12", [0.1, 0.2, 0.3]), {}, TypeError, "boundaries must be a sequence of numbers"),
+    (PiecewiseConstantDecay, ([1], [0.1, None]), {}, TypeError, "values must be a sequence of numbers"),
+    (PiecewiseConstantDecay, ([1], [0.1, -0.2]), {}, ValueError, r"values must be finite numbers >= 0; got -0\.2"),
+    (join, ([CosineDecay(0.1, 10)], [5]), {}, ValueError, "schedules must be one more than boundaries; got 1"),
+    (join, ([CosineDecay(0.1, 10), 0.1], [5]), {}, TypeError, "schedules must be callables of the step; got 0.1"),
+    (join, ([CosineDecay(0.1, 10)] * 3, [5, 5]), {}, ValueError, "boundaries must increase"),
+    (LegacyDecay, (CosineDecay(0.1, 10), -1.0), {}, ValueError, "decay must be"),
+    (PerEpoch, (0.5, 10, 1.0, 5), {}, TypeError, "fn must be a function"),
+    (PerEpoch, (lambda e, lr: lr, 0, 1.0, 5), {}, ValueError, "steps_per_epoch must be an integer >= 1; got 0"),
+    (PerEpoch, (lambda e, lr: lr, 10, -1.0, 5), {}, ValueError, "learning_rate must be"),
+    (PerEpoch, (lambda e, lr: lr, 10, 1.0, 0), {}, ValueError, "epochs must be an integer >= 1; got 0"),
+    (PerEpoch, (lambda e, lr: None, 10, 1.0, 5), {}, TypeError, "fn must return a number; for epoch 0 it returned None"),
+    (PerEpoch, (lambda e, lr: NAN, 10, 1.0, 5), {}, ValueError, "learning_rate must be"),
+    (PerEpoch.from_table, ([], 10), {}, ValueError, "values must have at least one entry"),
+]
+
+
+@pytest.mark.parametrize(("make", "args", "kwargs", "error", "message"), REFUSED)
+def test_a_wrong_argument_is_refused_in_words(
+    make: Any, args: tuple[Any, ...], kwargs: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        make(*args, **kwargs)
+
+
+@pytest.mark.parametrize("factor", [-1.0, NAN, "2", None])
+def test_a_factor_that_is_no_number_is_refused(factor: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match="factor must be"):
+        CosineDecay(0.1, 10) * factor
+
+
+def test_numpy_numbers_are_kept_as_pythons() -> None:
+    schedule = CosineDecay(np.float64(0.5), np.int64(10))
+    assert schedule == CosineDecay(0.5, 10)
+    assert repr(schedule) == "CosineDecay(0.5, 10)"

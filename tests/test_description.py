@@ -1,0 +1,176 @@
+"""`describe`: what a recipe is made of and what its state costs, to the byte, on real parameters or on paper."""
+
+import json
+import math
+import tracemalloc
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import optchain as oc
+
+RECIPES = {
+    "sgd": lambda: oc.sgd(0.1),
+    "momentum": lambda: oc.sgd(0.1, 0.9, moment_dtype="bfloat16"),
+    "adam amsgrad": lambda: oc.adam(0.1, amsgrad=True),
+    "adamw, everything": lambda: oc.adamw(
+        oc.schedules.CosineDecay(0.1, 10),
+        jnp.array(0.1),
+        global_clipnorm=1.0,
+        use_ema=True,
+        loss_scale_factor=8.0,
+        gradient_accumulation_steps=3,
+    ),
+    "gates": lambda: oc.skip_nonfinite(oc.dynamic_loss_scale(oc.accumulate(oc.adamw(0.1), 2)), 5),
+    "monitored chain": lambda: oc.chain(
+        oc.clip_by_global_norm(1.0),
+        oc.scale_by_adam(moment_dtype="bfloat16"),
+        oc.scale_by_learning_rate(),
+        oc.monitor(per_subtree=True),
+        oc.average_params(0.9),
+        learning_rate=0.1,
+    ),
+    "optax inside": lambda: oc.chain(("lion", optax.scale_by_lion()), oc.scale_by_learning_rate(0.1)),
+    "a bare link": lambda: oc.clip_by_norm(1.0),
+}
+every_recipe = pytest.mark.parametrize("name", RECIPES)
+
+
+def params_of(dtype: str) -> Any:
+    return {
+        "dense": {"kernel": jnp.ones((7, 5), dtype), "bias": jnp.ones(5, dtype)},
+        "list": [jnp.ones((), dtype), jnp.ones((0, 3), dtype)],
+    }
+
+
+def nbytes(tree: Any) -> int:
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+
+
+@every_recipe
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "complex64"])
+def test_bytes_are_those_of_the_real_state(name: str, dtype: str) -> None:
+    tx, params = RECIPES[name](), params_of(dtype)
+    described = oc.describe(tx, params)
+    state = tx.init(params)
+    assert described.state_bytes == nbytes(state)
+    assert described.parameter_bytes == nbytes(params)
+    assert described.parameters == 41
+    assert sum(row.bytes for row in described.rows) == described.state_bytes
+    assert described.state_bytes_per_parameter == nbytes(state) / 41
+
+
+@every_recipe
+def test_paper_and_real_parameters_are_described_alike(name: str) -> None:
+    tx, params = RECIPES[name](), params_of("float32")
+    on_paper = jax.eval_shape(lambda: params)
+    assert oc.describe(tx, on_paper) == oc.describe(tx, params)
+
+
+@every_recipe
+def test_the_description_is_data_for_json(name: str) -> None:
+    described = oc.describe(RECIPES[name](), params_of("float32"))
+    data = json.loads(json.dumps(described.to_dict()))
+    assert data["state_bytes"] == described.state_bytes
+    assert [row["path"] for row in data["rows"]] == [row.path for row in described.rows]
+
+
+@every_recipe
+def test_each_row_has_a_path_of_its_own_and_the_table_prints_each(name: str) -> None:
+    described = oc.describe(RECIPES[name](), params_of("float32"))
+    paths = [row.path for row in described.rows]
+    assert len(set(paths)) == len(paths)
+    table = str(described)
+    assert all(row.code in table for row in described.rows)
+    assert f"{described.state_bytes_per_parameter:.2f} bytes per parameter" in table
+    assert len({line.rstrip() == line for line in table.splitlines()}) == 1
+
+
+def seven_billion() -> Any:
+    """The shapes of a Llama of seven billion parameters, in bfloat16."""
+    width, hidden, layers, vocabulary = 4096, 11008, 32, 32000
+    shape = lambda *sizes: jax.ShapeDtypeStruct(sizes, jnp.bfloat16)  # noqa: E731
+    layer = {
+        "attention": {name: shape(width, width) for name in ("q", "k", "v", "o")},
+        "mlp": {"gate": shape(width, hidden), "up": shape(width, hidden), "down": shape(hidden, width)},
+        "norms": [shape(width), shape(width)],
+    }
+    return {
+        "embed": shape(vocabulary, width),
+        "head": shape(width, vocabulary),
+        "norm": shape(width),
+        "layers": [layer for _ in range(layers)],
+    }
+
+
+def test_seven_billion_parameters_are_described_without_allocating_them() -> None:
+    params = seven_billion()
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+    assert count == 6_738_415_616
+    live = {id(array) for array in jax.live_arrays()}
+    tracemalloc.start()
+    described = oc.describe(oc.adamw(1e-4, use_ema=True, gradient_accumulation_steps=4), params)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert max((array.nbytes for array in jax.live_arrays() if id(array) not in live), default=0) < 1000
+    assert peak < 100e6
+    assert described.parameters == count
+    assert described.parameter_bytes == 2 * count
+    # mu, nu, the accumulator and the average are float32 for narrow parameters; the rest is scalars.
+    assert 0 < described.state_bytes - 16 * count < 100
+    assert described.state_bytes_per_parameter == pytest.approx(16, abs=1e-6)
+    assert "6,738,415,616 parameters (13.48 GB), state 107.81 GB: 16.00 bytes per parameter" in str(described)
+
+
+def test_each_rows_state_is_at_its_path() -> None:
+    tx, params = oc.adamw(0.1, gradient_accumulation_steps=2, use_ema=True), params_of("float32")
+    state, rows = tx.init(params), oc.describe(tx, params).rows
+    assert [(row.path, row.depth) for row in rows] == [
+        ("adamw", 0),
+        ("adamw/accumulate", 1),
+        ("adamw/accumulate/inner", 2),
+        ("adamw/accumulate/inner/scale_by_adam", 3),
+        ("adamw/accumulate/inner/scale_by_learning_rate", 3),
+        ("adamw/accumulate/inner/decay_weights", 3),
+        ("adamw/average_params", 1),
+    ]
+    by_path = {row.path: row for row in rows}
+    adam = state["accumulate"]["inner"]["scale_by_adam"]
+    assert by_path["adamw/accumulate/inner/scale_by_adam"].bytes == nbytes(adam)
+    assert by_path["adamw/accumulate/inner/scale_by_adam"].entries == {
+        "count": "1 × int32",
+        "mu": "41 × float32",
+        "nu": "41 × float32",
+    }
+    own = {key: value for key, value in state["accumulate"].items() if key != "inner"}
+    assert by_path["adamw/accumulate"].bytes == nbytes(own)
+
+
+def test_a_link_without_state_keeps_nothing() -> None:
+    described = oc.describe(oc.clip_by_norm(1.0), params_of("float32"))
+    assert (described.state_bytes, described.rows[0].entries) == (0, {})
+    assert str(described).splitlines()[2].split() == ["clip_by_norm(1.0)", "-", "-"]
+
+
+def test_an_optax_transformation_is_described_too() -> None:
+    params = params_of("float32")
+    described = oc.describe(optax.adam(0.1), params)
+    assert described.state_bytes == nbytes(optax.adam(0.1).init(params))
+
+
+def test_no_parameters_cost_nothing_a_parameter() -> None:
+    assert oc.describe(oc.adam(0.1), {}).state_bytes_per_parameter == 0.0
+
+
+def test_what_is_no_transformation_is_refused() -> None:
+    with pytest.raises(TypeError, match="must be an optchain or Optax transformation"):
+        oc.describe("adamw", {"w": np.ones(3, np.float32)})
+
+
+def test_integer_leaves_are_refused_by_name_on_paper_too() -> None:
+    with pytest.raises(TypeError, match=r'params\["ids"\] has dtype int32'):
+        oc.describe(oc.adam(0.1), {"ids": jax.ShapeDtypeStruct((3,), jnp.int32)})

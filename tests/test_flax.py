@@ -1,0 +1,173 @@
+"""`optchain.flax`: Flax's training objects in the `apply` form."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from flax.linen.fp8_ops import OVERWRITE_WITH_GRADIENT
+from flax.training import train_state
+
+import optchain as oc
+from optchain.flax import Optimizer, TrainState
+
+PARAMS = {"w": jnp.array([1.0, 2.0])}
+GRADS = {"w": jnp.array([0.5, -0.5])}
+
+
+def linear_model():
+    return nnx.Linear(2, 1, rngs=nnx.Rngs(0))
+
+
+def gradients(model):
+    return nnx.grad(lambda model: jnp.sum(model(jnp.ones((1, 2))) ** 2))(model)
+
+
+def test_train_state_is_flaxs_with_the_same_fields():
+    state = TrainState.create(apply_fn=None, params=PARAMS, tx=oc.sgd(0.1))
+    assert isinstance(state, train_state.TrainState)
+    assert set(vars(state)) == {"step", "apply_fn", "params", "tx", "opt_state"}
+
+
+def test_train_state_leaves_the_parameters_alone_while_it_accumulates():
+    state = TrainState.create(apply_fn=None, params=PARAMS, tx=oc.sgd(0.1, gradient_accumulation_steps=2))
+    first = state.apply_gradients(grads=GRADS)
+    np.testing.assert_array_equal(first.params["w"], PARAMS["w"])
+    second = first.apply_gradients(grads=GRADS)
+    np.testing.assert_allclose(second.params["w"], [0.95, 2.05], rtol=1e-6)
+    assert int(second.step) == 2
+
+
+def test_train_state_takes_an_optax_transformation():
+    ours = TrainState.create(apply_fn=None, params=PARAMS, tx=optax.adam(0.1)).apply_gradients(grads=GRADS)
+    theirs = train_state.TrainState.create(apply_fn=None, params=PARAMS, tx=optax.adam(0.1)).apply_gradients(
+        grads=GRADS
+    )
+    np.testing.assert_array_equal(ours.params["w"], theirs.params["w"])
+    assert jax.tree.structure(ours.opt_state) == jax.tree.structure(theirs.opt_state)
+
+
+def test_train_state_replaces_other_fields():
+    class WithRate(TrainState):
+        epoch: int = 0
+
+    state = WithRate.create(apply_fn=None, params=PARAMS, tx=oc.sgd(0.1)).apply_gradients(grads=GRADS, epoch=3)
+    assert state.epoch == 3
+
+
+@pytest.mark.parametrize("factory", [train_state.TrainState, TrainState])
+def test_parameters_overwritten_by_their_gradient_are_handled_as_flax_does(factory):
+    params = {"params": PARAMS, OVERWRITE_WITH_GRADIENT: {"scale": jnp.array(1.0)}}
+    grads = {"params": GRADS, OVERWRITE_WITH_GRADIENT: {"scale": jnp.array(7.0)}}
+    state = factory.create(apply_fn=None, params=params, tx=oc.sgd(0.1)).apply_gradients(grads=grads)
+    assert float(state.params[OVERWRITE_WITH_GRADIENT]["scale"]) == 7.0
+    np.testing.assert_allclose(state.params["params"]["w"], [0.95, 2.05], rtol=1e-6)
+
+
+def test_train_state_trains_a_linen_model_and_compiles_once():
+    model = nn.Dense(1)
+    x = jnp.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+    y = x @ jnp.array([[1.0], [-2.0]])
+    variables = model.init(jax.random.key(0), x)
+    state = TrainState.create(apply_fn=model.apply, params=variables["params"], tx=oc.adam(0.1, use_ema=True))
+
+    @jax.jit
+    def step(state):
+        def loss(params):
+            return jnp.mean((state.apply_fn({"params": params}, x) - y) ** 2)
+
+        value, grads = jax.value_and_grad(loss)(state.params)
+        return state.apply_gradients(grads=grads), value
+
+    losses = []
+    for _ in range(60):
+        state, value = step(state)
+        losses.append(float(value))
+    assert losses[-1] < losses[0] / 50
+    assert step._cache_size() == 2  # Flax's `step` begins as a Python integer, and returns as an array
+    assert oc.averaged_params(state)["kernel"].shape == (2, 1)
+
+
+def test_a_donated_train_state_goes_on():
+    state = TrainState.create(apply_fn=None, params=jax.tree.map(jnp.copy, PARAMS), tx=oc.adamw(0.1, use_ema=True))
+    step = jax.jit(lambda state: state.apply_gradients(grads=GRADS), donate_argnums=0)
+    for _ in range(3):
+        state = step(state)
+    assert int(state.step) == 3
+    assert np.isfinite(state.params["w"]).all()
+
+
+def test_readers_find_what_is_in_a_train_state_and_an_optimizer():
+    tx = oc.sgd(0.5, global_clipnorm=1.0, use_ema=True)
+    state = TrainState.create(apply_fn=None, params=PARAMS, tx=tx).apply_gradients(grads=GRADS)
+    assert {"learning_rate", "global_norm"} <= oc.metrics(state).keys()
+    np.testing.assert_array_equal(oc.averaged_params(state)["w"], state.params["w"])
+    np.testing.assert_array_equal(oc.finalize(state.params, state)["w"], state.params["w"])
+
+    model = linear_model()
+    optimizer = Optimizer(model, tx, wrt=nnx.Param)
+    optimizer.update(model, gradients(model))
+    assert float(oc.metrics(optimizer)["learning_rate"]) == 0.5
+    assert float(oc.scale_loss(jnp.array(1.0), optimizer)) == 1.0
+
+
+@pytest.mark.parametrize("factory", [nnx.Optimizer, Optimizer])
+def test_optimizer_updates_the_model_in_place(factory):
+    model = linear_model()
+    optimizer = factory(model, oc.sgd(0.1, momentum=0.9), wrt=nnx.Param)
+    before, grads = nnx.to_pure_dict(nnx.state(model)), gradients(model)
+    optimizer.update(model, grads)
+    for name in ("kernel", "bias"):
+        expected = before[name] - 0.1 * grads[name][...]
+        np.testing.assert_allclose(getattr(model, name)[...], expected, rtol=1e-6)
+
+
+def test_optimizer_sees_only_the_parameters_it_was_made_for():
+    class Model(nnx.Module):
+        def __init__(self):
+            self.w = nnx.Param(jnp.ones(2))
+            self.calls = nnx.BatchStat(jnp.zeros((), jnp.int32))
+
+    model = Model()
+    optimizer = Optimizer(model, oc.adamw(0.1), wrt=nnx.Param)
+    grads = nnx.grad(lambda model: jnp.sum(model.w[...] ** 2), argnums=nnx.DiffState(0, nnx.Param))(model)
+    optimizer.update(model, grads)
+    assert model.calls.dtype == jnp.int32
+    assert float(model.w[0]) < 1.0
+
+
+def test_optimizer_leaves_the_parameters_alone_while_it_accumulates():
+    model = linear_model()
+    optimizer = Optimizer(model, oc.sgd(0.1, gradient_accumulation_steps=2), wrt=nnx.Param)
+    before = np.asarray(model.kernel[...])
+    optimizer.update(model, gradients(model))
+    np.testing.assert_array_equal(model.kernel[...], before)
+    optimizer.update(model, gradients(model))
+    assert np.abs(np.asarray(model.kernel[...]) - before).max() > 0
+
+
+def test_optimizer_passes_on_what_links_ask_for_by_name():
+    seen = []
+
+    def update(updates, state, params=None, *, value, **extra):
+        seen.append(value)
+        return updates, state
+
+    ask = optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+    model = linear_model()
+    Optimizer(model, oc.chain(ask, oc.scale_by_learning_rate(0.1)), wrt=nnx.Param).update(
+        model, gradients(model), value=jnp.array(3.0)
+    )
+    assert float(seen[0]) == 3.0
+
+
+def test_train_state_and_optimizer_pass_optax_wrappers_through():
+    tx = optax.chain(optax.clip_by_global_norm(1.0), oc.adamw(0.1))
+    model = linear_model()
+    optimizer = Optimizer(model, tx, wrt=nnx.Param)
+    optimizer.update(model, gradients(model))
+    state = TrainState.create(apply_fn=None, params=PARAMS, tx=tx).apply_gradients(grads=GRADS)
+    for holder in (optimizer, state):
+        assert float(oc.get_hyperparams(holder)["learning_rate"]) == pytest.approx(0.1)

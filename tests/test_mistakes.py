@@ -1,0 +1,891 @@
+"""What a mistake gets: one row each, with the type of the error and the words that help.
+
+A wrong argument fails where it is written; a wrong tree when the step is traced, and by name.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import optchain as oc
+
+PARAMS = {"dense": {"kernel": jnp.ones((3, 3)), "bias": jnp.ones(3)}, "head": {"kernel": jnp.ones(3)}}
+TX = oc.adamw(0.1)
+
+
+class Mistake(NamedTuple):
+    name: str
+    make: Callable[[], Any]
+    error: type[Exception]
+    words: str
+    """Plain text, or a regular expression where it begins with `re:`."""
+
+
+def check(mistake: Mistake) -> None:
+    pattern = mistake.words.removeprefix("re:") if mistake.words.startswith("re:") else re.escape(mistake.words)
+    with pytest.raises(mistake.error, match=pattern):
+        mistake.make()
+
+
+def params_with(**changed):
+    return {**PARAMS, **changed}
+
+
+# Arguments ------------------------------------------------------------------------------------------------------------
+
+FINITE, POSITIVE = "a finite number >= 0", "a finite number > 0"
+BELOW_ONE, FRACTION = "a number in [0, 1)", "a number in [0, 1]"
+
+# Every numeric argument: how to build with it, what is allowed, and values that are not.
+NUMBERS: list[tuple[str, str, Callable[[Any], Any], str, list[float]]] = [
+    ("clip_by_value", "max_value", oc.clip_by_value, POSITIVE, [0, -1.0]),
+    ("clip_by_norm", "max_norm", oc.clip_by_norm, POSITIVE, [0.0, -1]),
+    ("clip_by_global_norm", "max_norm", oc.clip_by_global_norm, POSITIVE, [0.0, -1.0]),
+    ("scale_by_adam", "beta_1", lambda v: oc.scale_by_adam(beta_1=v), BELOW_ONE, [-0.1, 1.0, 1]),
+    ("scale_by_adam", "beta_2", lambda v: oc.scale_by_adam(beta_2=v), BELOW_ONE, [-0.1, 1.0]),
+    ("scale_by_adam", "epsilon", lambda v: oc.scale_by_adam(epsilon=v), FINITE, [-1e-7]),
+    ("apply_momentum", "momentum", oc.apply_momentum, FRACTION, [-0.1, 1.1]),
+    ("scale_by_learning_rate", "learning_rate", oc.scale_by_learning_rate, FINITE, [-0.1]),
+    ("chain", "learning_rate", lambda v: oc.chain(oc.scale_by_learning_rate(), learning_rate=v), FINITE, [-0.1]),
+    ("decay_weights", "weight_decay", oc.decay_weights, FINITE, [-0.1]),
+    ("decay_weights", "learning_rate", lambda v: oc.decay_weights(0.1, learning_rate=v), FINITE, [-0.1]),
+    ("average_params", "momentum", oc.average_params, FRACTION, [-0.1, 1.1]),
+    (
+        "dynamic_loss_scale",
+        "initial_scale",
+        lambda v: oc.dynamic_loss_scale(oc.sgd(0.1), v),
+        "a number in [5.96046e-08, 1.70141e+38]",
+        [0.0, -1.0, 2.0**-25],
+    ),
+    ("unscale_gradients", "loss_scale", oc.unscale_gradients, POSITIVE, [0.0, -2.0]),
+    *(
+        (preset.__name__, name, lambda v, preset=preset, name=name, on=on: preset(**{name: v}, **on), allowed, values)
+        for preset in (oc.adamw, oc.adam, oc.sgd)
+        for name, allowed, values, on in [
+            ("learning_rate", FINITE, [-0.1], {}),
+            ("weight_decay", FINITE, [-0.1], {}),
+            ("clipnorm", POSITIVE, [0.0, -1.0], {}),
+            ("clipvalue", POSITIVE, [0.0, -1.0], {}),
+            ("global_clipnorm", POSITIVE, [0.0, -1.0], {}),
+            ("ema_momentum", FRACTION, [-0.1, 1.1], {"use_ema": True}),
+            ("loss_scale_factor", POSITIVE, [0.0, -1.0], {}),
+            ("decay", FINITE, [-0.1], {}),
+        ]
+    ),
+    *(
+        (preset.__name__, name, lambda v, preset=preset, name=name: preset(**{name: v}), allowed, values)
+        for preset in (oc.adamw, oc.adam)
+        for name, allowed, values in [
+            ("beta_1", BELOW_ONE, [-0.1, 1.0]),
+            ("beta_2", BELOW_ONE, [-0.1, 1.0]),
+            ("epsilon", FINITE, [-1e-7]),
+        ]
+    ),
+    ("sgd", "momentum", lambda v: oc.sgd(momentum=v), FRACTION, [-0.1, 1.1]),
+]
+
+
+@pytest.mark.parametrize(
+    ("owner", "argument", "make", "allowed", "values"), NUMBERS, ids=lambda x: x if type(x) is str else ""
+)
+def test_a_number_out_of_range_names_the_argument_the_value_and_what_is_allowed(owner, argument, make, allowed, values):
+    for value in [*values, float("nan"), float("inf"), -float("inf")]:
+        with pytest.raises(ValueError, match=re.escape(f"{argument} must be {allowed}; got {float(value)!r}")):
+            make(value)
+        # A concrete array is looked at too; in float32 the value may print differently.
+        if argument not in ("decay",):
+            with pytest.raises(ValueError, match=re.escape(f"{argument} must be {allowed}; got ")):
+                make(jnp.array(value))
+
+
+OPTIONAL = {"weight_decay", "clipnorm", "clipvalue", "global_clipnorm", "loss_scale_factor", "decay"}
+
+
+@pytest.mark.parametrize(
+    ("owner", "argument", "make", "allowed", "values"), NUMBERS, ids=lambda x: x if type(x) is str else ""
+)
+def test_a_value_of_the_wrong_kind_names_the_argument_and_the_value(owner, argument, make, allowed, values):
+    wrong = ["0.1", True, [0.1], {"a": 0.1}, 1j, object]
+    # None is "not set" where that is the default, and the chain's own rate where a link or chain says so.
+    none_is_meant = argument in OPTIONAL and owner in ("adamw", "adam", "sgd")
+    none_is_meant |= argument == "learning_rate" and owner in ("scale_by_learning_rate", "chain", "decay_weights")
+    if not none_is_meant:
+        wrong.append(None)
+    for value in wrong:
+        if value is object and argument != "decay":
+            continue  # a class is a callable
+        with pytest.raises(TypeError, match=rf"{argument} must be .*got "):
+            make(value)
+
+
+@pytest.mark.parametrize("preset", [oc.adamw, oc.adam, oc.sgd])
+def test_an_array_that_is_no_real_scalar_is_refused(preset):
+    for value in (jnp.ones(2), jnp.array(1j), jnp.array(True), np.ones((1,))):
+        with pytest.raises(ValueError, match="learning_rate must be a real scalar; got an array of shape"):
+            preset(value)
+
+
+INTEGERS = [
+    ("steps", lambda v: oc.accumulate(oc.sgd(0.1), v)),
+    ("overwrite_every", lambda v: oc.average_params(overwrite_every=v)),
+    ("calls_per_step", lambda v: oc.average_params(calls_per_step=v)),
+    ("growth_steps", lambda v: oc.dynamic_loss_scale(oc.sgd(0.1), growth_steps=v)),
+    ("max_consecutive", lambda v: oc.skip_nonfinite(oc.sgd(0.1), v)),
+    *(
+        (name, lambda v, preset=preset, name=name: preset(0.1, **{name: v}))
+        for preset in (oc.adamw, oc.adam, oc.sgd)
+        for name in ("gradient_accumulation_steps", "ema_overwrite_frequency")
+    ),
+]
+
+
+@pytest.mark.parametrize(("argument", "make"), INTEGERS, ids=lambda x: x if type(x) is str else "")
+def test_a_count_must_be_an_integer_of_at_least_one(argument, make):
+    for value in (0, -1):
+        with pytest.raises(ValueError, match=f"{argument} must be an integer >= 1; got {value}"):
+            make(value)
+    for value in (1.5, 2.0, "2", True, [2]):
+        with pytest.raises(TypeError, match=rf"{argument} must be an integer >= 1; got .*\({type(value).__name__}\)"):
+            make(value)
+
+
+FLAGS = [
+    ("amsgrad", lambda v: oc.scale_by_adam(amsgrad=v)),
+    ("per_subtree", oc.monitor),
+    ("epsilon_hat", lambda v: oc.scale_by_adam(epsilon_hat=v)),
+    ("nesterov", lambda v: oc.apply_momentum(0.9, v)),
+    ("amsgrad", lambda v: oc.adamw(amsgrad=v)),
+    ("amsgrad", lambda v: oc.adam(amsgrad=v)),
+    ("nesterov", lambda v: oc.sgd(nesterov=v)),
+    ("use_ema", lambda v: oc.adamw(use_ema=v)),
+    ("use_ema", lambda v: oc.adam(use_ema=v)),
+    ("use_ema", lambda v: oc.sgd(use_ema=v)),
+]
+
+
+@pytest.mark.parametrize(("argument", "make"), FLAGS, ids=lambda x: x if type(x) is str else "")
+def test_a_flag_must_be_a_bool(argument, make):
+    for value in (1, 0, "yes", None, 0.5):
+        with pytest.raises(TypeError, match=f"{argument} must be True or False; got {value!r}"):
+            make(value)
+
+
+DTYPES = [
+    ("moment_dtype", lambda v: oc.scale_by_adam(moment_dtype=v)),
+    ("moment_dtype", lambda v: oc.apply_momentum(0.9, moment_dtype=v)),
+    ("average_dtype", lambda v: oc.average_params(average_dtype=v)),
+    ("accumulator_dtype", lambda v: oc.accumulate(oc.sgd(0.1), 2, accumulator_dtype=v)),
+    ("moment_dtype", lambda v: oc.adamw(moment_dtype=v)),
+    ("moment_dtype", lambda v: oc.adam(moment_dtype=v)),
+    ("moment_dtype", lambda v: oc.sgd(moment_dtype=v)),
+]
+
+
+@pytest.mark.parametrize(("argument", "make"), DTYPES, ids=lambda x: x if type(x) is str else "")
+def test_a_dtype_must_be_floating_point(argument, make):
+    for value in ("int32", jnp.complex64, bool):
+        with pytest.raises(ValueError, match=f"{argument} must be a floating-point dtype or None; got"):
+            make(value)
+    for value in ("no_such_dtype", 3):
+        with pytest.raises(TypeError, match=f"{argument} must be a floating-point dtype or None; got"):
+            make(value)
+
+
+ARGUMENTS = [
+    Mistake(
+        "two clips",
+        lambda: oc.adamw(0.1, clipnorm=1.0, clipvalue=0.5),
+        ValueError,
+        "only one of clipnorm, clipvalue and global_clipnorm can be set; got clipnorm=1.0, clipvalue=0.5",
+    ),
+    Mistake(
+        "three clips",
+        lambda: oc.sgd(0.1, clipnorm=1.0, clipvalue=0.5, global_clipnorm=2.0),
+        ValueError,
+        "got clipnorm=1.0, clipvalue=0.5, global_clipnorm=2.0",
+    ),
+    Mistake("unknown keyword", lambda: oc.adamw(0.1, lr=0.1), TypeError, "lr"),
+    Mistake("unknown keyword of a link", lambda: oc.scale_by_adam(b1=0.9), TypeError, "b1"),
+    Mistake("unknown keyword of chain", lambda: oc.chain(oc.sgd(0.1), momentum=0.9), TypeError, "momentum"),
+    Mistake("a keyword twice", lambda: oc.adamw(0.1, learning_rate=0.2), TypeError, "learning_rate"),
+    Mistake("too many arguments", lambda: oc.clip_by_norm(1.0, 2.0), TypeError, "too many positional arguments"),
+    Mistake("an extra by position", lambda: oc.scale_by_adam(0.9, 0.99, 1e-7, True), TypeError, "positional"),
+    Mistake("a missing argument", lambda: oc.clip_by_norm(), TypeError, "max_norm"),
+    Mistake(
+        "exclusions without decay",
+        lambda: oc.adam(0.1, exclude_from_weight_decay=["bias"]),
+        ValueError,
+        "exclude_from_weight_decay was given without a weight_decay",
+    ),
+    Mistake(
+        "exclusions with the decay switched off",
+        lambda: oc.adamw(0.1, None, exclude_from_weight_decay=["bias"]),
+        ValueError,
+        "exclude_from_weight_decay was given without a weight_decay",
+    ),
+    Mistake(
+        "a plain string of exclusions",
+        lambda: oc.adamw(0.1, exclude_from_weight_decay="bias"),
+        TypeError,
+        "exclude_from_weight_decay must be a list of patterns, not a single string; got 'bias'",
+    ),
+    Mistake("no exclusions", lambda: oc.adamw(0.1, exclude_from_weight_decay=[]), ValueError, "at least one pattern"),
+    Mistake(
+        "an exclusion that is no regular expression",
+        lambda: oc.adamw(0.1, exclude_from_weight_decay=["("]),
+        ValueError,
+        "pattern '(' is not a regular expression",
+    ),
+    Mistake(
+        "a number as exclusions",
+        lambda: oc.adamw(0.1, exclude_from_weight_decay=3),
+        TypeError,
+        "re:exclude_from_weight_decay.* must be .*got 3",
+    ),
+    Mistake(
+        "numbers as exclusions",
+        lambda: oc.adamw(0.1, exclude_from_weight_decay=[1, 2]),
+        TypeError,
+        "re:exclude_from_weight_decay.*got 1",
+    ),
+    Mistake(
+        "a string as mask",
+        lambda: oc.decay_weights(0.1, learning_rate=1.0, mask="bias"),
+        TypeError,
+        "mask must be a tree of bools or a callable of the parameters (see matching); got 'bias'",
+    ),
+    Mistake(
+        "strings in a mask",
+        lambda: oc.decay_weights(0.1, learning_rate=1.0, mask=["bias"]),
+        TypeError,
+        "mask[0] must be True or False; got 'bias' (str)",
+    ),
+    Mistake(
+        "numbers in a mask",
+        lambda: oc.decay_weights(0.1, learning_rate=1.0, mask={"dense": {"kernel": 1}}),
+        TypeError,
+        'mask["dense"]["kernel"] must be True or False; got 1 (int)',
+    ),
+    Mistake(
+        "a single bool as mask",
+        lambda: oc.decay_weights(0.1, learning_rate=1.0, mask=False),
+        TypeError,
+        "mask must be a tree of bools or a callable of the parameters (see matching); got False",
+    ),
+    Mistake(
+        "an empty mask",
+        lambda: oc.decay_weights(0.1, learning_rate=1.0, mask={}),
+        TypeError,
+        "mask must be a tree of bools",
+    ),
+    Mistake(
+        "an axis name of the wrong kind",
+        lambda: oc.clip_by_global_norm(1.0, axis_name=3),
+        TypeError,
+        "re:axis_name must be .*got 3",
+    ),
+    Mistake(
+        "a callable of two arguments",
+        lambda: oc.sgd(lambda step, epoch: 0.1),
+        TypeError,
+        "re:learning_rate must be callable with the step or with no arguments; got .*\\(step, epoch\\)",
+    ),
+    Mistake(
+        "the legacy decay of an array",
+        lambda: oc.sgd(jnp.array(0.1), decay=0.1),
+        TypeError,
+        "with decay, learning_rate must be a number or a schedule",
+    ),
+    Mistake("no learning rate", lambda: oc.adamw(None), TypeError, "learning_rate must be"),
+    Mistake("a preset's name that is no identifier", lambda: oc.adamw(0.1, name="my adam"), ValueError, "identifier"),
+    Mistake(
+        "a preset's name that is no string", lambda: oc.adamw(0.1, name=3), TypeError, "name must be a string; got 3"
+    ),
+    Mistake(
+        "accumulate without a transformation",
+        lambda: oc.accumulate(0.1, 2),
+        TypeError,
+        "inner must be an optchain or Optax transformation; got 0.1 (float)",
+    ),
+    Mistake(
+        "accumulate of a factory that was not called",
+        lambda: oc.accumulate(oc.sgd, 2),
+        TypeError,
+        "inner must be an optchain or Optax transformation; got <function sgd",
+    ),
+    Mistake(
+        "make_step without a transformation",
+        lambda: oc.make_step(lambda params: 0.0, oc.sgd),
+        TypeError,
+        "must be an optchain or Optax transformation; got <function sgd",
+    ),
+]
+
+
+@pytest.mark.parametrize("mistake", ARGUMENTS, ids=lambda mistake: mistake.name)
+def test_a_wrong_argument_fails_where_it_is_written(mistake):
+    check(mistake)
+
+
+def test_with_two_clips_of_which_one_is_none_all_is_well():
+    assert oc.adamw(0.1, clipnorm=None, clipvalue=0.5) == oc.adamw(0.1, clipvalue=0.5)
+
+
+# Chains ---------------------------------------------------------------------------------------------------------------
+
+RATE, ADAM, DECAY = oc.scale_by_learning_rate(), oc.scale_by_adam(), oc.decay_weights(0.1)
+
+CHAINS = [
+    Mistake("no links", lambda: oc.chain(), ValueError, "chain needs at least one link"),
+    Mistake(
+        "a link that is none",
+        lambda: oc.chain(RATE, 0.1, learning_rate=0.1),
+        TypeError,
+        "link 1 must be an optchain or Optax transformation, or a pair (name, transformation); got 0.1 (float)",
+    ),
+    Mistake(
+        "a factory that was not called", lambda: oc.chain(oc.scale_by_adam), TypeError, "link 0 must be an optchain"
+    ),
+    Mistake(
+        "a list of links", lambda: oc.chain([ADAM, RATE], learning_rate=0.1), TypeError, "link 0 must be an optchain"
+    ),
+    Mistake("a pair without a transformation", lambda: oc.chain(("adam", 3)), TypeError, "link 0 must be an optchain"),
+    Mistake(
+        "a pair with a number for a name",
+        lambda: oc.chain((3, ADAM)),
+        TypeError,
+        "the name of a link must be a string; got 3 (int)",
+    ),
+    Mistake(
+        "two links of one name",
+        lambda: oc.chain(("a", ADAM), ("a", oc.apply_momentum(0.9))),
+        ValueError,
+        "two links of the chain are named 'a'",
+    ),
+    *(
+        Mistake(
+            f"name {name!r}",
+            lambda name=name: oc.chain((name, ADAM)),
+            ValueError,
+            f"must be an identifier (letters, digits, underscores); got {name!r}",
+        )
+        for name in ("a.b", "a/b", "a b", "", "1a", "a-b")
+    ),
+    *(
+        Mistake(f"reserved {name!r}", lambda name=name: oc.chain((name, ADAM)), ValueError, f"got {name!r}")
+        for name in (
+            "hyperparams",
+            "scheduled",
+            "count",
+            "metrics",
+            "inner",
+            "mu",
+            "nu",
+            "nu_max",
+            "velocity",
+            "average",
+            "grads",
+            "params",
+        )
+    ),
+    *(
+        Mistake(
+            f"chain named {name!r}", lambda name=name: oc.chain(oc.chain(ADAM, name=name)), ValueError, f"got {name!r}"
+        )
+        for name in ("metrics", "mu", "hyperparams")
+    ),
+    Mistake("a chain's name", lambda: oc.chain(ADAM, name="a/b"), ValueError, "name must be an identifier"),
+    Mistake(
+        "a rate that no link takes",
+        lambda: oc.chain(oc.clip_by_norm(1.0), ADAM, learning_rate=0.1),
+        ValueError,
+        "the chain was given a learning_rate that none of its links takes (clip_by_norm, scale_by_adam): "
+        "add scale_by_learning_rate()",
+    ),
+    Mistake(
+        "a rate around a preset that has its own",
+        lambda: oc.chain(oc.adam(0.1), learning_rate=0.1),
+        ValueError,
+        "a learning_rate that none of its links takes (adam)",
+    ),
+    Mistake(
+        "two learning rates",
+        lambda: oc.chain(oc.scale_by_learning_rate(0.1), oc.scale_by_learning_rate(0.2)),
+        ValueError,
+        "scale_by_learning_rate_2 stands after scale_by_learning_rate, and cannot: the updates would be scaled twice",
+    ),
+    Mistake(
+        "two learning rates, one in a preset",
+        lambda: oc.chain(oc.sgd(0.1), RATE, learning_rate=0.1),
+        ValueError,
+        "the updates would be scaled twice, and their sign flipped twice",
+    ),
+    Mistake(
+        "adam after the learning rate",
+        lambda: oc.chain(RATE, ADAM, learning_rate=0.1),
+        ValueError,
+        "scale_by_adam stands after scale_by_learning_rate, and cannot: a rule that divides by the gradient's own size "
+        "cancels the learning rate",
+    ),
+    Mistake(
+        "adam after the learning rate, inside a gate",
+        lambda: oc.chain(RATE, oc.accumulate(ADAM, 2), learning_rate=0.1),
+        ValueError,
+        "cancels the learning rate",
+    ),
+    Mistake(
+        "decay before the learning rate",
+        lambda: oc.chain(DECAY, RATE, learning_rate=0.1),
+        ValueError,
+        "scale_by_learning_rate stands after decay_weights, and cannot: the decay would be scaled again and its sign "
+        "flipped: weights would grow",
+    ),
+    Mistake(
+        "decay before adam",
+        lambda: oc.chain(oc.decay_weights(0.1, learning_rate=1.0), ADAM),
+        ValueError,
+        "scale_by_adam stands after decay_weights, and cannot: the decay would be rescaled with the gradient",
+    ),
+    Mistake(
+        "clip before unscaling",
+        lambda: oc.chain(oc.clip_by_global_norm(1.0), oc.unscale_gradients(1024.0)),
+        ValueError,
+        "unscale_gradients stands after clip_by_global_norm, and cannot: the threshold would apply to gradients that are "
+        "still scaled",
+    ),
+    Mistake(
+        "adam before unscaling",
+        lambda: oc.chain(ADAM, oc.unscale_gradients(1024.0)),
+        ValueError,
+        "unscale_gradients stands after scale_by_adam, and cannot",
+    ),
+    Mistake(
+        "unscaling after the learning rate",
+        lambda: oc.chain(oc.scale_by_learning_rate(0.1), oc.unscale_gradients(1024.0)),
+        ValueError,
+        "unscale_gradients stands after scale_by_learning_rate, and cannot: the updates are not gradients any more",
+    ),
+    Mistake(
+        "a gradient link after a gate",
+        lambda: oc.chain(oc.accumulate(oc.sgd(0.1), 2), oc.clip_by_norm(1.0)),
+        ValueError,
+        "clip_by_norm (gradient) stands after accumulate (gate): a link on gradients cannot follow a gate",
+    ),
+    Mistake(
+        "a gradient link after an average",
+        lambda: oc.chain(oc.average_params(), oc.clip_by_norm(1.0)),
+        ValueError,
+        "clip_by_norm (gradient) stands after average_params (parameter)",
+    ),
+    Mistake(
+        "an Optax link after an average",
+        lambda: oc.chain(oc.average_params(), optax.trace(0.9)),
+        ValueError,
+        "optax (gradient) stands after average_params (parameter)",
+    ),
+    Mistake(
+        "a gate after an average",
+        lambda: oc.chain(oc.average_params(), oc.accumulate(oc.sgd(0.1), 2)),
+        ValueError,
+        "accumulate (gate) stands after average_params (parameter)",
+    ),
+    Mistake(
+        "two gates",
+        lambda: oc.chain(oc.accumulate(oc.sgd(0.1), 2), oc.accumulate(oc.apply_momentum(0.9), 2)),
+        ValueError,
+        "accumulate_2 (gate) stands after accumulate (gate): a chain has at most one gate",
+    ),
+    Mistake(
+        "a wrong order across nested chains",
+        lambda: oc.chain(oc.chain(oc.sgd(0.1), oc.average_params()), oc.chain(oc.clip_by_norm(1.0))),
+        ValueError,
+        "clip_by_norm (gradient) stands after average_params (parameter)",
+    ),
+]
+
+
+@pytest.mark.parametrize("mistake", CHAINS, ids=lambda mistake: mistake.name)
+def test_a_chain_that_cannot_be_meant_says_which_link_and_why(mistake):
+    check(mistake)
+
+
+# Trees ----------------------------------------------------------------------------------------------------------------
+
+
+def apply(grads=PARAMS, params=PARAMS, tx=TX, state=None, **extra):
+    return tx.apply(params, tx.init(PARAMS) if state is None else state, grads=grads, **extra)
+
+
+def update(updates=PARAMS, params=PARAMS, tx=TX, state=None, **extra):
+    return tx.update(updates, tx.init(PARAMS) if state is None else state, params, **extra)
+
+
+def kernel(value):
+    return params_with(dense={"kernel": value, "bias": jnp.ones(3)})
+
+
+TREES = [
+    Mistake(
+        "a shape that would broadcast",
+        lambda: apply(kernel(jnp.ones((1, 3)))),
+        ValueError,
+        'grads["dense"]["kernel"]: shape (1, 3), params have (3, 3)',
+    ),
+    Mistake(
+        "a scalar that would broadcast",
+        lambda: apply(kernel(1.0)),
+        ValueError,
+        'grads["dense"]["kernel"]: shape (), params have (3, 3)',
+    ),
+    Mistake(
+        "a missing gradient",
+        lambda: apply(kernel(None)),
+        ValueError,
+        'grads["dense"]["kernel"] is missing, params have an array of shape (3, 3) there',
+    ),
+    Mistake(
+        "a missing key",
+        lambda: apply({"dense": PARAMS["dense"]}),
+        ValueError,
+        'grads["head"]["kernel"] is missing, params have an array of shape (3,) there',
+    ),
+    Mistake(
+        "an extra leaf",
+        lambda: apply(params_with(tail=jnp.ones(2))),
+        ValueError,
+        'grads["tail"] has no counterpart: params have no leaf there',
+    ),
+    Mistake(
+        "a gradient for a parameter that is None",
+        lambda: TX.apply(kernel(None), TX.init(kernel(None)), grads=PARAMS),
+        ValueError,
+        'grads["dense"]["kernel"] has no counterpart',
+    ),
+    Mistake(
+        "another container",
+        lambda: TX.apply([jnp.ones(2)], TX.init([jnp.ones(2)]), grads=(jnp.ones(2),)),
+        ValueError,
+        "grads and params have the same paths in different containers",
+    ),
+    Mistake(
+        "a list for a dict",
+        lambda: apply([jnp.ones(3)]),
+        ValueError,
+        'grads["dense"]["bias"] is missing',
+    ),
+    Mistake(
+        "the wrong shape in the update form",
+        lambda: update(kernel(jnp.ones((1, 3)))),
+        ValueError,
+        'updates["dense"]["kernel"]: shape (1, 3), params have (3, 3)',
+    ),
+    Mistake(
+        "integer parameters",
+        lambda: TX.init(params_with(step=jnp.array(3))),
+        TypeError,
+        'params["step"] has dtype int32; parameters must be floating-point or complex arrays',
+    ),
+    Mistake("a Python integer", lambda: TX.init({"step": 3}), TypeError, 'params["step"] has dtype int'),
+    Mistake("bools", lambda: TX.init({"mask": jnp.array(True)}), TypeError, 'params["mask"] has dtype bool'),
+    Mistake(
+        "integer gradients",
+        lambda: apply(jax.tree.map(lambda p: p.astype(jnp.int32), PARAMS)),
+        TypeError,
+        'grads["dense"]["bias"] has dtype int32',
+    ),
+    Mistake(
+        "gradients of integers",
+        lambda: apply(kernel(np.zeros((3, 3), jax.dtypes.float0))),
+        TypeError,
+        'grads["dense"]["kernel"] has dtype',
+    ),
+    Mistake(
+        "a function among the parameters",
+        lambda: TX.init(params_with(activation=jax.nn.relu)),
+        TypeError,
+        're:params\\["activation"\\] is .*; parameters must be floating-point or complex arrays.*put None',
+    ),
+    Mistake(
+        "a string among the parameters",
+        lambda: TX.init({"name": "dense"}),
+        TypeError,
+        "params[\"name\"] is 'dense' (str)",
+    ),
+    Mistake(
+        "a key array among the parameters",
+        lambda: TX.init(params_with(rng=jax.random.key(0))),
+        TypeError,
+        'params["rng"] has dtype key',
+    ),
+    Mistake(
+        "complex gradients of real parameters",
+        lambda: apply(kernel(jnp.ones((3, 3), jnp.complex64))),
+        TypeError,
+        'grads["dense"]["kernel"] is complex (complex64), its parameter is real (float32)',
+    ),
+    Mistake(
+        "gradients of another shape than the state, without params",
+        lambda: oc.scale_by_adam().update(kernel(jnp.ones((1, 3))), oc.scale_by_adam().init(PARAMS)),
+        ValueError,
+        're:scale_by_adam state\\["mu"\\]\\["dense"\\]\\["kernel"\\]: shape \\(3, 3\\), updates have \\(1, 3\\)',
+    ),
+    Mistake("trees by position", lambda: TX.apply(PARAMS, TX.init(PARAMS), PARAMS), TypeError, "positional argument"),
+    Mistake(
+        "params and gradients in Optax's order",
+        lambda: TX.apply(PARAMS, PARAMS, TX.init(PARAMS)),
+        TypeError,
+        "positional argument",
+    ),
+    Mistake("no gradients", lambda: TX.apply(PARAMS, TX.init(PARAMS)), TypeError, "grads"),
+    Mistake(
+        "state and params swapped",
+        lambda: TX.apply(TX.init(PARAMS), PARAMS, grads=PARAMS),
+        (TypeError, ValueError),
+        "re:.",
+    ),
+    Mistake(
+        "no params in update",
+        lambda: TX.update(PARAMS, TX.init(PARAMS)),
+        ValueError,
+        "decay_weights needs the parameters, and update() got none: call tx.update(updates, state, params)",
+    ),
+    Mistake(
+        "no params in update, in a gate in a chain",
+        lambda: update(params=None, tx=oc.sgd(0.1, weight_decay=0.1, gradient_accumulation_steps=2)),
+        ValueError,
+        "decay_weights needs the parameters",
+    ),
+    Mistake(
+        "no params in update, under its chosen name",
+        lambda: update(params=None, tx=oc.chain(("slow", oc.average_params()))),
+        ValueError,
+        "slow needs the parameters",
+    ),
+]
+
+
+@pytest.mark.parametrize("mistake", TREES, ids=lambda mistake: mistake.name)
+def test_a_wrong_tree_is_an_error_that_names_the_leaf(mistake):
+    check(mistake)
+
+
+@pytest.mark.parametrize("form", [apply, update])
+def test_a_wrong_tree_is_an_error_under_jit_too(form):
+    with pytest.raises(ValueError, match=r'\["dense"\]\["kernel"\]: shape \(1, 3\), params have \(3, 3\)'):
+        jax.jit(form)(kernel(jnp.ones((1, 3))))
+
+
+def test_update_without_params_works_where_no_link_needs_them():
+    updates, _ = update(params=None, tx=oc.adam(0.1, clipnorm=1.0))
+    assert jax.tree.structure(updates) == jax.tree.structure(PARAMS)
+
+
+# States ---------------------------------------------------------------------------------------------------------------
+
+STATES = [
+    Mistake(
+        "Optax's state",
+        lambda: apply(state=optax.adamw(0.1).init(PARAMS)),
+        TypeError,
+        "the state of adamw must be the dict that init returned; got tuple",
+    ),
+    Mistake("no state", lambda: TX.apply(PARAMS, None, grads=PARAMS), TypeError, "got NoneType"),
+    Mistake(
+        "an empty state",
+        lambda: apply(state={}),
+        ValueError,
+        "the state of adamw has no entry 'hyperparams': it is another transformation's",
+    ),
+    Mistake(
+        "the state of a chain without a link",
+        lambda: apply(state={k: v for k, v in TX.init(PARAMS).items() if k != "scale_by_adam"}),
+        ValueError,
+        "the state of adamw has no entry 'scale_by_adam'",
+    ),
+    Mistake(
+        "the state of sgd",
+        lambda: apply(state=oc.sgd(0.1, 0.9).init(PARAMS)),
+        ValueError,
+        "the state of adamw has no entry 'scale_by_adam'",
+    ),
+    Mistake(
+        "the state of a chain with another link",
+        lambda: apply(state=oc.adamw(0.1, use_ema=True).init(PARAMS)),
+        ValueError,
+        "the state of adamw has an entry 'average_params' that adamw does not know",
+    ),
+    Mistake(
+        "the state without AMSGrad",
+        lambda: apply(tx=oc.adamw(0.1, amsgrad=True), state=TX.init(PARAMS)),
+        ValueError,
+        "the state of scale_by_adam has no entry 'nu_max'",
+    ),
+    Mistake(
+        "the state of a number where there is a schedule",
+        lambda: apply(tx=oc.adamw(lambda step: 0.1), state=TX.init(PARAMS)),
+        ValueError,
+        "the state of adamw has no entry 'count'",
+    ),
+    Mistake(
+        "a state that misses one hyperparameter",
+        lambda: apply(tx=oc.adam(0.1, jnp.array(0.9), jnp.array(0.9)), state=oc.adam(0.1, jnp.array(0.9)).init(PARAMS)),
+        ValueError,
+        "beta_2",
+    ),
+    Mistake(
+        "the state of a chain of other links, nested in a gate",
+        lambda: apply(
+            tx=oc.adam(0.1, gradient_accumulation_steps=2),
+            state=oc.sgd(0.1, 0.9, gradient_accumulation_steps=2).init(PARAMS),
+        ),
+        ValueError,
+        "has no entry 'scale_by_adam'",
+    ),
+    Mistake(
+        "the state of other parameters",
+        lambda: apply(state=TX.init(kernel(jnp.ones((2, 2))))),
+        ValueError,
+        're:scale_by_adam state\\["mu"\\]\\["dense"\\]\\["kernel"\\]: shape \\(2, 2\\), updates have \\(3, 3\\)',
+    ),
+    Mistake(
+        "the state of fewer parameters",
+        lambda: apply(state=TX.init({"dense": PARAMS["dense"]})),
+        ValueError,
+        're:scale_by_adam state\\["mu"\\]\\["head"\\]\\["kernel"\\] is missing',
+    ),
+    Mistake(
+        "a state without the Optax link's",
+        lambda: apply(tx=oc.chain(("trace", optax.trace(0.9))), state={}),
+        ValueError,
+        "the state has no entry 'trace'",
+    ),
+]
+
+
+@pytest.mark.parametrize("mistake", STATES, ids=lambda mistake: mistake.name)
+def test_a_foreign_state_is_an_error_that_names_the_link(mistake):
+    check(mistake)
+
+
+# Calls ----------------------------------------------------------------------------------------------------------------
+
+CALLS = [
+    Mistake(
+        "no learning rate for the link",
+        lambda: apply(tx=RATE, state={}),
+        TypeError,
+        "scale_by_learning_rate needs learning_rate, and the call did not give it; give it to the chain, "
+        "chain(…, learning_rate=…)",
+    ),
+    Mistake(
+        "no learning rate for the chain",
+        lambda: apply(tx=oc.chain(ADAM, RATE)),
+        TypeError,
+        "scale_by_learning_rate needs learning_rate",
+    ),
+    Mistake(
+        "no learning rate for decay, under its chosen name",
+        lambda: apply(tx=oc.chain(("shrink", DECAY)), state={}),
+        TypeError,
+        "shrink needs learning_rate",
+    ),
+    Mistake(
+        "no learning rate in a gate",
+        lambda: apply(tx=oc.accumulate(oc.chain(ADAM, RATE), 2)),
+        TypeError,
+        "scale_by_learning_rate needs learning_rate",
+    ),
+    Mistake(
+        "a learning rate at the call of a chain that owns one",
+        lambda: apply(learning_rate=0.5),
+        TypeError,
+        "adamw owns learning_rate: change it with set_hyperparams, not by the call",
+    ),
+    Mistake(
+        "a learning rate at the call of a link that owns one",
+        lambda: update(tx=oc.scale_by_learning_rate(0.1), learning_rate=0.5),
+        TypeError,
+        "scale_by_learning_rate owns learning_rate",
+    ),
+]
+
+
+@pytest.mark.parametrize("mistake", CALLS, ids=lambda mistake: mistake.name)
+def test_a_wrong_call_is_an_error_that_names_the_link(mistake):
+    check(mistake)
+
+
+# Masks on parameters --------------------------------------------------------------------------------------------------
+
+
+def decay_with(mask):
+    return oc.decay_weights(0.1, learning_rate=1.0, mask=mask)
+
+
+MASKS = [
+    Mistake(
+        "a pattern that matches nothing",
+        lambda: oc.adamw(0.1, exclude_from_weight_decay=["biass"]).init(PARAMS),
+        ValueError,
+        "re:'biass'.* matches no parameter; the paths are: dense/bias, dense/kernel, head/kernel",
+    ),
+    Mistake(
+        "a mask of another structure",
+        lambda: decay_with({"dens": True}).init(PARAMS),
+        ValueError,
+        "mask does not fit the parameters",
+    ),
+    Mistake(
+        "a mask that goes deeper than the parameters",
+        lambda: decay_with({"dense": {"kernel": {"a": True}, "bias": True}, "head": True}).init(PARAMS),
+        ValueError,
+        "mask does not fit the parameters",
+    ),
+    Mistake(
+        "a mask with a key too many",
+        lambda: decay_with({"dense": True, "head": True, "tail": True}).init(PARAMS),
+        ValueError,
+        "mask does not fit the parameters",
+    ),
+    Mistake(
+        "a list for a dict",
+        lambda: decay_with([True, False]).init(PARAMS),
+        ValueError,
+        "mask does not fit the parameters",
+    ),
+    Mistake(
+        "a callable that returns no bools",
+        lambda: decay_with(lambda params: jax.tree.map(jnp.ndim, params)).init(PARAMS),
+        TypeError,
+        'mask["dense"]["bias"] must be True or False; got 1 (int)',
+    ),
+    Mistake(
+        "a callable that returns arrays of bools",
+        lambda: decay_with(lambda params: jax.tree.map(lambda p: p > 0, params)).init(PARAMS),
+        TypeError,
+        'mask["dense"]["bias"] must be True or False; got',
+    ),
+    Mistake(
+        "an excluding tree that does not fit",
+        lambda: oc.adamw(0.1, exclude_from_weight_decay={"dens": True}).init(PARAMS),
+        ValueError,
+        "exclude_from_weight_decay does not fit the parameters",
+    ),
+    Mistake(
+        "an excluding callable that returns a string",
+        lambda: oc.adamw(0.1, exclude_from_weight_decay=lambda params: "bias").init(PARAMS),
+        TypeError,
+        "exclude_from_weight_decay must be True or False; got 'bias'",
+    ),
+]
+
+
+@pytest.mark.parametrize("mistake", MASKS, ids=lambda mistake: mistake.name)
+def test_a_mask_that_fits_nothing_is_an_error_at_init(mistake):
+    check(mistake)

@@ -1,0 +1,245 @@
+"""`accumulate`: weights that make the mean the whole batch's, and the tail of an epoch."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import optchain as oc
+
+from .bad_gradients import apply_step, assert_same_bits
+
+PARAMS = {"w": jnp.array([1.0, -2.0, 3.0]), "b": jnp.array(0.5)}
+
+
+def grads_of(number):
+    rng = np.random.default_rng(number)
+    return jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape), p.dtype), PARAMS)
+
+
+def mean(trees, weights=None):
+    weights = [1.0] * len(trees) if weights is None else weights
+    return jax.tree.map(lambda *g: sum(w * x for w, x in zip(weights, g, strict=True)) / sum(weights), *trees)
+
+
+def run(tx, params, state, numbers, **extra):
+    for number in numbers:
+        params, state = apply_step(tx, params, state, grads_of(number), **extra)
+    return params, state
+
+
+flush = jax.jit(oc.flush)
+
+# The tail --------------------------------------------------------------------------------------------------------------
+
+MAKERS = {
+    "gate": lambda steps: oc.accumulate(oc.adamw(0.1), steps),
+    "preset": lambda steps: oc.adamw(0.1, gradient_accumulation_steps=steps),
+    "in a chain": lambda steps: oc.chain(oc.accumulate(oc.adamw(0.1), steps)),
+    "in a gate": lambda steps: oc.skip_nonfinite(oc.accumulate(oc.adamw(0.1), steps)),
+    "around a gate": lambda steps: oc.accumulate(oc.skip_nonfinite(oc.adamw(0.1)), steps),
+    "clipped": lambda steps: oc.adamw(0.1, global_clipnorm=0.1, gradient_accumulation_steps=steps),
+}
+
+
+def plain(name):
+    return oc.adamw(0.1, global_clipnorm=0.1) if name == "clipped" else oc.adamw(0.1)
+
+
+@pytest.mark.parametrize("held", [1, 2, 3])
+@pytest.mark.parametrize("name", MAKERS)
+def test_flush_is_one_update_of_the_mean_of_what_is_held(name, held):
+    tx, alone = MAKERS[name](4), plain(name)
+    params, state = run(tx, PARAMS, tx.init(PARAMS), range(4 + held))
+    params, state = flush(tx, params, state)
+    expected, expected_state = PARAMS, alone.init(PARAMS)
+    for numbers in (range(4), range(4, 4 + held)):
+        grads = mean([grads_of(n) for n in numbers])
+        expected, expected_state = apply_step(alone, expected, expected_state, grads)
+    for key in PARAMS:
+        np.testing.assert_allclose(params[key], expected[key], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_after_a_flush_the_next_window_starts_afresh(name):
+    tx = MAKERS[name](3)
+    params, state = run(tx, PARAMS, tx.init(PARAMS), range(2))
+    flushed, state = flush(tx, params, state)
+    params, state = run(tx, flushed, state, (10, 11))
+    assert_same_bits(params, flushed)  # two of three
+    params, state = run(tx, params, state, (12,))
+    alone = plain(name)
+    expected, expected_state = PARAMS, alone.init(PARAMS)
+    for numbers in ((0, 1), (10, 11, 12)):
+        grads = mean([grads_of(n) for n in numbers])
+        expected, expected_state = apply_step(alone, expected, expected_state, grads)
+    for key in PARAMS:
+        np.testing.assert_allclose(params[key], expected[key], rtol=1e-5)
+
+
+@pytest.mark.parametrize("calls", [0, 3, 6])
+@pytest.mark.parametrize("name", MAKERS)
+def test_flush_of_an_empty_accumulator_changes_no_bit(name, calls):
+    tx = MAKERS[name](3)
+    params, state = run(tx, PARAMS, tx.init(PARAMS), range(calls))
+    after, new_state = flush(tx, params, state)
+    assert_same_bits(after, params)
+    assert_same_bits(new_state, state)
+
+
+def test_a_flush_twice_is_a_flush_once():
+    tx = MAKERS["preset"](3)
+    params, state = run(tx, PARAMS, tx.init(PARAMS), range(2))
+    once = flush(tx, params, state)
+    assert_same_bits(flush(tx, *once), once)
+
+
+def test_a_flush_is_no_call_nothing_around_the_gate_counts_or_averages_it():
+    schedule = oc.schedules.PiecewiseConstantDecay([1, 2, 3, 4], [0.1, 0.2, 0.3, 0.4, 0.5])
+    tx = oc.sgd(schedule, gradient_accumulation_steps=4, use_ema=True)
+    params, state = run(tx, PARAMS, tx.init(PARAMS), range(2))
+    flushed, new_state = flush(tx, params, state)
+    # The rate is that of the last call, the second: 0.1, whose boundary belongs to it.
+    expected = jax.tree.map(lambda p, g: p - 0.1 * g, PARAMS, mean([grads_of(0), grads_of(1)]))
+    for key in PARAMS:
+        np.testing.assert_allclose(flushed[key], expected[key], rtol=1e-6)
+    changed = {key for key in state if not same(state[key], new_state[key])}
+    assert changed == {"accumulate"}
+    assert int(new_state["count"]) == int(state["count"]) == 2
+    assert int(new_state["accumulate"]["count"]) == 0
+
+
+def same(a, b):
+    return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+def test_flush_runs_under_jit_and_compiles_once_for_any_number_held():
+    tx = oc.adamw(0.1, gradient_accumulation_steps=4)
+    flush = jax.jit(lambda params, state: oc.flush(tx, params, state))
+    for calls in (1, 2, 4, 7):
+        params, state = run(tx, PARAMS, tx.init(PARAMS), range(calls))
+        for a, b in zip(
+            jax.tree.leaves(flush(params, state)), jax.tree.leaves(oc.flush(tx, params, state)), strict=True
+        ):
+            np.testing.assert_allclose(a, b, rtol=1e-6)
+    assert flush._cache_size() == 1
+
+
+def test_flush_uses_the_weights_that_were_given():
+    tx = oc.accumulate(oc.sgd(1.0), 4)
+    params, state = PARAMS, tx.init(PARAMS)
+    for number, weight in ((0, 3.0), (1, 5.0)):
+        params, state = apply_step(tx, params, state, grads_of(number), weight=weight)
+    flushed, _ = flush(tx, params, state)
+    expected = jax.tree.map(lambda p, g: p - g, PARAMS, mean([grads_of(0), grads_of(1)], [3.0, 5.0]))
+    for key in PARAMS:
+        np.testing.assert_allclose(flushed[key], expected[key], rtol=1e-5)
+
+
+@pytest.mark.parametrize("tx", [oc.sgd(0.1), oc.skip_nonfinite(oc.sgd(0.1)), optax.sgd(0.1)], ids=["sgd", "skip", "optax"])
+def test_flush_without_an_accumulator_says_so(tx):
+    with pytest.raises(ValueError, match=r"has no accumulate\(\), so there is nothing to flush"):
+        oc.flush(tx, PARAMS, tx.init(PARAMS))
+
+
+# Weights ---------------------------------------------------------------------------------------------------------------
+
+SIZES = [1, 7, 3, 13, 2]
+
+
+def regression(dtype="float64"):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(sum(SIZES), 3)), rng.normal(size=sum(SIZES))
+    return jnp.asarray(x, dtype), jnp.asarray(y, dtype)
+
+
+def loss(params, x, y):
+    return jnp.mean((jnp.tanh(x @ params["w"]) + params["b"] - y) ** 2)
+
+
+@pytest.mark.parametrize("inner", [oc.sgd(0.5), oc.adamw(0.1, global_clipnorm=0.3)], ids=["sgd", "adamw"])
+@pytest.mark.parametrize("form", ["apply", "update"])
+def test_with_sizes_as_weights_the_mean_is_the_gradient_of_the_whole_batch(inner, form):
+    with jax.enable_x64(True):
+        params = jax.tree.map(lambda p: p.astype(jnp.float64), PARAMS)
+        x, y = regression()
+        expected, whole = params, inner.init(params)
+        tx = oc.accumulate(inner, len(SIZES))
+        state = tx.init(params)
+        for _ in range(3):
+            expected, whole = apply_step(inner, expected, whole, jax.grad(loss)(expected, x, y))
+            at = params
+            for rows in np.split(np.arange(len(y)), np.cumsum(SIZES)[:-1]):
+                grads = jax.grad(loss)(at, x[rows], y[rows])
+                if form == "apply":
+                    params, state = apply_step(tx, params, state, grads, weight=len(rows))
+                else:
+                    updates, state = tx.update(grads, state, params, weight=jnp.array(len(rows)))
+                    params = optax.apply_updates(params, updates)
+        for key in params:
+            error = np.abs(params[key] - expected[key]).max() / np.abs(expected[key]).max()
+            assert error <= 1e-12
+
+
+def test_without_weights_micro_batches_of_different_sizes_are_not_the_whole_batch():
+    x, y = regression("float32")
+    parts = [jax.grad(loss)(PARAMS, x[rows], y[rows]) for rows in np.split(np.arange(len(y)), np.cumsum(SIZES)[:-1])]
+    whole = jax.grad(loss)(PARAMS, x, y)
+    assert float(jnp.abs(mean(parts)["w"] - whole["w"]).max()) > 1e-3
+    np.testing.assert_allclose(mean(parts, SIZES)["w"], whole["w"], rtol=1e-4)
+
+
+def test_equal_weights_are_the_plain_mean_whatever_their_size():
+    results = []
+    for weight in (None, 1.0, 256, jnp.array(0.125)):
+        tx = oc.accumulate(oc.sgd(1.0), 3)
+        extra = {} if weight is None else {"weight": weight}
+        results.append(run(tx, PARAMS, tx.init(PARAMS), range(3), **extra)[0])
+    for other in results[1:]:
+        for key in PARAMS:
+            np.testing.assert_allclose(other[key], results[0][key], rtol=1e-6)
+
+
+def test_a_call_of_weight_zero_counts_and_adds_nothing():
+    tx = oc.accumulate(oc.sgd(1.0), 3)
+    params, state = PARAMS, tx.init(PARAMS)
+    for number, weight in ((0, 2.0), (1, 0.0), (2, 2.0)):
+        params, state = apply_step(tx, params, state, grads_of(number), weight=weight)
+    expected = jax.tree.map(lambda p, g: p - g, PARAMS, mean([grads_of(0), grads_of(2)]))
+    for key in PARAMS:
+        np.testing.assert_allclose(params[key], expected[key], rtol=1e-5)
+
+
+def test_a_window_of_zero_weights_is_an_update_by_zero_and_no_nan():
+    tx = oc.accumulate(oc.sgd(1.0), 2)
+    params, _ = run(tx, PARAMS, tx.init(PARAMS), range(2), weight=0.0)
+    assert_same_bits(params, PARAMS)
+
+
+def test_the_state_says_how_much_weight_is_held():
+    tx = oc.accumulate(oc.sgd(1.0), 3)
+    params, state, held = PARAMS, tx.init(PARAMS), []
+    for weight in (2.0, 3.0, 4.0, 5.0):
+        params, state = tx.apply(params, state, grads=grads_of(0), weight=weight)
+        held.append((int(state["count"]), float(state["weight"])))
+    assert held == [(1, 2.0), (2, 5.0), (0, 9.0), (1, 5.0)]
+
+
+def test_a_weight_reaches_the_accumulator_through_a_chain_and_gates():
+    tx = oc.skip_nonfinite(oc.chain(oc.unscale_gradients(2.0), oc.accumulate(oc.sgd(1.0), 2), oc.average_params()))
+    params, state = PARAMS, tx.init(PARAMS)
+    for number, weight in ((0, 1.0), (1, 3.0)):
+        grads = jax.tree.map(lambda g: 2 * g, grads_of(number))
+        params, state = tx.apply(params, state, grads=grads, weight=weight)
+    expected = jax.tree.map(lambda p, g: p - g, PARAMS, mean([grads_of(0), grads_of(1)], [1.0, 3.0]))
+    for key in PARAMS:
+        np.testing.assert_allclose(params[key], expected[key], rtol=1e-5)
+
+
+@pytest.mark.parametrize("tx", [oc.adamw(0.1), oc.chain(oc.sgd(0.1), name="plain"), oc.skip_nonfinite(oc.sgd(0.1))], ids=str)
+def test_a_weight_that_nothing_would_use_is_a_type_error(tx):
+    with pytest.raises(TypeError, match=rf"the call gave a weight, and {tx.name} has no accumulate\(\) that would use it"):
+        tx.apply(PARAMS, tx.init(PARAMS), grads=grads_of(0), weight=3.0)
+    with pytest.raises(TypeError, match="the call gave a weight"):
+        tx.update(grads_of(0), tx.init(PARAMS), PARAMS, weight=3.0)
