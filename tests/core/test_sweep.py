@@ -91,7 +91,9 @@ def test_members_with_gradients_of_their_own_are_runs_alone() -> None:
     for member in (0, 4, 9):
         alone_tx = build(float(RATES[member]), DECAYS[member])
         alone, state = PARAMS, alone_tx.init(PARAMS)
-        alone_step = jax.jit(lambda params, state, tx=alone_tx: tx.apply(params, state, grads=jax.grad(loss)(params, x)))
+        alone_step = jax.jit(
+            lambda params, state, tx=alone_tx: tx.apply(params, state, grads=jax.grad(loss)(params, x))
+        )
         for _ in range(6):
             alone, state = alone_step(alone, state)
         for key in PARAMS:

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from optchain import schedules
 from parity.helpers import precision
 from parity.recipes import RATES, log_uniform
+
+from optchain import schedules
 
 STEPS = 2000
 few = settings(max_examples=settings.default.max_examples // 5)
@@ -173,7 +173,9 @@ def test_the_linear_schedule_equals_transformers(warmup: int, total: int) -> Non
 
 @given(peak=RATES, total=st.integers(1, 2500), data=st.data())
 @few
-def test_the_linear_schedule_equals_transformers_for_any_arguments(peak: float, total: int, data: st.DataObject) -> None:
+def test_the_linear_schedule_equals_transformers_for_any_arguments(
+    peak: float, total: int, data: st.DataObject
+) -> None:
     assert_equals_transformers(peak, data.draw(st.integers(0, total - 1)), total)
 
 

@@ -10,11 +10,11 @@ import keras
 import numpy as np
 import optax
 import pytest
+from parity.helpers import precision
 
 import optchain as oc
 from optchain.schedules import CosineDecay, InverseTimeDecay, LegacyDecay, LinearWarmupDecay, PerEpoch, PolynomialDecay
 from optchain.schedules import join as join_schedules
-from parity.helpers import precision
 
 STEPS_PER_EPOCH = 4
 

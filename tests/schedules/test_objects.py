@@ -192,7 +192,13 @@ REFUSED: list[tuple[Any, tuple[Any, ...], dict[str, Any], type[Exception], str]]
     (PerEpoch, (lambda e, lr: lr, 0, 1.0, 5), {}, ValueError, "steps_per_epoch must be an integer >= 1; got 0"),
     (PerEpoch, (lambda e, lr: lr, 10, -1.0, 5), {}, ValueError, "learning_rate must be"),
     (PerEpoch, (lambda e, lr: lr, 10, 1.0, 0), {}, ValueError, "epochs must be an integer >= 1; got 0"),
-    (PerEpoch, (lambda e, lr: None, 10, 1.0, 5), {}, TypeError, "fn must return a number; for epoch 0 it returned None"),
+    (
+        PerEpoch,
+        (lambda e, lr: None, 10, 1.0, 5),
+        {},
+        TypeError,
+        "fn must return a number; for epoch 0 it returned None",
+    ),
     (PerEpoch, (lambda e, lr: NAN, 10, 1.0, 5), {}, ValueError, "learning_rate must be"),
     (PerEpoch.from_table, ([], 10), {}, ValueError, "values must have at least one entry"),
 ]

@@ -137,7 +137,9 @@ def test_flush_uses_the_weights_that_were_given():
         np.testing.assert_allclose(flushed[key], expected[key], rtol=1e-5)
 
 
-@pytest.mark.parametrize("tx", [oc.sgd(0.1), oc.skip_nonfinite(oc.sgd(0.1)), optax.sgd(0.1)], ids=["sgd", "skip", "optax"])
+@pytest.mark.parametrize(
+    "tx", [oc.sgd(0.1), oc.skip_nonfinite(oc.sgd(0.1)), optax.sgd(0.1)], ids=["sgd", "skip", "optax"]
+)
 def test_flush_without_an_accumulator_says_so(tx):
     with pytest.raises(ValueError, match=r"has no accumulate\(\), so there is nothing to flush"):
         oc.flush(tx, PARAMS, tx.init(PARAMS))
@@ -237,9 +239,13 @@ def test_a_weight_reaches_the_accumulator_through_a_chain_and_gates():
         np.testing.assert_allclose(params[key], expected[key], rtol=1e-5)
 
 
-@pytest.mark.parametrize("tx", [oc.adamw(0.1), oc.chain(oc.sgd(0.1), name="plain"), oc.skip_nonfinite(oc.sgd(0.1))], ids=str)
+@pytest.mark.parametrize(
+    "tx", [oc.adamw(0.1), oc.chain(oc.sgd(0.1), name="plain"), oc.skip_nonfinite(oc.sgd(0.1))], ids=str
+)
 def test_a_weight_that_nothing_would_use_is_a_type_error(tx):
-    with pytest.raises(TypeError, match=rf"the call gave a weight, and {tx.name} has no accumulate\(\) that would use it"):
+    with pytest.raises(
+        TypeError, match=rf"the call gave a weight, and {tx.name} has no accumulate\(\) that would use it"
+    ):
         tx.apply(PARAMS, tx.init(PARAMS), grads=grads_of(0), weight=3.0)
     with pytest.raises(TypeError, match="the call gave a weight"):
         tx.update(grads_of(0), tx.init(PARAMS), PARAMS, weight=3.0)

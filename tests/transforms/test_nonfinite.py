@@ -51,7 +51,9 @@ def test_skipping_is_as_if_the_bad_calls_had_not_been():
     for number, letter in enumerate(pattern):
         if letter == "g":
             expected, expected_state = apply_step(tx, expected, expected_state, grads_of(number))
-    for a, b in zip(jax.tree.leaves((params, state["inner"])), jax.tree.leaves((expected, expected_state["inner"])), strict=True):
+    for a, b in zip(
+        jax.tree.leaves((params, state["inner"])), jax.tree.leaves((expected, expected_state["inner"])), strict=True
+    ):
         np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
@@ -230,7 +232,9 @@ def compiled(tx, params):
     return str(traced.jaxpr), traced.lower().compile()
 
 
-@pytest.mark.parametrize("outer", [oc.skip_nonfinite, oc.dynamic_loss_scale], ids=["skip_nonfinite", "dynamic_loss_scale"])
+@pytest.mark.parametrize(
+    "outer", [oc.skip_nonfinite, oc.dynamic_loss_scale], ids=["skip_nonfinite", "dynamic_loss_scale"]
+)
 def test_the_compiled_step_has_a_branch_and_no_temporary_tree(outer):
     params = {"w": jnp.ones((256, 256)), "v": jnp.ones((128, 512))}
     jaxpr, program = compiled(outer(oc.adamw(0.1, global_clipnorm=1.0)), params)
