@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from optchain.core import arguments, trees
-from optchain.core.hyperparams import get_hyperparams, set_hyperparams
+from optchain.core.hyperparams import find_settable, set_hyperparams
 
 WatchState = dict[str, jax.Array]
 
@@ -76,7 +76,8 @@ class ReduceLROnPlateau:
 
     def init(self) -> WatchState:
         """The state before the first evaluation."""
-        return {"best": _worst(self.mode), "wait": jnp.zeros((), jnp.int32), "cooldown": jnp.zeros((), jnp.int32)}
+        zeros = {name: jnp.zeros((), jnp.int32) for name in ("evaluations", "wait", "cooldown")}
+        return {"best": _worst(self.mode), **zeros}
 
     def update(self, metric: Any, state: WatchState, optimizer_state: Any) -> tuple[WatchState, Any]:
         """The state after one evaluation, and the optimizer's state with the rate that follows from it.
@@ -89,15 +90,17 @@ class ReduceLROnPlateau:
         metric = jnp.asarray(metric, trees.default_float())
         cooling = state["cooldown"] > 0
         cooldown = jnp.maximum(state["cooldown"] - 1, 0)
-        improved = _improved(self.mode, self.min_delta, metric, state["best"])
+        # The first metric is an improvement, whatever it is.
+        improved = (state["evaluations"] == 0) | _improved(self.mode, self.min_delta, metric, state["best"])
         counts = ~improved & (cooldown == 0)
         wait = jnp.where(improved | cooling, 0, state["wait"]) + counts
-        rate = get_hyperparams(optimizer_state)[self.name]
+        rate = find_settable(optimizer_state, self.name).value
         reduce = counts & (wait >= self.patience) & (rate > self.min_learning_rate)
         lower = jnp.maximum(rate * self.factor, self.min_learning_rate)
         optimizer_state = set_hyperparams(optimizer_state, {self.name: jnp.where(reduce, lower, rate)})
         new = {
             "best": jnp.where(improved, metric, state["best"]),
+            "evaluations": trees.increment(state["evaluations"]),
             "wait": jnp.where(reduce, 0, wait).astype(jnp.int32),
             "cooldown": jnp.where(reduce, self.cooldown, cooldown).astype(jnp.int32),
         }
@@ -151,7 +154,8 @@ class EarlyStopping:
         """
         metric = jnp.asarray(metric, trees.default_float())
         looked_at = state["evaluations"] >= self.start_from
-        improved = looked_at & _improved(self.mode, self.min_delta, metric, state["best"])
+        first = state["evaluations"] == self.start_from
+        improved = looked_at & (first | _improved(self.mode, self.min_delta, metric, state["best"]))
         beats_baseline = self.baseline is None or _improved(
             self.mode, self.min_delta, metric, jnp.asarray(self.baseline)
         )

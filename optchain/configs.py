@@ -169,13 +169,13 @@ def _decode(value: Any, where: str) -> Any:
     )
 
 
-def _build(where: str, name: str, build: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _build(where: str, name: str, build: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     """Calls a builder, and says of its errors where they come from."""
     try:
         return build(*args, **kwargs)
     except _ConfigError:
         raise
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise _ConfigError(f"{where}: {name}: {error}") from error
 
 
@@ -260,11 +260,15 @@ def _check_size(config: Any) -> None:
 def _from_keras(config: Mapping[str, Any], where: str) -> Transformation:
     name, given = _keras_object(config, where)
     if name == "LossScaleOptimizer":
-        inner = _from_keras(_keras_part(given, "inner_optimizer", where), f"{where}.inner_optimizer")
-        scale = {
-            "initial_scale": given.get("initial_scale", 2.0**15),
-            "growth_steps": given.get("dynamic_growth_steps", 2000),
-        }
+        config, inner_where = _keras_part(given, "inner_optimizer", where), f"{where}.inner_optimizer"
+        if config.get("class_name") == name:
+            raise _ConfigError(f"{inner_where} must not be a {name} too")
+        inner = _from_keras(config, inner_where)
+        ours = {"initial_scale": "initial_scale", "dynamic_growth_steps": "growth_steps"}
+        surplus = set(given) - {"name", "inner_optimizer"} - set(ours)
+        if surplus:
+            raise _ConfigError(f"{where}: {name}: arguments that are not known: {sorted(surplus)}")
+        scale = {ours[key]: value for key, value in given.items() if key in ours}
         # As in Keras, the dynamic scale takes the place of the inner optimizer's static one.
         return _build(where, name, dynamic_loss_scale, inner.rebuilt(loss_scale_factor=None), **scale)
     if name not in KERAS_CLASSES:

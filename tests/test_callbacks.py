@@ -52,10 +52,9 @@ def keras_rates(metrics: list[float], **arguments: Any) -> list[float]:
 
 def our_rates(metrics: list[float], **arguments: Any) -> list[float]:
     plateau = oc.ReduceLROnPlateau(**arguments)
-    update = jax.jit(plateau.update)
     watched, state, rates = plateau.init(), TX.init(jnp.zeros(1)), []
     for metric in metrics:
-        watched, state = update(jnp.float32(metric), watched, state)
+        watched, state = plateau.update(metric, watched, state)
         rates.append(float(oc.get_hyperparams(state)["learning_rate"]))
     return rates
 
@@ -126,10 +125,9 @@ def keras_stops(metrics: list[float], **arguments: Any) -> list[bool]:
 
 def our_stops(metrics: list[float], **arguments: Any) -> list[bool]:
     stopping = oc.EarlyStopping(**arguments)
-    update = jax.jit(stopping.update)
     state, stops = stopping.init(), []
     for metric in metrics:
-        state = update(jnp.float32(metric), state)
+        state = stopping.update(metric, state)
         stops.append(bool(state["stop"]))
     return stops
 

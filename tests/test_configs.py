@@ -255,7 +255,7 @@ def test_a_live_keras_optimizer_becomes_the_preset_of_its_arguments(name: str, d
         # Keras keeps it in a float32 variable.
         assert rate == float(np.float32(wanted))
         tx = tx.rebuilt(learning_rate=wanted)
-    assert tx.rebuilt(name=None) == expected
+    assert tx.rebuilt(name=expected.name) == expected
 
 
 @keras_variables

@@ -25,6 +25,7 @@ class Range:
     high_open: bool = False
 
     def __contains__(self, value: float) -> bool:
+        value = as_float(value)
         above = value > self.low if self.low_open else value >= self.low
         below = value < self.high if self.high_open else value <= self.high
         return above and below and math.isfinite(value)
@@ -37,6 +38,8 @@ class Range:
         left, right = "(" if self.low_open else "[", ")" if self.high_open else "]"
         return f"a number in {left}{self.low:g}, {self.high:g}{right}"
 
+
+LARGEST_INTEGER = 2**31 - 1
 
 NON_NEGATIVE = Range(0.0)
 POSITIVE = Range(0.0, low_open=True)
@@ -76,12 +79,20 @@ def is_traced(value: Any) -> bool:
     return isinstance(value, Tracer)
 
 
+def as_float(value: Any) -> float:
+    """The number as a float; an integer beyond all floats is infinite."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
 def check_range(name: str, value: Any) -> None:
     """Requires a concrete number, or scalar array, to lie in the range of its name."""
     if is_traced(value):
         return
     allowed = RANGES[name]
-    number = float(value)
+    number = as_float(value)
     if number not in allowed:
         raise ValueError(f"{name} must be {allowed}; got {number!r}")
 
@@ -90,8 +101,8 @@ def check_number(name: str, value: Any, allowed: Range) -> None:
     """Requires a Python number in a range."""
     if not is_number(value):
         raise TypeError(f"{name} must be {allowed}; got {value!r} ({type(value).__name__})")
-    if float(value) not in allowed:
-        raise ValueError(f"{name} must be {allowed}; got {value!r}")
+    if value not in allowed:
+        raise ValueError(f"{name} must be {allowed}; got {as_float(value) if isinstance(value, int) else value!r}")
 
 
 def check_hyperparam(name: str, value: Any) -> None:
@@ -123,6 +134,10 @@ def check_integer(name: str, value: Any, *, minimum: int) -> int:
     integer = operator.index(value)
     if integer < minimum:
         raise ValueError(f"{name} must be an integer >= {minimum}; got {integer}")
+    if integer > LARGEST_INTEGER:
+        raise ValueError(
+            f"{name} must be an integer <= {LARGEST_INTEGER}, the largest int32; got {as_float(integer):g}"
+        )
     return integer
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from optchain.core import arguments, trees
 from optchain.core.lookup import Field, find_fields, replace_fields
+from optchain.core.masks import Matching
 
 Hyperparam: TypeAlias = float | jax.Array | np.ndarray | Callable[[jax.Array], Any] | Callable[[], Any]
 """A number, a scalar array, a schedule (a callable of the step), or a callable of no arguments."""
@@ -30,6 +31,10 @@ class Hyperparams:
         self.settable: dict[str, Any] = {}
         self.schedules: dict[str, Callable[[jax.Array], Any]] = {}
         for name, value in values.items():
+            if isinstance(value, Matching):  # it is callable, but not with a step
+                raise TypeError(
+                    f"{name} must be a number, a scalar array or a callable of the step; got the mask {value!r}"
+                )
             arguments.check_hyperparam(name, value)
             if callable(value):
                 self.schedules[name] = _as_schedule(name, value)

@@ -18,6 +18,8 @@ class Matching:
     """See :func:`matching`."""
 
     def __init__(self, patterns: Sequence[str], allow_unmatched: bool = False, inverted: bool = False):
+        if isinstance(patterns, str) or not isinstance(patterns, Sequence):
+            raise TypeError(f"patterns must be a sequence of strings; got {patterns!r}")
         for pattern in patterns:
             if not isinstance(pattern, str):
                 raise TypeError(f"a pattern must be a string; got {pattern!r} ({type(pattern).__name__})")

@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from optchain.core import arguments, trees
 
@@ -49,7 +50,7 @@ def check_fields(
         for name in names:
             value = getattr(schedule, name)
             arguments.check_number(name, value, allowed)
-            object.__setattr__(schedule, name, value if isinstance(value, int | float) else value.item())
+            object.__setattr__(schedule, name, value.item() if isinstance(value, np.generic) else value)
 
 
 def check_numbers(name: str, values: Any) -> tuple[float, ...]:
@@ -58,4 +59,9 @@ def check_numbers(name: str, values: Any) -> tuple[float, ...]:
     for value in values:
         if value not in arguments.NON_NEGATIVE:
             raise ValueError(f"{name} must be finite numbers >= 0; got {value!r}")
-    return tuple(value if isinstance(value, int | float) else value.item() for value in values)
+    return tuple(value.item() if isinstance(value, np.generic) else value for value in values)
+
+
+def check_schedule(name: str, value: Any) -> None:
+    if not callable(value):
+        raise TypeError(f"{name} must be a callable of the step; got {value!r}")

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from optchain.core import arguments, trees
 from optchain.core.hyperparams import Hyperparam
-from optchain.schedules.base import Schedule, ScheduleFunction, Step, check_fields, check_numbers
+from optchain.schedules.base import Schedule, ScheduleFunction, Step, check_fields, check_numbers, check_schedule
 from optchain.schedules.decays import InverseTimeDecay
 
 
@@ -28,6 +28,7 @@ class Scaled(Schedule):
     factor: float
 
     def __post_init__(self) -> None:
+        check_schedule("schedule", self.schedule)
         check_fields(self, non_negative=["factor"])
 
     def __call__(self, step: Step) -> jax.Array:
@@ -52,6 +53,7 @@ class LegacyDecay(Schedule):
     decay: float
 
     def __post_init__(self) -> None:
+        check_schedule("schedule", self.schedule)
         check_fields(self, non_negative=["decay"])
 
     def __call__(self, step: Step) -> jax.Array:

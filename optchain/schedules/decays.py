@@ -144,7 +144,8 @@ class PolynomialDecay(Schedule):
             steps = jnp.asarray(self.decay_steps, step.dtype)
             step = jnp.minimum(step, steps)
         span = self.initial_learning_rate - self.end_learning_rate
-        return span * (1 - step / steps) ** self.power + self.end_learning_rate
+        # Compiled, step / steps may be a rounding above 1, and no other power of a negative number is real.
+        return span * jnp.maximum(1 - step / steps, 0.0) ** self.power + self.end_learning_rate
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -233,9 +234,11 @@ class CosineDecayRestarts(Schedule):
             period = jnp.floor(elapsed)
             fraction = elapsed - period
         else:
-            period = jnp.floor(jnp.log(1 - elapsed * (1 - self.t_mul)) / math.log(self.t_mul))
-            start = (1 - self.t_mul**period) / (1 - self.t_mul)
-            fraction = (elapsed - start) / self.t_mul**period
+            # In the dtype of the step, as Keras: a rounding decides on which side of a restart a step falls.
+            t_mul = jnp.asarray(self.t_mul, step.dtype)
+            period = jnp.floor(jnp.log(1 - elapsed * (1 - t_mul)) / jnp.log(t_mul))
+            start = (1 - t_mul**period) / (1 - t_mul)
+            fraction = (elapsed - start) / t_mul**period
         cosine = 0.5 * self.m_mul**period * (1 + jnp.cos(math.pi * fraction))
         return self.initial_learning_rate * ((1 - self.alpha) * cosine + self.alpha)
 
