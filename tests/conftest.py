@@ -50,6 +50,12 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if hasattr(session.config, "workeroutput"):
         worst = session.config.stash[WORST_ERRORS]
         session.config.workeroutput["worst_errors"] = [[list(key), error] for key, error in worst.items()]
+    if os.environ.get("OPTCHAIN_LEAVE_NOTHING_OUT"):
+        reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+        if reporter is not None and reporter.stats.get("skipped"):
+            session.exitstatus = (
+                pytest.ExitCode.TESTS_FAILED
+            )  # a peer that is missing must not look like one that agrees
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -625,15 +625,17 @@ def test_a_config_of_a_reasonable_depth_is_read() -> None:
 
 # Any JSON --------------------------------------------------------------------------------------------------------------
 
-NAMES = st.sampled_from(
-    ["optchain", "transformation", "arguments", "schedule", "mask", "array", "dtype", "tree", "class_name", "config"]
-    + ["inner", "links", "steps", "learning_rate", "patterns", "name", "initial_scale", "schedules", "boundaries"]
-    + ["inner_optimizer", "weight_decay", "moment_dtype", "values", "exclude_from_weight_decay", "decay"]
-)
-WORDS = st.sampled_from(
-    ["sgd", "adamw", "chain", "accumulate", "dynamic_loss_scale", "CosineDecay", "Join", "PerEpoch", "matching"]
-    + ["SGD", "LossScaleOptimizer", "float32", "O", "float8_e4m3fn", "(", "", "a/b", "bias$", "1", "nan"]
-)
+# fmt: off
+NAMES = st.sampled_from([
+    "optchain", "transformation", "arguments", "schedule", "mask", "array", "dtype", "tree", "class_name", "config",
+    "inner", "links", "steps", "learning_rate", "patterns", "name", "initial_scale", "schedules", "boundaries",
+    "inner_optimizer", "weight_decay", "moment_dtype", "values", "exclude_from_weight_decay", "decay",
+])
+WORDS = st.sampled_from([
+    "sgd", "adamw", "chain", "accumulate", "dynamic_loss_scale", "CosineDecay", "Join", "PerEpoch", "matching", "SGD",
+    "LossScaleOptimizer", "float32", "O", "float8_e4m3fn", "(", "", "a/b", "bias$", "1", "nan",
+])
+# fmt: on
 ATOMS = st.one_of(
     st.none(),
     st.booleans(),
@@ -688,12 +690,12 @@ def replaced(node: Any, path: tuple[Any, ...], new: Any) -> Any:
 
 def read(config: Any) -> None:
     """A transformation, or a `ValueError` that says where, and nothing else."""
+    made: Any
     try:
-        tx = oc.from_config(config)
+        made = oc.from_config(config)
     except ValueError as error:
-        assert "config" in str(error)
-    else:
-        assert isinstance(tx, oc.Transformation)
+        made = str(error)
+    assert isinstance(made, oc.Transformation) or "config" in made
 
 
 @given(data=st.data())

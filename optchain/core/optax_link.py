@@ -38,6 +38,7 @@ class OptaxLink(Transformation):
         if isinstance(state, dict) and not state:
             self._check_stateless(params)
             state = optax.EmptyState()
+        updates = trees.force(updates)
         # Optax's states take the dtypes of the parameters at init; updates in another dtype would change them.
         if params is not None:
             updates = trees.cast_tree(updates, params)

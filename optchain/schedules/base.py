@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from optchain.core import arguments, trees
 
@@ -40,6 +41,15 @@ class Schedule:
             if field.default is dataclasses.MISSING or value != field.default
         ]
         return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def quotient(step: jax.Array, length: float | jax.Array) -> jax.Array:
+    """`step / length`, rounded as a division is.
+
+    XLA multiplies by the reciprocal of a constant instead, and 41 · (1/41) is below 1: a schedule that rounds the quotient
+    down would jump one step late.
+    """
+    return step / lax.optimization_barrier(jnp.asarray(length, step.dtype))
 
 
 def check_fields(

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from optchain.core import arguments
-from optchain.schedules.base import Schedule, check_fields, check_numbers
+from optchain.schedules.base import Schedule, check_fields, check_numbers, quotient
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -36,7 +36,7 @@ class ExponentialDecay(Schedule):
         arguments.check_bool("staircase", self.staircase)
 
     def value(self, step: jax.Array) -> jax.Array:
-        exponent = step / self.decay_steps
+        exponent = quotient(step, self.decay_steps)
         return self.initial_learning_rate * self.decay_rate ** (jnp.floor(exponent) if self.staircase else exponent)
 
 
@@ -66,10 +66,8 @@ class InverseTimeDecay(Schedule):
         arguments.check_bool("staircase", self.staircase)
 
     def value(self, step: jax.Array) -> jax.Array:
-        quotient = step / self.decay_steps
-        return self.initial_learning_rate / (
-            1 + self.decay_rate * (jnp.floor(quotient) if self.staircase else quotient)
-        )
+        elapsed = quotient(step, self.decay_steps)
+        return self.initial_learning_rate / (1 + self.decay_rate * (jnp.floor(elapsed) if self.staircase else elapsed))
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -139,13 +137,12 @@ class PolynomialDecay(Schedule):
 
     def value(self, step: jax.Array) -> jax.Array:
         if self.cycle:
-            steps = self.decay_steps * jnp.where(step == 0, 1.0, jnp.ceil(step / self.decay_steps))
+            steps = self.decay_steps * jnp.where(step == 0, 1.0, jnp.ceil(quotient(step, self.decay_steps)))
         else:
-            steps = jnp.asarray(self.decay_steps, step.dtype)
+            steps = self.decay_steps
             step = jnp.minimum(step, steps)
         span = self.initial_learning_rate - self.end_learning_rate
-        # Compiled, step / steps may be a rounding above 1, and no other power of a negative number is real.
-        return span * jnp.maximum(1 - step / steps, 0.0) ** self.power + self.end_learning_rate
+        return span * (1 - quotient(step, steps)) ** self.power + self.end_learning_rate
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -190,12 +187,12 @@ class CosineDecay(Schedule):
             return self._decayed(step, self.initial_learning_rate)
         if self.warmup_steps == 0:
             return self._decayed(step, self.warmup_target)
-        fraction = step / self.warmup_steps
+        fraction = quotient(step, self.warmup_steps)
         warming = (self.warmup_target - self.initial_learning_rate) * fraction + self.initial_learning_rate
         return jnp.where(step < self.warmup_steps, warming, self._decayed(step - self.warmup_steps, self.warmup_target))
 
     def _decayed(self, step: jax.Array, start: float) -> jax.Array:
-        cosine = 0.5 * (1 + jnp.cos(math.pi * (jnp.minimum(step, self.decay_steps) / self.decay_steps)))
+        cosine = 0.5 * (1 + jnp.cos(math.pi * (quotient(jnp.minimum(step, self.decay_steps), self.decay_steps))))
         return start * ((1 - self.alpha) * cosine + self.alpha)
 
 
@@ -229,7 +226,7 @@ class CosineDecayRestarts(Schedule):
         check_fields(self, ["first_decay_steps", "t_mul", "m_mul"], ["initial_learning_rate", "alpha"])
 
     def value(self, step: jax.Array) -> jax.Array:
-        elapsed = step / self.first_decay_steps
+        elapsed = quotient(step, self.first_decay_steps)
         if self.t_mul == 1:
             period = jnp.floor(elapsed)
             fraction = elapsed - period

@@ -147,7 +147,7 @@ def test_flush_without_an_accumulator_says_so(tx):
 
 # Weights ---------------------------------------------------------------------------------------------------------------
 
-SIZES = [1, 7, 3, 13, 2]
+SIZES = [1, 7, 3]
 
 
 def regression(dtype="float64"):
@@ -160,6 +160,9 @@ def loss(params, x, y):
     return jnp.mean((jnp.tanh(x @ params["w"]) + params["b"] - y) ** 2)
 
 
+gradient = jax.jit(jax.grad(loss))
+
+
 @pytest.mark.parametrize("inner", [oc.sgd(0.5), oc.adamw(0.1, global_clipnorm=0.3)], ids=["sgd", "adamw"])
 @pytest.mark.parametrize("form", ["apply", "update"])
 def test_with_sizes_as_weights_the_mean_is_the_gradient_of_the_whole_batch(inner, form):
@@ -170,10 +173,10 @@ def test_with_sizes_as_weights_the_mean_is_the_gradient_of_the_whole_batch(inner
         tx = oc.accumulate(inner, len(SIZES))
         state = tx.init(params)
         for _ in range(3):
-            expected, whole = apply_step(inner, expected, whole, jax.grad(loss)(expected, x, y))
+            expected, whole = apply_step(inner, expected, whole, gradient(expected, x, y))
             at = params
             for rows in np.split(np.arange(len(y)), np.cumsum(SIZES)[:-1]):
-                grads = jax.grad(loss)(at, x[rows], y[rows])
+                grads = gradient(at, x[rows], y[rows])
                 if form == "apply":
                     params, state = apply_step(tx, params, state, grads, weight=len(rows))
                 else:
@@ -186,8 +189,8 @@ def test_with_sizes_as_weights_the_mean_is_the_gradient_of_the_whole_batch(inner
 
 def test_without_weights_micro_batches_of_different_sizes_are_not_the_whole_batch():
     x, y = regression("float32")
-    parts = [jax.grad(loss)(PARAMS, x[rows], y[rows]) for rows in np.split(np.arange(len(y)), np.cumsum(SIZES)[:-1])]
-    whole = jax.grad(loss)(PARAMS, x, y)
+    parts = [gradient(PARAMS, x[rows], y[rows]) for rows in np.split(np.arange(len(y)), np.cumsum(SIZES)[:-1])]
+    whole = gradient(PARAMS, x, y)
     assert float(jnp.abs(mean(parts)["w"] - whole["w"]).max()) > 1e-3
     np.testing.assert_allclose(mean(parts, SIZES)["w"], whole["w"], rtol=1e-4)
 
