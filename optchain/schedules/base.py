@@ -7,7 +7,6 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from optchain.core import arguments, trees
 
@@ -44,12 +43,12 @@ class Schedule:
 
 
 def quotient(step: jax.Array, length: float | jax.Array) -> jax.Array:
-    """`step / length`, rounded as a division is.
+    """`step / length`, rounded as a division is, compiled or not.
 
-    XLA multiplies by the reciprocal of a constant instead, and 41 · (1/41) is below 1: a schedule that rounds the quotient
-    down would jump one step late.
+    XLA multiplies by the reciprocal of a constant or of a scalar instead, and 41 · (1/41) is below 1: a schedule that rounds
+    the quotient down would jump one step late. A divisor that depends on the step, as 0 · step makes it, is divided by.
     """
-    return step / lax.optimization_barrier(jnp.asarray(length, step.dtype))
+    return step / (length + 0 * step)
 
 
 def check_fields(

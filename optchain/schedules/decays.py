@@ -226,12 +226,13 @@ class CosineDecayRestarts(Schedule):
         check_fields(self, ["first_decay_steps", "t_mul", "m_mul"], ["initial_learning_rate", "alpha"])
 
     def value(self, step: jax.Array) -> jax.Array:
-        elapsed = quotient(step, self.first_decay_steps)
         if self.t_mul == 1:
+            elapsed = quotient(step, self.first_decay_steps)
             period = jnp.floor(elapsed)
             fraction = elapsed - period
         else:
-            # In the dtype of the step, as Keras: a rounding decides on which side of a restart a step falls.
+            # Operation for operation as Keras compiled: a rounding decides on which side of a restart a step falls.
+            elapsed = step / self.first_decay_steps
             t_mul = jnp.asarray(self.t_mul, step.dtype)
             period = jnp.floor(jnp.log(1 - elapsed * (1 - t_mul)) / jnp.log(t_mul))
             start = (1 - t_mul**period) / (1 - t_mul)
