@@ -1,0 +1,50 @@
+"""Every recipe compiled for TPUs, with no TPU: what a step would move and need there, next to Optax's.
+
+`libtpu`, which compiles, is no dependency of the tests: without it they are left out, and say so.
+"""
+
+import functools
+
+import pytest
+
+from optchain.cli.bench import ahead, trees
+from optchain.cli.bench.names import ContenderName, RecipeName
+from optchain.cli.bench.recipes import RECIPES
+from optchain.cli.bench.results import CompiledRow
+
+pytest.importorskip("libtpu", reason="TPU programs were left out: pip install 'jax[tpu]'")
+
+# As many parameters a device: what fits its vector memory whole is copied there before it is known that a call waits.
+WIDTHS = {("v5e:2x2", "replicated"): 384, ("v5e:4x4", "sharded"): 4 * 384}
+every_place = pytest.mark.parametrize(("topology", "layout"), WIDTHS, ids=lambda word: word)
+ROUNDING = 1.005
+"""Layouts round small leaves up to whole tiles."""
+SCRATCH = 1.05
+
+
+@functools.cache
+def rows(topology: str, layout: str, recipe: RecipeName) -> dict[ContenderName, CompiledRow]:
+    shapes = trees.transformer(layers=2, width=WIDTHS[topology, layout])
+    both = [ContenderName.APPLY, ContenderName.OPTAX]
+    compiled = ahead.compile_all(topology, shapes, [recipe], both, [layout])
+    return {ContenderName(row.contender): row for row in compiled}
+
+
+@every_place
+@pytest.mark.parametrize("recipe", RECIPES, ids=str)
+def test_a_step_moves_and_needs_no_more_than_that_of_optax(topology: str, layout: str, recipe: RecipeName) -> None:
+    ours, theirs = (rows(topology, layout, recipe)[name] for name in (ContenderName.APPLY, ContenderName.OPTAX))
+    assert ours.mean_bytes <= theirs.mean_bytes * ROUNDING
+    assert ours.temporary_bytes <= theirs.temporary_bytes * SCRATCH + 0.01
+
+
+@every_place
+def test_a_call_that_only_accumulates_moves_gradient_and_accumulator(topology: str, layout: str) -> None:
+    row = rows(topology, layout, RecipeName.ACCUMULATE)[ContenderName.APPLY]
+    assert 12 <= row.waiting_bytes <= 12.5
+
+
+@every_place
+def test_adamw_moves_each_byte_once(topology: str, layout: str) -> None:
+    row = rows(topology, layout, RecipeName.ADAMW)[ContenderName.APPLY]
+    assert row.mean_bytes == pytest.approx(28, abs=0.1)
