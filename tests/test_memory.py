@@ -1,83 +1,60 @@
 """What a step may cost, counted in bytes by the compiler: exact, without a clock.
 
-A tree of the size of a small transformer; parameters and state donated, as `make_step` does.
+The recipes are those of `optchain bench`, on the shapes of a small transformer; parameters and state are donated.
 """
 
-import jax
+import functools
+
 import jax.numpy as jnp
-import optax
 import pytest
 
-import optchain
+from optchain.cli.bench import counts, trees
+from optchain.cli.bench.contenders import optax_chain, ours
+from optchain.cli.bench.counts import Counts
+from optchain.cli.bench.names import RecipeName
+from optchain.cli.bench.recipes import RECIPES
 
-WIDTH, LAYERS = 256, 4
+LAYERS, WIDTH = 4, 256
+SCALARS = 1e-3
+"""Bytes per parameter: what a few hundred scalars come to."""
+FORMS = {"apply": ours.apply_form, "update": ours.update_form, "optax": optax_chain.step_functions}
 
-RECIPES = {
-    "adamw": lambda: optchain.adamw(1e-3),
-    "adamw, global clip": lambda: optchain.adamw(1e-3, global_clipnorm=1.0),
-    "adamw, clip by norm": lambda: optchain.adamw(1e-3, clipnorm=1.0),
-    "adamw, average": lambda: optchain.adamw(1e-3, use_ema=True),
-    "adamw, accumulate": lambda: optchain.adamw(1e-3, gradient_accumulation_steps=4),
-    "sgd, momentum": lambda: optchain.sgd(1e-3, momentum=0.9),
-}
-EVERYTHING = optchain.adamw(1e-3, global_clipnorm=1.0, use_ema=True, gradient_accumulation_steps=4)
-
-
-def transformer(dtype):
-    def layer():
-        shapes = {"query": (WIDTH, WIDTH), "key": (WIDTH, WIDTH), "value": (WIDTH, WIDTH), "out": (WIDTH, WIDTH)}
-        shapes |= {"up": (WIDTH, 4 * WIDTH), "down": (4 * WIDTH, WIDTH), "bias": (WIDTH,), "scale": (WIDTH,)}
-        return {name: jax.ShapeDtypeStruct(shape, dtype) for name, shape in shapes.items()}
-
-    return {f"layer_{i}": layer() for i in range(LAYERS)}
+every_recipe = pytest.mark.parametrize("recipe", RECIPES, ids=str)
+every_dtype = pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 
 
-def memory(tx, dtype, form):
-    """The compiler's memory analysis of a donated step, and the number of parameters."""
-
-    def apply(params, state, grads):
-        return tx.apply(params, state, grads=grads)
-
-    def update(params, state, grads):
-        updates, state = tx.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
-
-    params = transformer(dtype)
-    state = jax.eval_shape(tx.init, params)
-    step = jax.jit({"apply": apply, "update": update}[form], donate_argnums=(0, 1))
-    size = sum(leaf.size for leaf in jax.tree.leaves(params))
-    donated = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((params, state)))
-    return step.lower(params, state, params).compile().memory_analysis(), size, donated
+@functools.cache
+def counted(recipe: RecipeName, dtype: str, form: str) -> Counts:
+    return counts.count(FORMS[form](RECIPES[recipe]), trees.transformer(LAYERS, WIDTH, jnp.dtype(dtype)))
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_apply_needs_no_temporary_tree(recipe, dtype):
-    analysis, size, _ = memory(RECIPES[recipe](), dtype, "apply")
-    assert analysis.temp_size_in_bytes / size <= 0.1
+@every_dtype
+@every_recipe
+def test_apply_needs_no_temporary_tree(recipe: RecipeName, dtype: str) -> None:
+    assert counted(recipe, dtype, "apply").temporary_bytes <= 0.1
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_update_needs_at_most_one_temporary_tree(recipe):
-    analysis, size, _ = memory(RECIPES[recipe](), jnp.float32, "update")
-    assert analysis.temp_size_in_bytes / size <= 4.01
+@every_recipe
+def test_update_needs_at_most_one_temporary_tree(recipe: RecipeName) -> None:
+    assert counted(recipe, "float32", "update").temporary_bytes <= 4.01
 
 
-def test_everything_together_needs_at_most_one_temporary_tree():
-    analysis, size, _ = memory(EVERYTHING, jnp.float32, "apply")
-    assert analysis.temp_size_in_bytes / size <= 4
-
-
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_every_donated_leaf_is_reused(recipe):
-    analysis, _, donated = memory(RECIPES[recipe](), jnp.float32, "apply")
+@every_dtype
+@pytest.mark.parametrize("form", ["apply", "update"])
+@every_recipe
+def test_every_donated_leaf_is_reused(recipe: RecipeName, form: str, dtype: str) -> None:
     # A scalar that passes through unchanged is handed on, not aliased; no leaf is that small.
-    assert 0 <= donated - analysis.alias_size_in_bytes < 4 * WIDTH
+    assert 0 <= counted(recipe, dtype, form).not_aliased_bytes <= SCALARS
 
 
-def test_accumulate_needs_less_memory_than_multi_steps():
-    multi_steps = optax.MultiSteps(optax.adamw(1e-3), 4)
-    theirs, size, _ = memory(multi_steps, jnp.float32, "update")
-    ours, _, _ = memory(RECIPES["adamw, accumulate"](), jnp.float32, "apply")
-    assert ours.temp_size_in_bytes / size <= 0.1
-    assert theirs.temp_size_in_bytes / size >= 4
+@every_recipe
+def test_a_step_needs_and_moves_no_more_than_that_of_optax(recipe: RecipeName) -> None:
+    mine, theirs = counted(recipe, "float32", "apply"), counted(recipe, "float32", "optax")
+    assert mine.temporary_bytes <= theirs.temporary_bytes + SCALARS
+    assert mine.bytes_accessed is not None
+    assert theirs.bytes_accessed is not None
+    assert mine.bytes_accessed <= theirs.bytes_accessed + SCALARS
+
+
+def test_an_accumulating_step_of_optax_needs_trees() -> None:
+    assert counted(RecipeName.ACCUMULATE, "float32", "optax").temporary_bytes >= 4

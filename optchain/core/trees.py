@@ -231,19 +231,23 @@ def map_unzip(function: Callable[..., tuple[Any, ...]], outputs: int, *trees: Tr
 
 @dataclasses.dataclass(frozen=True)
 class Scaled:
-    """A tree times a scalar that has not been multiplied in yet: how links hand on gradients that they only scale.
+    """A tree times a positive scalar that has not been multiplied in yet: how links hand on gradients that they only scale.
 
-    XLA's CPU backend writes out a product that both a norm and the update read, 4 bytes per parameter. A link that takes a
-    norm takes it of a product of its own (see `for_norm`), and nothing is written.
+    XLA's CPU backend writes out a product that both a norm and the update read, 4 bytes per parameter. Here a norm has an
+    operand of its own, and nothing is written.
     """
 
     tree: Tree
     factor: jax.Array
+    mild: bool = False
+    """Whether the squares of the tree do not overflow without the factor, so that a norm may be taken before it."""
 
-    def for_norm(self) -> Tree:
-        """The product as an operand of a reduction, which is not shared with the update's."""
-        factor = lax.optimization_barrier(self.factor)
-        return jax.tree.map(lambda x: scale_leaf(_apart(x), factor), self.tree)
+    def for_norm(self) -> tuple[Tree, jax.Array | None]:
+        """A tree to take a norm of, and what the norm is then to be multiplied by."""
+        if self.mild:
+            return self.tree, self.factor
+        factor = lax.optimization_barrier(self.factor)  # or the product would be shared with the update's
+        return jax.tree.map(lambda x: scale_leaf(_apart(x), factor), self.tree), None
 
 
 def scale(updates: Tree | Scaled, factor: Any) -> Tree:
@@ -266,21 +270,16 @@ def scale_leaf(x: Any, factor: Any) -> jax.Array:
     return x * cast(factor, x)
 
 
-def rescale(updates: Tree | Scaled, factor: jax.Array) -> Scaled:
+def rescale(updates: Tree | Scaled, factor: jax.Array, *, mild: bool = False) -> Scaled:
     """The updates times one more scalar, not multiplied in yet."""
     if isinstance(updates, Scaled):
-        return Scaled(updates.tree, updates.factor * cast(factor, updates.factor))
-    return Scaled(updates, factor)
+        return Scaled(updates.tree, updates.factor * cast(factor, updates.factor), updates.mild and mild)
+    return Scaled(updates, factor, mild)
 
 
 def force(updates: Tree | Scaled) -> Tree:
     """The updates as a tree."""
     return scale(updates.tree, updates.factor) if isinstance(updates, Scaled) else updates
-
-
-def for_norm(updates: Tree | Scaled) -> Tree:
-    """The updates as a tree to take a norm of."""
-    return updates.for_norm() if isinstance(updates, Scaled) else updates
 
 
 def add(params: Tree, updates: Tree) -> Tree:
@@ -327,10 +326,21 @@ def norm(x: Any) -> jax.Array:
     return root(sum_of_squares(x))
 
 
-def global_norm(tree: Tree, axis_name: str | tuple[str, ...] | None = None) -> jax.Array:
+def norms(updates: Tree | Scaled) -> Tree:
+    """The Euclidean norm of each leaf."""
+    tree, factor = updates.for_norm() if isinstance(updates, Scaled) else (updates, None)
+    return jax.tree.map(lambda x: _times(norm(x), factor), tree)
+
+
+def global_norm(updates: Tree | Scaled, axis_name: str | tuple[str, ...] | None = None) -> jax.Array:
     """The Euclidean norm of all leaves together, and over the devices of an axis, in JAX's default float."""
+    tree, factor = updates.for_norm() if isinstance(updates, Scaled) else (updates, None)
     square = total(sum_of_squares(x) for x in jax.tree.leaves(tree))
-    return root(square if axis_name is None else lax.psum(square, axis_name))
+    return _times(root(square if axis_name is None else lax.psum(square, axis_name)), factor)
+
+
+def _times(norm: jax.Array, factor: jax.Array | None) -> jax.Array:
+    return norm if factor is None else norm * cast(factor, norm)
 
 
 def total(values: Iterable[jax.Array]) -> jax.Array:

@@ -119,7 +119,7 @@ def _mean(sums: Tree, weight: jax.Array) -> Callable[[], trees.Scaled]:
     """The weighted mean, or zeros if all weights were zero, as a function for the branch that wants it."""
     positive = weight > 0
     factor = jnp.where(positive, 1 / jnp.where(positive, weight, jnp.ones_like(weight)), 0)
-    return lambda: trees.rescale(sums, factor)
+    return lambda: trees.rescale(sums, factor, mild=True)
 
 
 def flush(tx: optax.GradientTransformation, params: Tree, state: State) -> tuple[Tree, State]:

@@ -71,14 +71,12 @@ def clip_by_norm(max_norm: Hyperparam) -> Transformation:
     """
 
     def update(updates: Tree, state: dict, params: Tree, *, max_norm: jax.Array) -> tuple[Tree, dict]:
-        def factor(g: jax.Array) -> jax.Array:
-            norm = trees.norm(g)
+        def factor(norm: jax.Array) -> jax.Array:
             bound = trees.cast(max_norm, norm)
             # One factor a leaf, not a division of each element: XLA recomputes a product inside its consumers.
             return bound / jnp.maximum(norm, bound)
 
-        factors = jax.tree.map(factor, trees.for_norm(updates))
-        return trees.scale_each(updates, factors), state
+        return trees.scale_each(updates, jax.tree.map(factor, trees.norms(updates))), state
 
     return Transformation(update=update, hyperparams=Hyperparams(max_norm=max_norm), stage="clip", takes_scaled=True)
 
@@ -136,7 +134,7 @@ def clip_by_global_norm(max_norm: Hyperparam, *, axis_name: str | tuple[str, ...
     def update(
         updates: Tree, state: ClipByGlobalNormState, params: Tree, *, max_norm: jax.Array
     ) -> tuple[Tree, ClipByGlobalNormState]:
-        norm = trees.global_norm(trees.for_norm(updates), axis_name)
+        norm = trees.global_norm(updates, axis_name)
         bound = trees.cast(max_norm, norm)
         factor = bound / jnp.maximum(norm, bound)
         factor = factor + (norm - norm)  # 0 for a finite norm, NaN for any other
