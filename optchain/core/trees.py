@@ -296,10 +296,10 @@ def subtract(new: Tree, old: Tree) -> Tree:
 
 
 def root(x: jax.Array) -> jax.Array:
-    """`sqrt(x)` whose gradient is 0, not NaN, where `x` is 0."""
-    positive = x > 0
-    # A NaN is not positive either; it must come through as NaN, so the last branch is x and not 0.
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, jnp.ones_like(x))), lax.stop_gradient(x))
+    """`sqrt(x)` for `x >= 0`, whose gradient is 0, not NaN, where `x` is 0."""
+    # The maximum has no gradient where it is the constant, and the sign has none: 0 · finite. NaN and inf come through.
+    tiny = lax.full_like(x, jnp.finfo(x.dtype).tiny)
+    return lax.sqrt(lax.max(x, tiny)) * lax.sign(x)
 
 
 def abs_square(x: jax.Array) -> jax.Array:

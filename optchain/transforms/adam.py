@@ -99,7 +99,8 @@ def scale_by_adam(
         @functools.cache  # once for each dtype of the tree
         def bias_corrections(dtype: Any) -> tuple[jax.Array, jax.Array]:
             t = trees.astype(count, dtype)
-            return 1 - jnp.asarray(beta_1, dtype) ** t, 1 - jnp.asarray(beta_2, dtype) ** t
+            one_minus_b1, one_minus_b2 = (1 - jnp.asarray(beta, dtype) ** t for beta in (beta_1, beta_2))
+            return (jnp.sqrt(one_minus_b2) if epsilon_hat else 1) / one_minus_b1, one_minus_b2
 
         def step(g: jax.Array, *old: jax.Array) -> tuple[jax.Array, ...]:
             g = trees.wide(g)
@@ -108,12 +109,9 @@ def scale_by_adam(
             mu = mu + (g - mu) * (1 - trees.cast(beta_1, g))
             nu = nu + (g_square - nu) * (1 - trees.cast(beta_2, g_square))
             new = (mu, nu, *(jnp.maximum(largest, nu) for largest in nu_max))
-            one_minus_b1, one_minus_b2 = bias_corrections(nu.dtype)
-            eps = trees.cast(epsilon, nu)
-            if epsilon_hat:
-                factor, denominator = jnp.sqrt(one_minus_b2) / one_minus_b1, trees.root(new[-1]) + eps
-            else:
-                factor, denominator = 1 / one_minus_b1, trees.root(new[-1] / one_minus_b2) + eps
+            factor, one_minus_b2 = bias_corrections(nu.dtype)
+            largest = new[-1] if epsilon_hat else new[-1] / one_minus_b2
+            denominator = trees.root(largest) + trees.cast(epsilon, nu)
             direction = mu * trees.cast(factor, mu) / trees.astype(denominator, mu.dtype)
             return direction, *(trees.astype(x, y.dtype) for x, y in zip(new, old, strict=True))
 

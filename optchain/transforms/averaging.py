@@ -1,5 +1,6 @@
 """An average of the parameters over the run."""
 
+import functools
 from typing import Any, TypedDict
 
 import jax
@@ -68,13 +69,18 @@ def average_params(
         return {"count": jnp.zeros((), jnp.int32), "average": trees.copy(params, dtype)}
 
     def project(params: Tree, state: AverageParamsState, *, momentum: jax.Array) -> tuple[Tree, AverageParamsState]:
-        step = state["count"] // calls_per_step
+        step = state["count"] // calls_per_step if calls_per_step > 1 else state["count"]
         m = jnp.where(step == 0, 0.0, momentum)
+
+        @functools.cache  # once for each dtype of the tree
+        def weights(dtype: Any) -> tuple[jax.Array, jax.Array]:
+            weight = trees.astype(m, dtype)
+            return weight, 1 - weight
 
         def average_leaf(p: jax.Array, average: jax.Array) -> jax.Array:
             p = trees.wide(p)
-            weight = trees.astype(m, p.dtype)
-            return weight * trees.astype(average, p.dtype) + (1 - weight) * p
+            old, new = weights(p.dtype)
+            return old * trees.astype(average, p.dtype) + new * p
 
         average = jax.tree.map(average_leaf, params, state["average"])
         if overwrite_every is not None:

@@ -1,6 +1,10 @@
 """Decoupled weight decay."""
 
+import functools
+from typing import Any
+
 import jax
+import jax.numpy as jnp
 
 from optchain.core import trees
 from optchain.core.hyperparams import Hyperparam, Hyperparams
@@ -50,12 +54,13 @@ def decay_weights(
     def update(
         updates: Tree, state: dict, params: Tree, *, learning_rate: jax.Array, weight_decay: jax.Array
     ) -> tuple[Tree, dict]:
+        @functools.cache  # once for each dtype of the tree
+        def rate(dtype: Any) -> jax.Array:
+            return jnp.asarray(learning_rate, dtype) * jnp.asarray(weight_decay, dtype)
+
         def decay(u: jax.Array, p: jax.Array, decays: bool) -> jax.Array:
             u = trees.wide(u)
-            if not decays:
-                return u
-            rate = trees.cast(learning_rate, u) * trees.cast(weight_decay, u)
-            return u - rate * trees.astype(p, u.dtype)
+            return u - rate(u.dtype) * trees.astype(p, u.dtype) if decays else u
 
         return jax.tree.map(decay, updates, params, _decays(params)), state
 
