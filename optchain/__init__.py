@@ -14,13 +14,22 @@ from optchain.core.registry import register as register
 from optchain.core.sweep import sweep as sweep
 from optchain.core.transformation import Transformation as Transformation
 from optchain.description import describe as describe
+from optchain.presets.keras import adadelta as adadelta
+from optchain.presets.keras import adagrad as adagrad
 from optchain.presets.keras import adam as adam
+from optchain.presets.keras import adamax as adamax
 from optchain.presets.keras import adamw as adamw
+from optchain.presets.keras import lion as lion
+from optchain.presets.keras import nadam as nadam
+from optchain.presets.keras import rmsprop as rmsprop
 from optchain.presets.keras import sgd as sgd
 from optchain.training import make_step as make_step
 from optchain.transforms.accumulation import accumulate as accumulate
 from optchain.transforms.accumulation import flush as flush
+from optchain.transforms.adadelta import scale_by_adadelta as scale_by_adadelta
+from optchain.transforms.adagrad import scale_by_rss as scale_by_rss
 from optchain.transforms.adam import scale_by_adam as scale_by_adam
+from optchain.transforms.adamax import scale_by_adamax as scale_by_adamax
 from optchain.transforms.averaging import average_params as average_params
 from optchain.transforms.averaging import averaged_params as averaged_params
 from optchain.transforms.averaging import finalize as finalize
@@ -29,12 +38,15 @@ from optchain.transforms.clipping import clip_by_norm as clip_by_norm
 from optchain.transforms.clipping import clip_by_value as clip_by_value
 from optchain.transforms.decay import decay_weights as decay_weights
 from optchain.transforms.learning_rate import scale_by_learning_rate as scale_by_learning_rate
+from optchain.transforms.lion import scale_by_lion as scale_by_lion
 from optchain.transforms.loss_scale import dynamic_loss_scale as dynamic_loss_scale
 from optchain.transforms.loss_scale import scale_loss as scale_loss
 from optchain.transforms.loss_scale import unscale_gradients as unscale_gradients
 from optchain.transforms.momentum import apply_momentum as apply_momentum
 from optchain.transforms.monitoring import monitor as monitor
+from optchain.transforms.nadam import scale_by_nadam as scale_by_nadam
 from optchain.transforms.nonfinite import check as check
 from optchain.transforms.nonfinite import skip_nonfinite as skip_nonfinite
+from optchain.transforms.rms import scale_by_rms as scale_by_rms
 
 __version__ = "0.1.0"
