@@ -19,7 +19,10 @@ from optchain.presets.keras import adagrad as adagrad
 from optchain.presets.keras import adam as adam
 from optchain.presets.keras import adamax as adamax
 from optchain.presets.keras import adamw as adamw
+from optchain.presets.keras import ftrl as ftrl
+from optchain.presets.keras import lamb as lamb
 from optchain.presets.keras import lion as lion
+from optchain.presets.keras import loss_scale_optimizer as loss_scale_optimizer
 from optchain.presets.keras import nadam as nadam
 from optchain.presets.keras import rmsprop as rmsprop
 from optchain.presets.keras import sgd as sgd
@@ -36,7 +39,9 @@ from optchain.transforms.averaging import finalize as finalize
 from optchain.transforms.clipping import clip_by_global_norm as clip_by_global_norm
 from optchain.transforms.clipping import clip_by_norm as clip_by_norm
 from optchain.transforms.clipping import clip_by_value as clip_by_value
+from optchain.transforms.decay import decay_first as decay_first
 from optchain.transforms.decay import decay_weights as decay_weights
+from optchain.transforms.ftrl import apply_ftrl as apply_ftrl
 from optchain.transforms.learning_rate import scale_by_learning_rate as scale_by_learning_rate
 from optchain.transforms.lion import scale_by_lion as scale_by_lion
 from optchain.transforms.loss_scale import dynamic_loss_scale as dynamic_loss_scale
@@ -48,5 +53,7 @@ from optchain.transforms.nadam import scale_by_nadam as scale_by_nadam
 from optchain.transforms.nonfinite import check as check
 from optchain.transforms.nonfinite import skip_nonfinite as skip_nonfinite
 from optchain.transforms.rms import scale_by_rms as scale_by_rms
+from optchain.transforms.scaling import scale as scale
+from optchain.transforms.trust_ratio import scale_by_trust_ratio as scale_by_trust_ratio
 
 __version__ = "0.1.0"

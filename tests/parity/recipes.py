@@ -173,6 +173,15 @@ OWN = {
     "Adadelta": {"rho": st.floats(0, 0.999), "epsilon": EPSILON},
     "Adagrad": {"initial_accumulator_value": st.just(0.0) | log_uniform(-3, 1), "epsilon": EPSILON},
     "Adamax": {"beta_1": st.floats(0, 0.99), "beta_2": st.floats(0.5, 0.9999), "epsilon": EPSILON},
+    "Ftrl": {
+        "learning_rate_power": st.just(-0.5) | st.floats(-1, 0),
+        "initial_accumulator_value": log_uniform(-3, 1),
+        "l1_regularization_strength": st.just(0.0) | log_uniform(-3, 0),
+        "l2_regularization_strength": st.just(0.0) | log_uniform(-3, 0),
+        "l2_shrinkage_regularization_strength": st.just(0.0) | log_uniform(-3, 0),
+        "beta": st.just(0.0) | log_uniform(-3, 0),
+    },
+    "Lamb": {"beta_1": st.floats(0, 0.99), "beta_2": st.floats(0.5, 0.9999), "epsilon": EPSILON},
     "Lion": {"beta_1": st.floats(0.1, 0.99), "beta_2": st.floats(0.1, 0.99)},
     "Nadam": {"beta_1": st.floats(0, 0.99), "beta_2": st.floats(0.5, 0.9999), "epsilon": EPSILON},
     "RMSprop": {

@@ -8,7 +8,10 @@ from optchain.presets.keras.adam import adam as adam
 from optchain.presets.keras.adam import adamax as adamax
 from optchain.presets.keras.adam import adamw as adamw
 from optchain.presets.keras.adam import nadam as nadam
+from optchain.presets.keras.ftrl import ftrl as ftrl
+from optchain.presets.keras.lamb import lamb as lamb
 from optchain.presets.keras.lion import lion as lion
+from optchain.presets.keras.loss_scale import loss_scale_optimizer as loss_scale_optimizer
 from optchain.presets.keras.rms import adadelta as adadelta
 from optchain.presets.keras.rms import adagrad as adagrad
 from optchain.presets.keras.rms import rmsprop as rmsprop
