@@ -49,6 +49,7 @@ SCHEDULES: dict[str, type[schedules.Schedule]] = {
 }
 KERAS_CLASSES: dict[str, Callable[..., Transformation]] = {
     "Adadelta": keras_presets.adadelta,
+    "Adafactor": keras_presets.adafactor,
     "Adagrad": keras_presets.adagrad,
     "Adam": keras_presets.adam,
     "AdamW": keras_presets.adamw,
@@ -56,9 +57,11 @@ KERAS_CLASSES: dict[str, Callable[..., Transformation]] = {
     "Ftrl": keras_presets.ftrl,
     "Lamb": keras_presets.lamb,
     "Lion": keras_presets.lion,
+    "Muon": keras_presets.muon,
     "Nadam": keras_presets.nadam,
     "RMSprop": keras_presets.rmsprop,
     "SGD": keras_presets.sgd,
+    "ScheduleFreeAdamW": keras_presets.schedule_free_adamw,
 }
 
 

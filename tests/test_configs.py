@@ -549,7 +549,10 @@ HOSTILE: dict[str, tuple[Any, str]] = {
     "loop": (loop(), "the config is nested more than 64 deep"),
     "1,000 rates": (ours("chain", links=[part()] * 1000), "config: chain: .* stands after"),
     # Keras's.
-    "keras unknown": (theirs("Adagrad2"), "config: Keras's 'Adagrad2' has no counterpart here; there are: Adadelta, Adagrad, Adam, "),
+    "keras unknown": (
+        theirs("Adagrad2"),
+        "config: Keras's 'Adagrad2' has no counterpart here; there are: Adadelta, Adagrad, Adam, ",
+    ),
     "keras dotted": (theirs("os.system", command="true"), "config: Keras's 'os.system' has no counterpart"),
     "keras lambda": (theirs("__lambda__", value="x"), "config: Keras's '__lambda__' has no counterpart"),
     "keras class a list": (theirs(["SGD"]), "config is not one of Keras's"),

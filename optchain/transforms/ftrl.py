@@ -58,8 +58,8 @@ def apply_ftrl(
       >>> tx = optchain.chain(optchain.apply_ftrl(l1_regularization_strength=0.1), learning_rate=0.5)
       >>> params = jnp.zeros(2)
       >>> params, state = tx.apply(params, tx.init(params), grads=jnp.array([1.0, 0.01]))
-      >>> params.round(3)
-      Array([-0.429,  0.   ], dtype=float32)
+      >>> [round(float(p), 3) for p in params]
+      [-0.429, 0.0]
     """
     for name, value in [
         ("learning_rate_power", learning_rate_power),

@@ -44,8 +44,8 @@ def ftrl(
       >>> tx = optchain.ftrl(0.5, l1_regularization_strength=0.1)
       >>> params = jnp.zeros(2)
       >>> params, state = tx.apply(params, tx.init(params), grads=jnp.array([1.0, 0.01]))
-      >>> params.round(3)
-      Array([-0.429,  0.   ], dtype=float32)
+      >>> [round(float(p), 3) for p in params]
+      [-0.429, 0.0]
     """
     rule = apply_ftrl(
         learning_rate_power,
