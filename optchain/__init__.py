@@ -63,6 +63,7 @@ from optchain.transforms.nonfinite import skip_nonfinite as skip_nonfinite
 from optchain.transforms.rms import scale_by_rms as scale_by_rms
 from optchain.transforms.scaling import scale as scale
 from optchain.transforms.schedule_free import schedule_free as schedule_free
+from optchain.transforms.schedule_free import schedule_free_params as schedule_free_params
 from optchain.transforms.trust_ratio import scale_by_trust_ratio as scale_by_trust_ratio
 
 __version__ = "0.1.0"

@@ -284,6 +284,8 @@ def _from_keras(config: Mapping[str, Any], where: str) -> Transformation:
         given["learning_rate"] = _keras_schedule(rate, f"{where}.learning_rate")
     if given.get("weight_decay") is False:
         given["weight_decay"] = None
+    if given.get("exclude_layers") == []:  # what Keras makes of None
+        given["exclude_layers"] = None
     return _build(where, name, KERAS_CLASSES[name], **_with_identifier(given))
 
 

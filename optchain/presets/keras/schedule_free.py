@@ -31,8 +31,8 @@ def schedule_free_adamw(
         z' = z − lr · min(t / warmup_steps, 1) · g / (√(nu / (1 − β₂ᵗ)) + ε), with t counting updates from 1
         p' = (1 − β₁) · z' + β₁ · x', with x' the average of the z so far
 
-    The parameters are the points `y` at which gradients are taken; see `schedule_free` for the average `x`. Decay acts on
-    `y`, at the learning rate without its warmup.
+    The parameters are the points at which gradients are taken. Evaluate a model at `schedule_free_params(params, state)`, the
+    average. Decay acts on the parameters, at the learning rate without its warmup.
 
     Args:
       learning_rate: a number >= 0, an array, a schedule of the count of calls, or a callable of no arguments.
