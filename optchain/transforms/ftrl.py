@@ -14,9 +14,9 @@ from optchain.transforms.moments import magnitude
 
 
 class ApplyFtrlState(TypedDict):
-    accumulator: Tree
+    sum_of_squares: Tree
     """The initial value and the squares of all gradients, real: `n` in the paper."""
-    linear: Tree
+    linear_term: Tree
     """The linear term of the problem that the parameters solve: `z` in the paper."""
 
 
@@ -49,7 +49,7 @@ def apply_ftrl(
       beta: >= 0; as a growth of `l2_regularization_strength` by `beta / (2 · lr)`.
 
     Returns:
-      A transformation with state `accumulator, linear`, that needs the parameters.
+      A transformation with state `sum_of_squares, linear_term`, that needs the parameters.
 
     Source: McMahan et al., "Ad Click Prediction: a View from the Trenches", 2013, KDD, Algorithm 1; `keras.optimizers.Ftrl`.
 
@@ -76,7 +76,7 @@ def apply_ftrl(
     def init(params: Tree) -> ApplyFtrlState:
         zeros = trees.zeros_like(params, real=True)
         start = jax.tree.map(lambda zero: jnp.full_like(zero, initial_accumulator_value), zeros)
-        return {"accumulator": start, "linear": trees.zeros_like(params)}
+        return {"sum_of_squares": start, "linear_term": trees.zeros_like(params)}
 
     def update(
         updates: Tree,
@@ -116,13 +116,15 @@ def apply_ftrl(
             u = jnp.where(moves & solvable, solved - p, jnp.zeros_like(p))
             return u, jnp.where(moves, new_n, n), jnp.where(moves, new_z, z)
 
-        updates, accumulator, linear = trees.map_unzip(step, 3, updates, params, state["accumulator"], state["linear"])
-        return updates, {"accumulator": accumulator, "linear": linear}
+        updates, sum_of_squares, linear_term = trees.map_unzip(
+            step, 3, updates, params, state["sum_of_squares"], state["linear_term"]
+        )
+        return updates, {"sum_of_squares": sum_of_squares, "linear_term": linear_term}
 
     return Transformation(
         init,
         update,
-        fields=["accumulator", "linear"],
+        fields=["sum_of_squares", "linear_term"],
         hyperparams=hyperparams,
         stage="learning_rate",
         needs_params=True,
