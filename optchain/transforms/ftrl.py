@@ -41,7 +41,7 @@ def apply_ftrl(
     so does a divisor of 0 the parameters; Keras divides, and gets NaN. The clip of a complex number is by its magnitude.
 
     Args:
-      learning_rate_power: the power of the accumulator, a number <= 0; 0 for a fixed learning rate.
+      learning_rate_power: the power of the sum of squares, a number <= 0; 0 for a fixed learning rate.
       initial_accumulator_value: what the sum of squared gradients starts from, a number >= 0.
       l1_regularization_strength: >= 0; above 0 it makes parameters exactly 0.
       l2_regularization_strength: >= 0; it is part of the problem that is solved.
@@ -107,7 +107,8 @@ def apply_ftrl(
             new_n = n + trees.abs_square(g)
             power = _power(new_n, -learning_rate_power)
             sigma = (power - _power(n, -learning_rate_power)) / lr
-            new_z = z + g + trees.astype(2 * shrinkage - sigma, g.dtype) * p
+            shrunk = g + trees.astype(2 * shrinkage, g.dtype) * p
+            new_z = z + (shrunk - trees.astype(sigma, g.dtype) * p)
             divisor = (power + b) / lr + 2 * l2
             solvable = divisor > 0
             solved = (_clip(new_z, l1) - new_z) / trees.astype(

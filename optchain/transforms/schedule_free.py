@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from optchain.core import trees
+from optchain.core.chain import entries
 from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.lookup import find_siblings
 from optchain.core.optax_link import as_transformation
@@ -67,7 +68,7 @@ def schedule_free(inner: optax.GradientTransformation, beta_1: Hyperparam = 0.9)
     def init(params: Tree) -> dict[str, Any]:
         first = hyperparams.last(hyperparams.init())["beta_1"]
         own = {"count": jnp.zeros((), jnp.int32), "beta_1": _kept(first), "iterates": trees.copy(params)}
-        return own | _entry(rule.run_init(params))
+        return own | entries({"inner": rule.run_init(params)})
 
     def update(updates: Tree, state: dict[str, Any], params: Tree, **extra: Any) -> tuple[Tree, dict[str, Any]]:
         beta = extra.pop("beta_1")
@@ -84,7 +85,7 @@ def schedule_free(inner: optax.GradientTransformation, beta_1: Hyperparam = 0.9)
             return new_y - y, new_z
 
         updates, z = trees.map_unzip(step, 2, trees.force(moves), params, state["iterates"])
-        return updates, {"count": count, "beta_1": _kept(beta), "iterates": z} | _entry(inner_state)
+        return updates, {"count": count, "beta_1": _kept(beta), "iterates": z} | entries({"inner": inner_state})
 
     return Transformation(
         init,
@@ -139,7 +140,3 @@ def schedule_free_params(params: Tree, state: Any) -> Tree:
 
 def _kept(value: Hyperparam) -> jax.Array:
     return jnp.array(value, trees.default_float(), copy=True)
-
-
-def _entry(inner_state: State) -> dict[str, Any]:
-    return {} if isinstance(inner_state, dict) and not inner_state else {"inner": inner_state}
