@@ -32,7 +32,7 @@ class Range:
 
     def __str__(self) -> str:
         if self.low == -math.inf:
-            return "a finite number"
+            return "a finite number" if self.high == math.inf else f"a finite number <= {self.high:g}"
         if self.high == math.inf:
             return f"a finite number {'>' if self.low_open else '>='} {self.low:g}"
         left, right = "(" if self.low_open else "[", ")" if self.high_open else "]"
@@ -45,6 +45,8 @@ NON_NEGATIVE = Range(0.0)
 POSITIVE = Range(0.0, low_open=True)
 FRACTION = Range(0.0, 1.0)
 BELOW_ONE = Range(0.0, 1.0, high_open=True)
+NON_POSITIVE = Range(-math.inf, 0.0)
+FINITE = Range(-math.inf)
 
 RANGES: dict[str, Range] = {
     "learning_rate": NON_NEGATIVE,
@@ -52,9 +54,31 @@ RANGES: dict[str, Range] = {
     "decay": NON_NEGATIVE,
     "beta_1": BELOW_ONE,
     "beta_2": BELOW_ONE,
+    "rho": BELOW_ONE,
     "epsilon": NON_NEGATIVE,
+    "adam_beta_1": BELOW_ONE,
+    "adam_beta_2": BELOW_ONE,
+    "adam_lr_ratio": NON_NEGATIVE,
+    "adam_weight_decay": NON_NEGATIVE,
+    "beta_2_decay": NON_POSITIVE,
+    "clip_threshold": POSITIVE,
+    "epsilon_1": NON_NEGATIVE,
+    "epsilon_2": NON_NEGATIVE,
+    "factor": FINITE,
+    "initial_accumulator_value": NON_NEGATIVE,
+    "learning_rate_power": NON_POSITIVE,
+    "l1_regularization_strength": NON_NEGATIVE,
+    "l2_regularization_strength": NON_NEGATIVE,
+    "l2_shrinkage_regularization_strength": NON_NEGATIVE,
+    "beta": NON_NEGATIVE,
     "momentum": FRACTION,
     "ema_momentum": FRACTION,
+    "min_scale": NON_NEGATIVE,
+    "muon_a": FINITE,
+    "muon_b": FINITE,
+    "muon_c": FINITE,
+    "rms_rate": NON_NEGATIVE,
+    "threshold": POSITIVE,
     "max_value": POSITIVE,
     "max_norm": POSITIVE,
     "clipvalue": POSITIVE,

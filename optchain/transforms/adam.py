@@ -1,6 +1,5 @@
 """Adam's rule: the first moment over the root of the second, with bias correction."""
 
-import functools
 from typing import Any, NotRequired, TypedDict
 
 import jax
@@ -11,6 +10,7 @@ from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.registry import register
 from optchain.core.transformation import Transformation
 from optchain.core.trees import Tree
+from optchain.transforms.moments import average, bias_corrections
 
 
 class ScaleByAdamState(TypedDict):
@@ -95,24 +95,22 @@ def scale_by_adam(
         epsilon: jax.Array,
     ) -> tuple[Tree, dict[str, Any]]:
         count = trees.increment(state["count"])
+        corrections = bias_corrections(count, beta_1, beta_2)
 
         @functools.cache  # once for each dtype of the tree
-        def bias_corrections(dtype: Any) -> tuple[jax.Array, jax.Array]:
-            t = trees.astype(count, dtype)
-            one_minus_b1, one_minus_b2 = (1 - jnp.asarray(beta, dtype) ** t for beta in (beta_1, beta_2))
-            return (jnp.sqrt(one_minus_b2) if epsilon_hat else 1) / one_minus_b1, one_minus_b2
+        def first_factor(dtype: Any) -> jax.Array:
+            one_minus_b1, one_minus_b2 = corrections(dtype)
+            return (jnp.sqrt(one_minus_b2) if epsilon_hat else 1) / one_minus_b1
 
         def step(g: jax.Array, *old: jax.Array) -> tuple[jax.Array, ...]:
             g = trees.wide(g)
             g_square = trees.abs_square(g)
             mu, nu, *nu_max = (trees.astype(x, y.dtype) for x, y in zip(old, (g, g_square, g_square), strict=False))
-            mu = mu + (g - mu) * (1 - trees.cast(beta_1, g))
-            nu = nu + (g_square - nu) * (1 - trees.cast(beta_2, g_square))
+            mu, nu = average(mu, g, beta_1), average(nu, g_square, beta_2)
             new = (mu, nu, *(jnp.maximum(largest, nu) for largest in nu_max))
-            factor, one_minus_b2 = bias_corrections(nu.dtype)
-            largest = new[-1] if epsilon_hat else new[-1] / one_minus_b2
+            largest = new[-1] if epsilon_hat else new[-1] / corrections(nu.dtype)[1]
             denominator = trees.root(largest) + trees.cast(epsilon, nu)
-            direction = mu * trees.cast(factor, mu) / trees.astype(denominator, mu.dtype)
+            direction = mu * trees.cast(first_factor(nu.dtype), mu) / trees.astype(denominator, mu.dtype)
             return direction, *(trees.astype(x, y.dtype) for x, y in zip(new, old, strict=True))
 
         directions, *moments = trees.map_unzip(step, 1 + len(moment_names), updates, *(state[m] for m in moment_names))

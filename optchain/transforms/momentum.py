@@ -63,3 +63,11 @@ def apply_momentum(momentum: Hyperparam, nesterov: bool = False, *, moment_dtype
         return updates, {"velocity": velocity}
 
     return Transformation(init, update, fields=["velocity"], hyperparams=hyperparams)
+
+
+def momentum_unless_zero(
+    momentum: Hyperparam, nesterov: bool = False, *, moment_dtype: Any = None
+) -> list[Transformation]:
+    """The link `apply_momentum(…)`, or none where the momentum is the number 0: there is no velocity then."""
+    link = apply_momentum(momentum, nesterov, moment_dtype=moment_dtype)  # checks its arguments, used or not
+    return [] if isinstance(momentum, int | float) and momentum == 0 else [link]
