@@ -1,5 +1,6 @@
 """Training recipes for JAX: Optax transformations with the arguments and the numbers of Keras and PyTorch."""
 
+from optchain import presets as presets
 from optchain import schedules as schedules
 from optchain.callbacks import EarlyStopping as EarlyStopping
 from optchain.callbacks import ReduceLROnPlateau as ReduceLROnPlateau
@@ -36,5 +37,8 @@ from optchain.transforms.momentum import apply_momentum as apply_momentum
 from optchain.transforms.monitoring import monitor as monitor
 from optchain.transforms.nonfinite import check as check
 from optchain.transforms.nonfinite import skip_nonfinite as skip_nonfinite
+from optchain.transforms.penalty import add_l2_penalty as add_l2_penalty
+from optchain.transforms.scaling import scale as scale
+from optchain.transforms.scaling import scale_by_path as scale_by_path
 
 __version__ = "0.1.0"

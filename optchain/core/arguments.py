@@ -41,6 +41,7 @@ class Range:
 
 LARGEST_INTEGER = 2**31 - 1
 
+REAL = Range(-math.inf)
 NON_NEGATIVE = Range(0.0)
 POSITIVE = Range(0.0, low_open=True)
 FRACTION = Range(0.0, 1.0)
@@ -54,6 +55,8 @@ RANGES: dict[str, Range] = {
     "beta_2": BELOW_ONE,
     "epsilon": NON_NEGATIVE,
     "momentum": FRACTION,
+    "dampening": FRACTION,
+    "factor": REAL,
     "ema_momentum": FRACTION,
     "max_value": POSITIVE,
     "max_norm": POSITIVE,
@@ -63,6 +66,11 @@ RANGES: dict[str, Range] = {
     "initial_scale": Range(2.0**-24, 2.0**127),
     "loss_scale": POSITIVE,
     "loss_scale_factor": POSITIVE,
+    # PyTorch's names
+    "lr": NON_NEGATIVE,
+    "betas[0]": BELOW_ONE,
+    "betas[1]": BELOW_ONE,
+    "eps": NON_NEGATIVE,
 }
 
 

@@ -44,7 +44,7 @@ def decay_weights(
         check_mask("mask", mask)
 
     def init(params: Tree) -> dict:
-        _decays(params)
+        resolve_mask("mask", mask, params)
         return {}
 
     def update(
@@ -57,9 +57,6 @@ def decay_weights(
             rate = trees.cast(learning_rate, u) * trees.cast(weight_decay, u)
             return u - rate * trees.astype(p, u.dtype)
 
-        return jax.tree.map(decay, updates, params, _decays(params)), state
-
-    def _decays(params: Tree) -> Tree:
-        return jax.tree.map(lambda _: True, params) if mask is None else resolve_mask("mask", mask, params)
+        return jax.tree.map(decay, updates, params, resolve_mask("mask", mask, params)), state
 
     return Transformation(init, update, hyperparams=hyperparams, stage="decay", needs_params=True)
