@@ -35,17 +35,26 @@ MAX_NODES = 100_000
 SCHEDULES: dict[str, type[schedules.Schedule]] = {
     kind.__name__: kind
     for kind in (
+        schedules.CosineAnnealingLR,
+        schedules.CosineAnnealingWarmRestarts,
         schedules.CosineDecay,
         schedules.CosineDecayRestarts,
         schedules.ExponentialDecay,
+        schedules.ExponentialLR,
         schedules.InverseTimeDecay,
         schedules.Join,
         schedules.LegacyDecay,
+        schedules.LinearLR,
         schedules.LinearWarmupDecay,
+        schedules.MultiStepLR,
+        schedules.OneCycleLR,
+        schedules.OneCycleMomentum,
         schedules.PerEpoch,
         schedules.PiecewiseConstantDecay,
         schedules.PolynomialDecay,
+        schedules.PolynomialLR,
         schedules.Scaled,
+        schedules.StepLR,
     )
 }
 KERAS_CLASSES: dict[str, Callable[..., Transformation]] = {
