@@ -58,8 +58,14 @@ SCHEDULES: dict[str, type[schedules.Schedule]] = {
     )
 }
 KERAS_CLASSES: dict[str, Callable[..., Transformation]] = {
+    "Adadelta": keras_presets.adadelta,
+    "Adagrad": keras_presets.adagrad,
     "Adam": keras_presets.adam,
     "AdamW": keras_presets.adamw,
+    "Adamax": keras_presets.adamax,
+    "Lion": keras_presets.lion,
+    "Nadam": keras_presets.nadam,
+    "RMSprop": keras_presets.rmsprop,
     "SGD": keras_presets.sgd,
 }
 

@@ -32,7 +32,7 @@ class Range:
 
     def __str__(self) -> str:
         if self.low == -math.inf:
-            return "a finite number"
+            return "a finite number" if self.high == math.inf else f"a finite number <= {self.high:g}"
         if self.high == math.inf:
             return f"a finite number {'>' if self.low_open else '>='} {self.low:g}"
         left, right = "(" if self.low_open else "[", ")" if self.high_open else "]"
@@ -41,11 +41,12 @@ class Range:
 
 LARGEST_INTEGER = 2**31 - 1
 
-REAL = Range(-math.inf)
 NON_NEGATIVE = Range(0.0)
 POSITIVE = Range(0.0, low_open=True)
 FRACTION = Range(0.0, 1.0)
 BELOW_ONE = Range(0.0, 1.0, high_open=True)
+NON_POSITIVE = Range(-math.inf, 0.0)
+FINITE = Range(-math.inf)
 
 RANGES: dict[str, Range] = {
     "learning_rate": NON_NEGATIVE,
@@ -53,10 +54,12 @@ RANGES: dict[str, Range] = {
     "decay": NON_NEGATIVE,
     "beta_1": BELOW_ONE,
     "beta_2": BELOW_ONE,
+    "rho": BELOW_ONE,
     "epsilon": NON_NEGATIVE,
+    "initial_accumulator_value": NON_NEGATIVE,
     "momentum": FRACTION,
     "dampening": FRACTION,
-    "factor": REAL,
+    "factor": FINITE,
     "ema_momentum": FRACTION,
     "max_value": POSITIVE,
     "max_norm": POSITIVE,

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from optchain.core.trees import Path, path_names
 
 # Trees of the parameters' structure: whatever a parameter is called, nothing below them belongs to a link.
-MIRRORS = frozenset({"params", "mu", "nu", "nu_max", "velocity", "average", "grads"})
+MIRRORS = frozenset({"params", "mu", "nu", "nu_max", "velocity", "average", "grads", "sum_of_squares", "e_g", "e_x"})
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -21,7 +21,7 @@ from optchain.core.transformation import Transformation
 from optchain.transforms.adam import scale_by_adam
 from optchain.transforms.decay import decay_weights
 from optchain.transforms.learning_rate import scale_by_learning_rate
-from optchain.transforms.momentum import apply_momentum
+from optchain.transforms.momentum import momentum_unless_zero
 from optchain.transforms.penalty import add_l2_penalty
 from optchain.transforms.scaling import scale
 
@@ -143,10 +143,10 @@ def sgd(
       >>> round(float(params[0]), 3)
       -0.19
     """
-    rule = apply_momentum(momentum, nesterov, dampening=dampening)  # checks its arguments, used or not
+    rule = momentum_unless_zero(momentum, nesterov, dampening=dampening)
     if nesterov and (_is_zero(momentum) or not _is_zero(dampening)):
         raise ValueError(f"nesterov needs a momentum > 0 and no dampening; got {momentum=}, {dampening=}")
-    return _assemble(lr, [] if _is_zero(momentum) else [rule], weight_decay, maximize=maximize)
+    return _assemble(lr, rule, weight_decay, maximize=maximize)
 
 
 # What they share -----------------------------------------------------------------------------------------------------

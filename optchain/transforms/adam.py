@@ -1,6 +1,5 @@
 """Adam's rule: the first moment over the root of the second, with bias correction."""
 
-import functools
 from typing import Any, NotRequired, TypedDict
 
 import jax
@@ -11,6 +10,7 @@ from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.registry import register
 from optchain.core.transformation import Transformation
 from optchain.core.trees import Tree
+from optchain.transforms.moments import bias_corrections
 
 
 class ScaleByAdamState(TypedDict):
@@ -95,11 +95,7 @@ def scale_by_adam(
         epsilon: jax.Array,
     ) -> tuple[Tree, dict[str, Any]]:
         count = trees.increment(state["count"])
-
-        @functools.cache  # once for each dtype of the tree
-        def bias_corrections(dtype: Any) -> tuple[jax.Array, jax.Array]:
-            t = trees.astype(count, dtype)
-            return 1 - jnp.asarray(beta_1, dtype) ** t, 1 - jnp.asarray(beta_2, dtype) ** t
+        corrections = bias_corrections(count, beta_1, beta_2)
 
         def step(g: jax.Array, *old: jax.Array) -> tuple[jax.Array, ...]:
             g = trees.wide(g)
@@ -108,7 +104,7 @@ def scale_by_adam(
             mu = mu + (g - mu) * (1 - trees.cast(beta_1, g))
             nu = nu + (g_square - nu) * (1 - trees.cast(beta_2, g_square))
             new = (mu, nu, *(jnp.maximum(largest, nu) for largest in nu_max))
-            one_minus_b1, one_minus_b2 = bias_corrections(nu.dtype)
+            one_minus_b1, one_minus_b2 = corrections(nu.dtype)
             eps = trees.cast(epsilon, nu)
             if epsilon_hat:
                 factor, denominator = jnp.sqrt(one_minus_b2) / one_minus_b1, trees.root(new[-1]) + eps

@@ -75,3 +75,9 @@ def apply_momentum(
         return updates, {"velocity": velocity, **count}
 
     return Transformation(init, update, fields=["velocity", *["count"] * dampens], hyperparams=hyperparams)
+
+
+def momentum_unless_zero(momentum: Hyperparam, nesterov: bool = False, **options: Any) -> list[Transformation]:
+    """The link `apply_momentum(…)`, or none where the momentum is the number 0: there is no velocity then."""
+    link = apply_momentum(momentum, nesterov, **options)  # checks its arguments, used or not
+    return [] if arguments.is_number(momentum) and momentum == 0 else [link]

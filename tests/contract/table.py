@@ -121,6 +121,22 @@ def half_schedule(count: Any) -> Any:
     return 0.5 + 0.1 * jnp.minimum(count, 2).astype(jnp.float32)
 
 
+FAMILY = [
+    Row("adadelta", lambda: oc.adadelta(1.0, epsilon=1e-3, moment_dtype="bfloat16")),
+    Row("adagrad", lambda: oc.adagrad(0.1, weight_decay=0.1, clipnorm=0.5)),
+    Row("adamax", lambda: oc.adamax(0.1, weight_decay=0.1, gradient_accumulation_steps=2)),
+    Row("lion", lambda: oc.lion(0.1, use_ema=True, exclude_from_weight_decay=only_matrices, weight_decay=0.1)),
+    Row("nadam", lambda: oc.nadam(0.1, jnp.array(0.9), weight_decay=0.1)),
+    Row("rmsprop", lambda: oc.rmsprop(0.1, momentum=0.9, epsilon=1e-3, centered=True, global_clipnorm=0.5)),
+    Row(
+        "scale_by_rms_corrected",
+        lambda: oc.scale_by_rms(half_schedule, 1e-3, epsilon_in_root=False, bias_correction=True),
+    ),
+]
+"""Keras's other optimizers, and through them the links that they are made of."""
+
+ROWS += FAMILY
+
 every_row = pytest.mark.parametrize("row", ROWS, ids=str)
 
 

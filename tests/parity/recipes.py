@@ -1,6 +1,7 @@
-"""Random recipes: every argument of Keras's AdamW, Adam and SGD at once, for both libraries."""
+"""Random recipes: every argument of Keras's optimizers at once, for both libraries."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -10,6 +11,10 @@ import optchain
 
 NAMES = ["bias", "gamma", "kernel"]
 """The parameters' own names, which are the names of Keras's variables."""
+
+
+NAMES_OF_PRESETS = {"ScheduleFreeAdamW": "schedule_free_adamw"}
+"""Where it is not Keras's name in lower case."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +45,7 @@ class Recipe:
 
     def build_optchain(self, optimizer: str) -> optchain.Transformation:
         excluded = {"exclude_from_weight_decay": [f"{name}$" for name in self.undecayed]} if self.undecayed else {}
-        return getattr(optchain, optimizer.lower())(**self._arguments(optchain.schedules), **excluded)
+        return preset(optimizer)(**self._arguments(optchain.schedules), **excluded)
 
     def build_keras(self, optimizer: str) -> keras.optimizers.Optimizer:
         built = getattr(keras.optimizers, optimizer)(**self._arguments(keras.optimizers.schedules))
@@ -52,6 +57,11 @@ class Recipe:
         rate = self.learning_rate
         rate = rate.build(library) if isinstance(rate, Schedule) else rate
         return {"learning_rate": rate, **self.arguments, **self.clip}
+
+
+def preset(optimizer: str) -> Callable[..., optchain.Transformation]:
+    """Our counterpart of a class of Keras's."""
+    return getattr(optchain, NAMES_OF_PRESETS.get(optimizer, optimizer.lower()))
 
 
 # Strategies ----------------------------------------------------------------------------------------------------------
@@ -157,7 +167,21 @@ ADAM = {
     "amsgrad": st.booleans(),
 }
 
+EPSILON = log_uniform(-8, -1)
+
 OWN = {
+    "Adadelta": {"rho": st.floats(0, 0.999), "epsilon": EPSILON},
+    "Adagrad": {"initial_accumulator_value": st.just(0.0) | log_uniform(-3, 1), "epsilon": EPSILON},
+    "Adamax": {"beta_1": st.floats(0, 0.99), "beta_2": st.floats(0.5, 0.9999), "epsilon": EPSILON},
+    "Lion": {"beta_1": st.floats(0.1, 0.99), "beta_2": st.floats(0.1, 0.99)},
+    "Nadam": {"beta_1": st.floats(0, 0.99), "beta_2": st.floats(0.5, 0.9999), "epsilon": EPSILON},
+    "RMSprop": {
+        # A variance is the difference of two averages, which cancel to their last digits as rho falls to 0.
+        "rho": st.floats(0.5, 0.999),
+        "momentum": st.just(0.0) | st.floats(0.1, 1),
+        "epsilon": EPSILON,
+        "centered": st.booleans(),
+    },
     "AdamW": ADAM | {"weight_decay": st.floats(0, 0.5)},  # Keras's has no None
     "Adam": ADAM,
     "SGD": {"momentum": st.just(0.0) | st.floats(0.1, 1), "nesterov": st.booleans()},

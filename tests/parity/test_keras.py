@@ -1,4 +1,4 @@
-"""AdamW, Adam and SGD against the live Keras, over all their arguments together."""
+"""Presets against the live Keras, over all their arguments together."""
 
 import inspect
 from collections.abc import Callable
@@ -9,38 +9,28 @@ import keras
 import numpy as np
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
 import optchain
 
 from .helpers import BOUNDS, DTYPES, FORMS, Tree, few, precision, random_grads, random_params, run, worst_error
-from .recipes import Recipe, recipes
+from .recipes import OWN, Recipe, preset, recipes
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@given(recipe=recipes("AdamW"))
+@pytest.mark.parametrize("optimizer", OWN)
+@given(data=st.data())
 @few
-def test_adamw_equals_keras_step_for_step(dtype: str, recipe: Recipe, record_error: Callable) -> None:
-    check_recipe("AdamW", dtype, recipe, record_error)
+def test_a_preset_equals_keras_step_for_step(
+    optimizer: str, dtype: str, data: st.DataObject, record_error: Callable
+) -> None:
+    check_recipe(optimizer, dtype, data.draw(recipes(optimizer)), record_error)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@given(recipe=recipes("Adam"))
-@few
-def test_adam_equals_keras_step_for_step(dtype: str, recipe: Recipe, record_error: Callable) -> None:
-    check_recipe("Adam", dtype, recipe, record_error)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@given(recipe=recipes("SGD"))
-@few
-def test_sgd_equals_keras_step_for_step(dtype: str, recipe: Recipe, record_error: Callable) -> None:
-    check_recipe("SGD", dtype, recipe, record_error)
-
-
-@pytest.mark.parametrize("optimizer", ["AdamW", "Adam", "SGD"])
+@pytest.mark.parametrize("optimizer", OWN)
 def test_arguments_order_and_defaults_are_keras(optimizer: str) -> None:
     theirs = inspect.signature(getattr(keras.optimizers, optimizer)).parameters.values()
-    ours = inspect.signature(getattr(optchain, optimizer.lower())).parameters.values()
+    ours = inspect.signature(preset(optimizer)).parameters.values()
     expected = [(p.name, p.default) for p in theirs if p.kind is p.POSITIONAL_OR_KEYWORD and p.name != "name"]
     assert [(p.name, p.default) for p in ours if p.kind is p.POSITIONAL_OR_KEYWORD and p.name != "name"] == expected
 

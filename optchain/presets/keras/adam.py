@@ -1,8 +1,4 @@
-"""Keras's optimizers: its arguments, in its order, with its defaults and its numbers.
-
-Checked step by step against Keras 3 on its JAX backend. What differs on purpose: clips <= 0 and betas out of range are
-refused, where Keras ignores them; integers are accepted as learning rates; `gradient_accumulation_steps=1` is accepted.
-"""
+"""Keras's Adam and its kin: AdamW, Adamax, Nadam."""
 
 from typing import Any, Unpack
 
@@ -10,8 +6,9 @@ from optchain.core.hyperparams import Hyperparam
 from optchain.core.transformation import Transformation
 from optchain.presets.shared import Shared, SharedButDecay, assemble, preset
 from optchain.transforms.adam import scale_by_adam
+from optchain.transforms.adamax import scale_by_adamax
 from optchain.transforms.learning_rate import scale_by_learning_rate
-from optchain.transforms.momentum import apply_momentum
+from optchain.transforms.nadam import scale_by_nadam
 
 
 @preset
@@ -99,41 +96,73 @@ def adam(
 
 
 @preset
-def sgd(
-    learning_rate: Hyperparam = 0.01,
-    momentum: Hyperparam = 0.0,
-    nesterov: bool = False,
+def adamax(
+    learning_rate: Hyperparam = 0.001,
+    beta_1: Hyperparam = 0.9,
+    beta_2: Hyperparam = 0.999,
+    epsilon: Hyperparam = 1e-7,
     *,
     moment_dtype: Any = None,
     **shared: Unpack[Shared],
 ) -> Transformation:
-    """Keras's SGD, with the learning rate inside the velocity:
-
-        velocity ← momentum · velocity − lr · g
-        p ← p + velocity, or with `nesterov`: p + momentum · velocity − lr · g
-
-    With a momentum of 0, a number, there is no velocity: `p ← p − lr · g`.
+    """Keras's Adamax: `p ← p − lr · mu / ((1 − β₁ᵗ)(nu + ε))`, with the average and the largest of `scale_by_adamax`.
 
     Args:
       learning_rate: a number >= 0, an array, a schedule of the count of calls, or a callable of no arguments.
-      momentum: decay of the velocity, in [0, 1].
-      nesterov: whether to look ahead.
-      moment_dtype: the dtype in which the velocity is stored; float32 or wider if None.
+      beta_1: decay of the average, in [0, 1).
+      beta_2: decay of the largest magnitude, in [0, 1).
+      epsilon: what keeps the quotient finite, >= 0.
+      moment_dtype: the dtype in which the moments are stored; float32 or wider if None.
       {shared}
 
     Raises:
       ValueError, TypeError: an argument out of range or of the wrong kind; two clips.
 
-    Source: `keras.optimizers.SGD`.
+    Source: Kingma & Ba, "Adam: A Method for Stochastic Optimization", 2015, arXiv:1412.6980, section 7.1;
+    `keras.optimizers.Adamax`.
 
     Example:
       >>> import jax.numpy as jnp, optchain
-      >>> tx = optchain.sgd(0.1, momentum=0.9, nesterov=True)
+      >>> tx = optchain.adamax(0.1)
       >>> params, state = tx.apply(jnp.zeros(1), tx.init(jnp.zeros(1)), grads=jnp.ones(1))
       >>> round(float(params[0]), 3)
-      -0.19
+      -0.1
     """
-    momentum_rule = apply_momentum(momentum, nesterov, moment_dtype=moment_dtype)  # checks its arguments, used or not
-    at_rest = isinstance(momentum, int | float) and momentum == 0
-    rule = [scale_by_learning_rate()] if at_rest else [scale_by_learning_rate(), momentum_rule]
-    return assemble(rule, learning_rate, **shared)
+    rule = scale_by_adamax(beta_1, beta_2, epsilon, moment_dtype=moment_dtype)
+    return assemble([rule, scale_by_learning_rate()], learning_rate, **shared)
+
+
+@preset
+def nadam(
+    learning_rate: Hyperparam = 0.001,
+    beta_1: Hyperparam = 0.9,
+    beta_2: Hyperparam = 0.999,
+    epsilon: Hyperparam = 1e-7,
+    *,
+    moment_dtype: Any = None,
+    **shared: Unpack[Shared],
+) -> Transformation:
+    """Keras's Nadam: Adam with Nesterov's momentum and a schedule of it; the formula is that of `scale_by_nadam`.
+
+    Args:
+      learning_rate: a number >= 0, an array, a schedule of the count of calls, or a callable of no arguments.
+      beta_1: decay of the first moment, in [0, 1).
+      beta_2: decay of the second moment, in [0, 1).
+      epsilon: what keeps the quotient finite, >= 0.
+      moment_dtype: the dtype in which the moments are stored; float32 or wider if None.
+      {shared}
+
+    Raises:
+      ValueError, TypeError: an argument out of range or of the wrong kind; two clips.
+
+    Source: Dozat, "Incorporating Nesterov Momentum into Adam", 2016; `keras.optimizers.Nadam`.
+
+    Example:
+      >>> import jax.numpy as jnp, optchain
+      >>> tx = optchain.nadam(0.1)
+      >>> params, state = tx.apply(jnp.zeros(1), tx.init(jnp.zeros(1)), grads=jnp.ones(1))
+      >>> round(float(params[0]), 3)
+      -0.106
+    """
+    rule = scale_by_nadam(beta_1, beta_2, epsilon, moment_dtype=moment_dtype)
+    return assemble([rule, scale_by_learning_rate()], learning_rate, **shared)

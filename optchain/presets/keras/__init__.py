@@ -1,0 +1,15 @@
+"""Keras's optimizers: its arguments, in its order, with its defaults and its numbers.
+
+Checked step by step against Keras 3 on its JAX backend. What differs on purpose: clips <= 0 and betas out of range are
+refused, where Keras ignores them; integers are accepted as learning rates; `gradient_accumulation_steps=1` is accepted.
+"""
+
+from optchain.presets.keras.adam import adam as adam
+from optchain.presets.keras.adam import adamax as adamax
+from optchain.presets.keras.adam import adamw as adamw
+from optchain.presets.keras.adam import nadam as nadam
+from optchain.presets.keras.lion import lion as lion
+from optchain.presets.keras.rms import adadelta as adadelta
+from optchain.presets.keras.rms import adagrad as adagrad
+from optchain.presets.keras.rms import rmsprop as rmsprop
+from optchain.presets.keras.sgd import sgd as sgd

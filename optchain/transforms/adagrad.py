@@ -1,0 +1,68 @@
+"""Adagrad's rule: the gradient over the root of the sum of its squares."""
+
+from typing import TypedDict
+
+import jax
+import jax.numpy as jnp
+
+from optchain.core import arguments, trees
+from optchain.core.hyperparams import Hyperparam, Hyperparams
+from optchain.core.registry import register
+from optchain.core.transformation import Transformation
+from optchain.core.trees import Tree
+
+
+class ScaleByRssState(TypedDict):
+    sum_of_squares: Tree
+    """The initial value and the squares of all gradients, real."""
+
+
+@register
+def scale_by_rss(initial_accumulator_value: float = 0.1, epsilon: Hyperparam = 1e-7) -> Transformation:
+    """Divides gradients by the root of the sum of their squares:
+
+        sum_of_squares ← sum_of_squares + |g|²
+        u = g / √(sum_of_squares + ε)
+
+    The sign is the gradient's, and the learning rate is not in it: `scale_by_learning_rate` follows.
+
+    Args:
+      initial_accumulator_value: what the sum starts from, a number >= 0.
+      epsilon: what keeps the quotient finite, >= 0; in the units of the squared gradient.
+
+    Returns:
+      A transformation with state `sum_of_squares`.
+
+    Source: Duchi et al., "Adaptive Subgradient Methods for Online Learning and Stochastic Optimization", 2011, JMLR 12.
+
+    Example:
+      >>> import jax.numpy as jnp, optchain
+      >>> tx = optchain.scale_by_rss(0.0)
+      >>> updates, state = tx.update(jnp.array([3.0]), tx.init(jnp.zeros(1)))
+      >>> updates, state = tx.update(jnp.array([4.0]), state)
+      >>> updates
+      Array([0.8], dtype=float32)
+    """
+    arguments.check_number(
+        "initial_accumulator_value", initial_accumulator_value, arguments.RANGES["initial_accumulator_value"]
+    )
+
+    def init(params: Tree) -> ScaleByRssState:
+        zeros = trees.zeros_like(params, real=True)
+        return {"sum_of_squares": jax.tree.map(lambda zero: jnp.full_like(zero, initial_accumulator_value), zeros)}
+
+    def update(
+        updates: Tree, state: ScaleByRssState, params: Tree, *, epsilon: jax.Array
+    ) -> tuple[Tree, ScaleByRssState]:
+        def step(g: jax.Array, total: jax.Array) -> tuple[jax.Array, jax.Array]:
+            g = trees.wide(g)
+            g_square = trees.abs_square(g)
+            total = trees.astype(total, g_square.dtype) + g_square
+            return g / trees.astype(trees.root(total + trees.cast(epsilon, total)), g.dtype), total
+
+        directions, sums = trees.map_unzip(step, 2, updates, state["sum_of_squares"])
+        return directions, {"sum_of_squares": trees.cast_tree(sums, state["sum_of_squares"])}
+
+    return Transformation(
+        init, update, fields=["sum_of_squares"], hyperparams=Hyperparams(epsilon=epsilon), stage="second_moment"
+    )

@@ -1,0 +1,63 @@
+"""Lion's rule: the sign of an interpolated momentum."""
+
+from typing import Any, TypedDict
+
+import jax
+import jax.numpy as jnp
+
+from optchain.core import arguments, trees
+from optchain.core.hyperparams import Hyperparam, Hyperparams
+from optchain.core.registry import register
+from optchain.core.transformation import Transformation
+from optchain.core.trees import Tree
+
+
+class ScaleByLionState(TypedDict):
+    mu: Tree
+    """The average of the gradients."""
+
+
+@register
+def scale_by_lion(beta_1: Hyperparam = 0.9, beta_2: Hyperparam = 0.99, *, moment_dtype: Any = None) -> Transformation:
+    """Replaces gradients by the sign of an average, which is then decayed more slowly:
+
+        u = sign(β₁ · mu + (1 − β₁) · g)
+        mu ← β₂ · mu + (1 − β₂) · g
+
+    The sign of a complex number is the number over its magnitude; that of 0 is 0. The learning rate is not in it:
+    `scale_by_learning_rate` follows.
+
+    Args:
+      beta_1: the weight of the average in the step, in [0, 1); with 0 it is the sign of the gradient.
+      beta_2: decay of the average, in [0, 1).
+      moment_dtype: the dtype in which `mu` is stored; float32 or wider if None. Arithmetic is not done in it.
+
+    Returns:
+      A transformation with state `mu`.
+
+    Source: Chen et al., "Symbolic Discovery of Optimization Algorithms", 2023, arXiv:2302.06675, Algorithm 2.
+
+    Example:
+      >>> import jax.numpy as jnp, optchain
+      >>> tx = optchain.scale_by_lion()
+      >>> tx.update(jnp.array([0.1, -10.0, 0.0]), tx.init(jnp.zeros(3)))[0]
+      Array([ 1., -1.,  0.], dtype=float32)
+    """
+    hyperparams = Hyperparams(beta_1=beta_1, beta_2=beta_2)
+    dtype = arguments.check_dtype("moment_dtype", moment_dtype)
+
+    def init(params: Tree) -> ScaleByLionState:
+        return {"mu": trees.zeros_like(params, dtype)}
+
+    def update(
+        updates: Tree, state: ScaleByLionState, params: Tree, *, beta_1: jax.Array, beta_2: jax.Array
+    ) -> tuple[Tree, ScaleByLionState]:
+        def step(g: jax.Array, old: jax.Array) -> tuple[jax.Array, jax.Array]:
+            g = trees.wide(g)
+            mu, b1, b2 = trees.astype(old, g.dtype), trees.cast(beta_1, g), trees.cast(beta_2, g)
+            return jnp.sign(b1 * mu + (1 - b1) * g), trees.astype(b2 * mu + (1 - b2) * g, old.dtype)
+
+        directions, mu = trees.map_unzip(step, 2, updates, state["mu"])
+        return directions, {"mu": mu}
+
+    return Transformation(init, update, fields=["mu"], hyperparams=hyperparams, stage="second_moment")

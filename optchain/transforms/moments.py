@@ -1,0 +1,27 @@
+"""What the rules with moments share."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from optchain.core import trees
+from optchain.core.hyperparams import Hyperparam
+
+
+def bias_corrections(count: jax.Array, *betas: Hyperparam) -> Callable[[Any], tuple[jax.Array, ...]]:
+    """`1 − βᵗ` of each β, as a function of the dtype to compute it in: once for each dtype of a tree."""
+
+    @functools.cache
+    def in_dtype(dtype: Any) -> tuple[jax.Array, ...]:
+        t = trees.astype(count, dtype)
+        return tuple(1 - jnp.asarray(beta, dtype) ** t for beta in betas)
+
+    return in_dtype
+
+
+def magnitude(x: jax.Array) -> jax.Array:
+    """`|x|`, whose gradient is no NaN at a complex zero."""
+    return trees.root(trees.abs_square(x)) if trees.is_complex(x) else jnp.abs(x)
