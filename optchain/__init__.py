@@ -49,6 +49,7 @@ from optchain.transforms.nadam import scale_by_nadam as scale_by_nadam
 from optchain.transforms.nonfinite import check as check
 from optchain.transforms.nonfinite import skip_nonfinite as skip_nonfinite
 from optchain.transforms.penalty import add_l2_penalty as add_l2_penalty
+from optchain.transforms.radam import scale_by_radam as scale_by_radam
 from optchain.transforms.rms import scale_by_rms as scale_by_rms
 from optchain.transforms.scaling import scale as scale
 from optchain.transforms.scaling import scale_by_path as scale_by_path

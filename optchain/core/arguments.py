@@ -69,7 +69,9 @@ RANGES: dict[str, Range] = {
     "initial_scale": Range(2.0**-24, 2.0**127),
     "loss_scale": POSITIVE,
     "loss_scale_factor": POSITIVE,
+    "momentum_decay": NON_NEGATIVE,
     # PyTorch's names
+    "alpha": BELOW_ONE,
     "lr": NON_NEGATIVE,
     "betas[0]": BELOW_ONE,
     "betas[1]": BELOW_ONE,

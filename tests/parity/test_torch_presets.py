@@ -62,10 +62,35 @@ ADAM = {
     "amsgrad": FLAGS,
     "maximize": FLAGS,
 }
+ADAMAX = {name: ADAM[name] for name in ("lr", "betas", "eps", "weight_decay", "maximize")}
+RADAM = ADAMAX | {"decoupled_weight_decay": FLAGS}
+NADAM = RADAM | {"momentum_decay": st.floats(0, 1)}
+RMSPROP = {
+    "lr": ADAPTIVE_RATES,
+    "alpha": st.floats(0.5, 0.99),
+    "eps": EPSILONS,
+    "weight_decay": DECAYS,
+    "momentum": st.just(0.0) | st.floats(0.1, 1),
+    "centered": FLAGS,
+    "maximize": FLAGS,
+}
+ADAGRAD = {
+    "lr": ADAPTIVE_RATES,
+    "lr_decay": st.just(0.0) | st.floats(0, 1),
+    "weight_decay": DECAYS,
+    "initial_accumulator_value": st.just(0.0) | st.floats(0, 1),
+    "eps": EPSILONS,
+    "maximize": FLAGS,
+}
 
 OPTIMIZERS = [
     optimizer(presets.adamw, "AdamW", **ADAM),
     optimizer(presets.adam, "Adam", **ADAM, decoupled_weight_decay=FLAGS),
+    optimizer(presets.nadam, "NAdam", **NADAM),
+    optimizer(presets.radam, "RAdam", **RADAM),
+    optimizer(presets.adamax, "Adamax", **ADAMAX),
+    optimizer(presets.rmsprop, "RMSprop", **RMSPROP),
+    optimizer(presets.adagrad, "Adagrad", **ADAGRAD),
     Optimizer(presets.sgd, "SGD", st.fixed_dictionaries(SGD).filter(is_valid_sgd)),
 ]
 
