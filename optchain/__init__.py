@@ -38,6 +38,7 @@ from optchain.transforms.clipping import clip_by_global_norm as clip_by_global_n
 from optchain.transforms.clipping import clip_by_norm as clip_by_norm
 from optchain.transforms.clipping import clip_by_value as clip_by_value
 from optchain.transforms.decay import decay_weights as decay_weights
+from optchain.transforms.decay_by_path import decay_by_path as decay_by_path
 from optchain.transforms.learning_rate import scale_by_learning_rate as scale_by_learning_rate
 from optchain.transforms.lion import scale_by_lion as scale_by_lion
 from optchain.transforms.loss_scale import dynamic_loss_scale as dynamic_loss_scale

@@ -39,6 +39,7 @@ SCHEDULES: dict[str, type[schedules.Schedule]] = {
         schedules.CosineAnnealingWarmRestarts,
         schedules.CosineDecay,
         schedules.CosineDecayRestarts,
+        schedules.CosineMultiplier,
         schedules.ExponentialDecay,
         schedules.ExponentialLR,
         schedules.InverseTimeDecay,

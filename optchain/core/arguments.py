@@ -70,6 +70,7 @@ RANGES: dict[str, Range] = {
     "loss_scale": POSITIVE,
     "loss_scale_factor": POSITIVE,
     "momentum_decay": NON_NEGATIVE,
+    "schedule_decay": NON_NEGATIVE,
     # PyTorch's names
     "alpha": BELOW_ONE,
     "lr": NON_NEGATIVE,

@@ -19,6 +19,7 @@ from optchain.schedules.decays import InverseTimeDecay as InverseTimeDecay
 from optchain.schedules.decays import LinearWarmupDecay as LinearWarmupDecay
 from optchain.schedules.decays import PiecewiseConstantDecay as PiecewiseConstantDecay
 from optchain.schedules.decays import PolynomialDecay as PolynomialDecay
+from optchain.schedules.keras_adamw import CosineMultiplier as CosineMultiplier
 from optchain.schedules.one_cycle import OneCycleLR as OneCycleLR
 from optchain.schedules.one_cycle import OneCycleMomentum as OneCycleMomentum
 from optchain.schedules.torch import CosineAnnealingLR as CosineAnnealingLR
