@@ -12,6 +12,7 @@ Clips are links: `chain(clip_by_norm(1.0), presets.keras_adamw.adamw())`.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -299,5 +300,8 @@ def _in_float32(beta_1: Hyperparam, beta_2: Hyperparam) -> tuple[Hyperparam, Hyp
     """The betas as TensorFlow has them; `1 − β` is exact then, in whatever precision it is computed."""
     for name, beta in (("beta_1", beta_1), ("beta_2", beta_2)):
         arguments.check_hyperparam(name, beta)
-    first, second = (float(np.float32(beta)) if arguments.is_number(beta) else beta for beta in (beta_1, beta_2))
-    return first, second
+    return _rounded(beta_1), _rounded(beta_2)
+
+
+def _rounded(beta: Any) -> Hyperparam:
+    return float(np.float32(beta)) if arguments.is_number(beta) else beta
