@@ -16,13 +16,19 @@ from optchain.core.sweep import sweep as sweep
 from optchain.core.transformation import Transformation as Transformation
 from optchain.description import describe as describe
 from optchain.presets.keras import adadelta as adadelta
+from optchain.presets.keras import adafactor as adafactor
 from optchain.presets.keras import adagrad as adagrad
 from optchain.presets.keras import adam as adam
 from optchain.presets.keras import adamax as adamax
 from optchain.presets.keras import adamw as adamw
+from optchain.presets.keras import ftrl as ftrl
+from optchain.presets.keras import lamb as lamb
 from optchain.presets.keras import lion as lion
+from optchain.presets.keras import loss_scale_optimizer as loss_scale_optimizer
+from optchain.presets.keras import muon as muon
 from optchain.presets.keras import nadam as nadam
 from optchain.presets.keras import rmsprop as rmsprop
+from optchain.presets.keras import schedule_free_adamw as schedule_free_adamw
 from optchain.presets.keras import sgd as sgd
 from optchain.training import make_step as make_step
 from optchain.transforms.accumulation import accumulate as accumulate
@@ -34,18 +40,25 @@ from optchain.transforms.adamax import scale_by_adamax as scale_by_adamax
 from optchain.transforms.averaging import average_params as average_params
 from optchain.transforms.averaging import averaged_params as averaged_params
 from optchain.transforms.averaging import finalize as finalize
+from optchain.transforms.block_rms import clip_by_block_rms as clip_by_block_rms
+from optchain.transforms.block_rms import scale_by_param_block_rms as scale_by_param_block_rms
 from optchain.transforms.clipping import clip_by_global_norm as clip_by_global_norm
 from optchain.transforms.clipping import clip_by_norm as clip_by_norm
 from optchain.transforms.clipping import clip_by_value as clip_by_value
+from optchain.transforms.decay import decay_first as decay_first
 from optchain.transforms.decay import decay_weights as decay_weights
 from optchain.transforms.decay_by_path import decay_by_path as decay_by_path
+from optchain.transforms.factored import scale_by_factored_rms as scale_by_factored_rms
+from optchain.transforms.ftrl import apply_ftrl as apply_ftrl
 from optchain.transforms.learning_rate import scale_by_learning_rate as scale_by_learning_rate
+from optchain.transforms.learning_rate import scale_by_relative_step as scale_by_relative_step
 from optchain.transforms.lion import scale_by_lion as scale_by_lion
 from optchain.transforms.loss_scale import dynamic_loss_scale as dynamic_loss_scale
 from optchain.transforms.loss_scale import scale_loss as scale_loss
 from optchain.transforms.loss_scale import unscale_gradients as unscale_gradients
 from optchain.transforms.momentum import apply_momentum as apply_momentum
 from optchain.transforms.monitoring import monitor as monitor
+from optchain.transforms.muon import scale_by_muon as scale_by_muon
 from optchain.transforms.nadam import scale_by_nadam as scale_by_nadam
 from optchain.transforms.nonfinite import check as check
 from optchain.transforms.nonfinite import skip_nonfinite as skip_nonfinite
@@ -54,5 +67,8 @@ from optchain.transforms.radam import scale_by_radam as scale_by_radam
 from optchain.transforms.rms import scale_by_rms as scale_by_rms
 from optchain.transforms.scaling import scale as scale
 from optchain.transforms.scaling import scale_by_path as scale_by_path
+from optchain.transforms.schedule_free import schedule_free as schedule_free
+from optchain.transforms.schedule_free import schedule_free_params as schedule_free_params
+from optchain.transforms.trust_ratio import scale_by_trust_ratio as scale_by_trust_ratio
 
 __version__ = "0.1.0"

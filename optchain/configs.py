@@ -26,7 +26,6 @@ from optchain.core.masks import Matching
 from optchain.core.registry import FACTORIES
 from optchain.core.transformation import Transformation
 from optchain.presets import keras as keras_presets
-from optchain.transforms.loss_scale import dynamic_loss_scale
 
 VERSION = 1
 MAX_DEPTH = 64
@@ -60,14 +59,19 @@ SCHEDULES: dict[str, type[schedules.Schedule]] = {
 }
 KERAS_CLASSES: dict[str, Callable[..., Transformation]] = {
     "Adadelta": keras_presets.adadelta,
+    "Adafactor": keras_presets.adafactor,
     "Adagrad": keras_presets.adagrad,
     "Adam": keras_presets.adam,
     "AdamW": keras_presets.adamw,
     "Adamax": keras_presets.adamax,
+    "Ftrl": keras_presets.ftrl,
+    "Lamb": keras_presets.lamb,
     "Lion": keras_presets.lion,
+    "Muon": keras_presets.muon,
     "Nadam": keras_presets.nadam,
     "RMSprop": keras_presets.rmsprop,
     "SGD": keras_presets.sgd,
+    "ScheduleFreeAdamW": keras_presets.schedule_free_adamw,
 }
 
 
@@ -297,24 +301,25 @@ def _from_keras(config: Mapping[str, Any], where: str) -> Transformation:
         if config.get("class_name") == name:
             raise _ConfigError(f"{inner_where} must not be a {name} too")
         inner = _from_keras(config, inner_where)
-        ours = {"initial_scale": "initial_scale", "dynamic_growth_steps": "growth_steps"}
-        surplus = set(given) - {"name", "inner_optimizer"} - set(ours)
-        if surplus:
-            raise _ConfigError(f"{where}: {name}: arguments that are not known: {sorted(surplus)}")
-        scale = {ours[key]: value for key, value in given.items() if key in ours}
-        # As in Keras, the dynamic scale takes the place of the inner optimizer's static one.
-        return _build(where, name, dynamic_loss_scale, inner.rebuilt(loss_scale_factor=None), **scale)
+        del given["inner_optimizer"]
+        return _build(where, name, keras_presets.loss_scale_optimizer, inner, **_with_identifier(given))
     if name not in KERAS_CLASSES:
         known = sorted([*KERAS_CLASSES, "LossScaleOptimizer"])
         raise _ConfigError(f"{where}: Keras's {name!r} has no counterpart here; there are: {', '.join(known)}")
     rate = given.get("learning_rate")
     if isinstance(rate, Mapping):
         given["learning_rate"] = _keras_schedule(rate, f"{where}.learning_rate")
-    if given.get("name") is not None:
-        given["name"] = re.sub(r"\W", "_", str(given["name"]))
     if given.get("weight_decay") is False:
         given["weight_decay"] = None
-    return _build(where, name, KERAS_CLASSES[name], **given)
+    if given.get("exclude_layers") == []:  # what Keras makes of None
+        given["exclude_layers"] = None
+    return _build(where, name, KERAS_CLASSES[name], **_with_identifier(given))
+
+
+def _with_identifier(given: dict[str, Any]) -> dict[str, Any]:
+    """The arguments, with the name, which in Keras may be any string, as an identifier."""
+    name = given.get("name")
+    return given if name is None else given | {"name": re.sub(r"\W", "_", str(name))}
 
 
 def _keras_schedule(config: Mapping[str, Any], where: str) -> schedules.Schedule:

@@ -115,13 +115,18 @@ def _rows(link: Transformation, state: Any, path: str, depth: int) -> Iterator[L
 def _heading(link: Transformation) -> str:
     """A composite by its name and its arguments, without the transformations within, which follow."""
     given = link.given() if link.is_registered else {}
-    shown = [f"{name}={to_code(value)}" for name, value in given.items() if name not in ("links", "inner", "name")]
+    shown = [
+        f"{name}={to_code(value)}"
+        for name, value in given.items()
+        if name not in ("links", "name") and not isinstance(value, optax.GradientTransformation)
+    ]
     return f"{link.name}({', '.join(shown)})"
 
 
 def _inner(link: Transformation) -> list[tuple[str, Transformation]]:
     """The transformations within, by the names of their states."""
-    return [(inner.name if link.sequential else "inner", inner) for inner in link.links]
+    entries = link.fields | link.optional_fields
+    return [(inner.name if inner.name in entries else "inner", inner) for inner in link.links]
 
 
 def _contents(entry: Any) -> str:

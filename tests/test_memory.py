@@ -18,6 +18,8 @@ RECIPES = {
     "adamw, clip by norm": lambda: optchain.adamw(1e-3, clipnorm=1.0),
     "adamw, average": lambda: optchain.adamw(1e-3, use_ema=True),
     "adamw, accumulate": lambda: optchain.adamw(1e-3, gradient_accumulation_steps=4),
+    "rmsprop": lambda: optchain.rmsprop(1e-3, momentum=0.9, centered=True),
+    "nadam": lambda: optchain.nadam(1e-3),
     "sgd, momentum": lambda: optchain.sgd(1e-3, momentum=0.9),
 }
 EVERYTHING = optchain.adamw(1e-3, global_clipnorm=1.0, use_ema=True, gradient_accumulation_steps=4)

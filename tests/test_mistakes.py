@@ -53,7 +53,6 @@ NUMBERS: list[tuple[str, str, Callable[[Any], Any], str, list[float]]] = [
     ("scale_by_adam", "epsilon", lambda v: oc.scale_by_adam(epsilon=v), FINITE, [-1e-7]),
     ("apply_momentum", "momentum", oc.apply_momentum, FRACTION, [-0.1, 1.1]),
     ("apply_momentum", "dampening", lambda v: oc.apply_momentum(0.9, dampening=v), FRACTION, [-0.1, 1.1]),
-    ("scale", "factor", oc.scale, "a finite number", []),
     ("add_l2_penalty", "weight_decay", oc.add_l2_penalty, FINITE, [-0.1]),
     ("decay_by_path", "learning_rate", lambda v: oc.decay_by_path({"": (0, 1)}, learning_rate=v), FINITE, [-0.1]),
     ("scale_by_nadam", "momentum_decay", lambda v: oc.scale_by_nadam(momentum_decay=v), FINITE, [-0.1]),
@@ -118,7 +117,80 @@ NUMBERS: list[tuple[str, str, Callable[[Any], Any], str, list[float]]] = [
         ]
     ),
     ("sgd", "momentum", lambda v: oc.sgd(momentum=v), FRACTION, [-0.1, 1.1]),
+    ("scale", "factor", oc.scale, "a finite number", []),
+    ("scale_by_muon", "momentum", oc.scale_by_muon, FRACTION, [-0.1, 1.1]),
+    ("schedule_free", "beta_1", lambda v: oc.schedule_free(oc.scale_by_learning_rate(0.1), v), BELOW_ONE, [1.0]),
+    ("decay_first", "weight_decay", lambda v: oc.decay_first(oc.scale(1.0), v), FINITE, [-0.1]),
+    (
+        "decay_first",
+        "learning_rate",
+        lambda v: oc.decay_first(oc.scale(1.0), 0.1, learning_rate=v),
+        FINITE,
+        [-0.1],
+    ),
+    ("clip_by_block_rms", "threshold", oc.clip_by_block_rms, POSITIVE, [0.0, -1.0]),
+    ("scale_by_param_block_rms", "min_scale", oc.scale_by_param_block_rms, FINITE, [-1.0]),
+    *(
+        (link.__name__, name, lambda v, link=link, name=name: link(**{name: v}), BELOW_ONE, [-0.1, 1.0])
+        for link, names in {
+            oc.scale_by_rms: ("rho",),
+            oc.scale_by_adadelta: ("rho",),
+            oc.scale_by_adamax: ("beta_1", "beta_2"),
+            oc.scale_by_nadam: ("beta_1", "beta_2"),
+            oc.scale_by_lion: ("beta_1", "beta_2"),
+            oc.rmsprop: ("rho",),
+            oc.adadelta: ("rho",),
+            oc.adamax: ("beta_1", "beta_2"),
+            oc.nadam: ("beta_1", "beta_2"),
+            oc.lion: ("beta_1", "beta_2"),
+            oc.lamb: ("beta_1", "beta_2"),
+            oc.schedule_free_adamw: ("beta_1", "beta_2"),
+            oc.muon: ("adam_beta_1", "adam_beta_2"),
+        }.items()
+        for name in names
+    ),
+    *(
+        (link.__name__, name, lambda v, link=link, name=name: link(**{name: v}), FINITE, [-0.1])
+        for link, names in {
+            oc.rmsprop: ("epsilon",),
+            oc.adagrad: ("epsilon", "initial_accumulator_value"),
+            oc.adadelta: ("epsilon",),
+            oc.adamax: ("epsilon",),
+            oc.nadam: ("epsilon",),
+            oc.lamb: ("epsilon", "weight_decay"),
+            oc.schedule_free_adamw: ("epsilon", "weight_decay"),
+            oc.adafactor: ("epsilon_1", "epsilon_2"),
+            oc.muon: ("epsilon", "weight_decay", "adam_weight_decay", "adam_lr_ratio", "rms_rate"),
+            oc.ftrl: (
+                "initial_accumulator_value",
+                "l1_regularization_strength",
+                "l2_regularization_strength",
+                "l2_shrinkage_regularization_strength",
+                "beta",
+            ),
+        }.items()
+        for name in names
+    ),
+    ("rmsprop", "momentum", lambda v: oc.rmsprop(momentum=v), FRACTION, [-0.1, 1.1]),
+    ("adafactor", "clip_threshold", lambda v: oc.adafactor(clip_threshold=v), POSITIVE, [0.0, -1.0]),
+    ("adafactor", "beta_2_decay", lambda v: oc.adafactor(beta_2_decay=v), "a finite number <= 0", [0.1]),
+    ("ftrl", "learning_rate_power", lambda v: oc.ftrl(learning_rate_power=v), "a finite number <= 0", [0.1]),
+    ("muon", "muon_a", lambda v: oc.muon(muon_a=v), "a finite number", []),
+    ("muon", "muon_b", lambda v: oc.muon(muon_b=v), "a finite number", []),
+    ("muon", "muon_c", lambda v: oc.muon(muon_c=v), "a finite number", []),
 ]
+
+PLAIN_NUMBERS = {
+    "decay",
+    "initial_scale",
+    "initial_accumulator_value",
+    "learning_rate_power",
+    "beta_2_decay",
+    "muon_a",
+    "muon_b",
+    "muon_c",
+}
+"""Arguments that no array and no schedule can be."""
 
 
 @pytest.mark.parametrize(
@@ -129,12 +201,15 @@ def test_a_number_out_of_range_names_the_argument_the_value_and_what_is_allowed(
         with pytest.raises(ValueError, match=re.escape(f"{argument} must be {allowed}; got {float(value)!r}")):
             make(value)
         # A concrete array is looked at too; in float32 the value may print differently.
-        if argument not in ("decay", "initial_scale"):  # these are plain numbers
+        if argument not in PLAIN_NUMBERS:
             with pytest.raises(ValueError, match=re.escape(f"{argument} must be {allowed}; got ")):
                 make(jnp.array(value))
 
 
 OPTIONAL = {"weight_decay", "clipnorm", "clipvalue", "global_clipnorm", "loss_scale_factor", "decay"}
+OPTIONAL |= {"adam_weight_decay", "rms_rate"}
+PRESETS = {"adamw", "adam", "sgd", "lamb", "muon", "schedule_free_adamw"}
+RATE_MAY_BE_NONE = {"scale_by_learning_rate", "decay_by_path", "chain", "decay_weights", "decay_first"}
 
 
 @pytest.mark.parametrize(
@@ -143,13 +218,12 @@ OPTIONAL = {"weight_decay", "clipnorm", "clipvalue", "global_clipnorm", "loss_sc
 def test_a_value_of_the_wrong_kind_names_the_argument_and_the_value(owner, argument, make, allowed, values):
     wrong = ["0.1", True, [0.1], {"a": 0.1}, 1j, object]
     # None is "not set" where that is the default, and the chain's own rate where a link or chain says so.
-    none_is_meant = argument in OPTIONAL and owner in ("adamw", "adam", "sgd")
-    links = ("scale_by_learning_rate", "chain", "decay_weights", "decay_by_path")
-    none_is_meant |= argument == "learning_rate" and owner in links
+    none_is_meant = argument in OPTIONAL and owner in PRESETS
+    none_is_meant |= argument == "learning_rate" and owner in RATE_MAY_BE_NONE
     if not none_is_meant:
         wrong.append(None)
     for value in wrong:
-        if value is object and argument != "decay":
+        if value is object and argument not in PLAIN_NUMBERS:
             continue  # a class is a callable
         with pytest.raises(TypeError, match=rf"{re.escape(argument)} must be .*got "):
             make(value)
@@ -167,6 +241,8 @@ INTEGERS = [
     ("overwrite_every", lambda v: oc.average_params(overwrite_every=v)),
     ("calls_per_step", lambda v: oc.average_params(calls_per_step=v)),
     ("growth_steps", lambda v: oc.dynamic_loss_scale(oc.sgd(0.1), growth_steps=v)),
+    ("ns_steps", lambda v: oc.muon(ns_steps=v)),
+    ("dynamic_growth_steps", lambda v: oc.loss_scale_optimizer(oc.sgd(0.1), dynamic_growth_steps=v)),
     ("max_consecutive", lambda v: oc.skip_nonfinite(oc.sgd(0.1), v)),
     *(
         (name, lambda v, preset=preset, name=name: preset(0.1, **{name: v}))
@@ -194,6 +270,12 @@ FLAGS = [
     ("amsgrad", lambda v: oc.adamw(amsgrad=v)),
     ("amsgrad", lambda v: oc.adam(amsgrad=v)),
     ("nesterov", lambda v: oc.sgd(nesterov=v)),
+    ("centered", lambda v: oc.rmsprop(centered=v)),
+    ("epsilon_in_root", lambda v: oc.scale_by_rms(epsilon_in_root=v)),
+    ("bias_correction", lambda v: oc.scale_by_rms(bias_correction=v)),
+    ("relative_step", lambda v: oc.adafactor(relative_step=v)),
+    ("exclude_embeddings", lambda v: oc.muon(exclude_embeddings=v)),
+    ("nesterov", lambda v: oc.muon(nesterov=v)),
     ("use_ema", lambda v: oc.adamw(use_ema=v)),
     ("use_ema", lambda v: oc.adam(use_ema=v)),
     ("use_ema", lambda v: oc.sgd(use_ema=v)),
@@ -223,6 +305,19 @@ DTYPES = [
     ("moment_dtype", lambda v: oc.apply_momentum(0.9, moment_dtype=v)),
     ("average_dtype", lambda v: oc.average_params(average_dtype=v)),
     ("accumulator_dtype", lambda v: oc.accumulate(oc.sgd(0.1), 2, accumulator_dtype=v)),
+    *(
+        ("moment_dtype", lambda v, preset=preset: preset(moment_dtype=v))
+        for preset in (
+            oc.rmsprop,
+            oc.adadelta,
+            oc.adamax,
+            oc.nadam,
+            oc.lion,
+            oc.lamb,
+            oc.muon,
+            oc.schedule_free_adamw,
+        )
+    ),
     ("moment_dtype", lambda v: oc.adamw(moment_dtype=v)),
     ("moment_dtype", lambda v: oc.adam(moment_dtype=v)),
     ("moment_dtype", lambda v: oc.sgd(moment_dtype=v)),
@@ -239,6 +334,8 @@ def test_a_dtype_must_be_floating_point(argument, make):
         with pytest.raises(TypeError, match=f"{argument} must be a floating-point dtype or None; got"):
             make(value)
 
+
+RATE, ADAM, DECAY = oc.scale_by_learning_rate(), oc.scale_by_adam(), oc.decay_weights(0.1)
 
 ARGUMENTS = [
     Mistake(
@@ -418,6 +515,87 @@ ARGUMENTS = [
         )
         for given in ({"autorestart": True}, {"eta_min": 0.1}, {"eta_max": 2}, {"t_cur": 1})
     ),
+    Mistake(
+        "a negative warmup",
+        lambda: oc.schedule_free_adamw(warmup_steps=-1),
+        ValueError,
+        "warmup_steps must be an integer >= 0; got -1",
+    ),
+    Mistake(
+        "decay_first of a gate",
+        lambda: oc.decay_first(oc.accumulate(oc.sgd(0.1), 2), 0.1),
+        ValueError,
+        "rule must act on gradients; accumulate is a gate transformation: put decay_first within it",
+    ),
+    Mistake(
+        "decay_first of a factory", lambda: oc.decay_first(oc.lamb, 0.1), TypeError, "rule must be an optchain or Optax"
+    ),
+    Mistake(
+        "a string as the mask of decay_first",
+        lambda: oc.decay_first(oc.scale(1.0), 0.1, mask="bias"),
+        TypeError,
+        "mask must be a tree of bools or a callable of the parameters (see matching); got 'bias'",
+    ),
+    Mistake(
+        "a learning rate after decay_first, whose rule has one",
+        lambda: oc.chain(oc.decay_first(RATE, 0.1), RATE, learning_rate=0.1),
+        ValueError,
+        "the updates would be scaled twice",
+    ),
+    Mistake(
+        "schedule_free of an average",
+        lambda: oc.schedule_free(oc.chain(oc.sgd(0.1), oc.average_params())),
+        ValueError,
+        "inner must act on gradients; chain is a parameter transformation",
+    ),
+    Mistake(
+        "a static loss scale that cannot be dropped",
+        lambda: oc.loss_scale_optimizer(oc.chain(oc.unscale_gradients(8.0), oc.sgd(0.1))),
+        ValueError,
+        "unscale_gradients within the loss_scale_optimizer would divide the gradients a second time",
+    ),
+    Mistake(
+        "a loss scale out of range",
+        lambda: oc.loss_scale_optimizer(oc.sgd(0.1), -1.0),
+        ValueError,
+        "initial_scale must be a number in [5.96046e-08, 1.70141e+38]; got -1.0",
+    ),
+    Mistake(
+        "layers as one string",
+        lambda: oc.muon(exclude_layers="head"),
+        TypeError,
+        "exclude_layers must be a list of patterns or None; got 'head'",
+    ),
+    Mistake(
+        "layers that there are not",
+        lambda: oc.muon(exclude_layers=["haed"]).init(PARAMS),
+        ValueError,
+        "matching('haed') matches no parameter; the paths are: dense/bias, dense/kernel, head/kernel",
+    ),
+    Mistake(
+        "exclusions with both of Muon's decays switched off",
+        lambda: oc.muon(weight_decay=None, adam_weight_decay=None, exclude_from_weight_decay=["bias"]),
+        ValueError,
+        "exclude_from_weight_decay was given without a weight_decay",
+    ),
+    Mistake(
+        "two coefficients",
+        lambda: oc.scale_by_muon(coefficients=(1.5, -0.5)),
+        TypeError,
+        "coefficients must be three numbers; got (1.5, -0.5)",
+    ),
+    Mistake(
+        "an update of Ftrl without parameters",
+        lambda: oc.ftrl().update(PARAMS, oc.ftrl().init(PARAMS)),
+        ValueError,
+        "apply_ftrl needs the parameters, and update() got none",
+    ),
+    Mistake(
+        "a rule without its learning rate",
+        lambda: oc.apply_ftrl().apply(PARAMS, oc.apply_ftrl().init(PARAMS), grads=PARAMS),
+        TypeError,
+        "apply_ftrl needs learning_rate, and the call did not give it",
+    ),
     Mistake("no learning rate", lambda: oc.adamw(None), TypeError, "learning_rate must be"),
     Mistake("a preset's name that is no identifier", lambda: oc.adamw(0.1, name="my adam"), ValueError, "identifier"),
     Mistake(
@@ -454,8 +632,6 @@ def test_with_two_clips_of_which_one_is_none_all_is_well():
 
 
 # Chains ---------------------------------------------------------------------------------------------------------------
-
-RATE, ADAM, DECAY = oc.scale_by_learning_rate(), oc.scale_by_adam(), oc.decay_weights(0.1)
 
 CHAINS = [
     Mistake("no links", lambda: oc.chain(), ValueError, "chain needs at least one link"),

@@ -258,7 +258,7 @@ _FORBIDDEN: list[tuple[Stage, Stage, str]] = [
 
 def _check_stages(links: list[Transformation]) -> None:
     seen: list[tuple[str, Stage]] = []
-    for name, stage in _stages(links):
+    for name, stage in stages(links):
         for earlier_name, earlier in seen:
             for first, second, why in _FORBIDDEN:
                 if (earlier, stage) == (first, second):
@@ -266,9 +266,9 @@ def _check_stages(links: list[Transformation]) -> None:
         seen.append((name, stage))
 
 
-def _stages(links: list[Transformation] | tuple[Transformation, ...]) -> Iterator[tuple[str, Stage]]:
+def stages(links: list[Transformation] | tuple[Transformation, ...]) -> Iterator[tuple[str, Stage]]:
     """What each link does, in the order in which they run, chains and gates opened."""
     for link in links:
-        yield from _stages(link.links)
+        yield from stages(link.links)
         if link.stage:
             yield link.name, link.stage

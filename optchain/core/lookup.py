@@ -12,8 +12,13 @@ import jax.numpy as jnp
 
 from optchain.core.trees import Path, path_names
 
-# Trees of the parameters' structure: whatever a parameter is called, nothing below them belongs to a link.
-MIRRORS = frozenset({"params", "mu", "nu", "nu_max", "velocity", "average", "grads", "sum_of_squares", "e_g", "e_x"})
+# Trees of the parameters' shapes, and trees of their structure whose leaves are smaller: whatever a parameter is called,
+# nothing below them belongs to a link.
+FULL_MIRRORS = frozenset(
+    {"params", "mu", "nu", "nu_max", "velocity", "average", "grads", "z"}
+    | {"sum_of_squares", "e_g", "e_x", "accumulator", "linear"}
+)
+MIRRORS = FULL_MIRRORS | {"v_row", "v_col", "v", "adam_nu"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -22,7 +22,7 @@ import optax
 from optchain.core import trees
 from optchain.core.config import call_code, freeze, given_arguments, on_host, registered_name
 from optchain.core.hyperparams import Hyperparams
-from optchain.core.lookup import MIRRORS
+from optchain.core.lookup import FULL_MIRRORS
 from optchain.core.trees import Tree
 
 State: TypeAlias = Any
@@ -312,7 +312,7 @@ class Transformation(optax.GradientTransformationExtraArgs):
                     f"the state of {self.name} has the {group} {sorted(state[group])}, {self.name} needs {sorted(names)}: it is "
                     "another transformation's."
                 )
-        for name in sorted(MIRRORS & state.keys()):
+        for name in sorted(FULL_MIRRORS & state.keys()):
             tree = reference.tree if isinstance(reference, trees.Scaled) else reference
             trees.check_match(f'{self.name} state["{name}"]', state[name], "updates", tree)
 

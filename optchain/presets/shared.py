@@ -16,7 +16,7 @@ from optchain.core.trees import Tree
 from optchain.transforms.accumulation import accumulate
 from optchain.transforms.averaging import average_params
 from optchain.transforms.clipping import clip_by_global_norm, clip_by_norm, clip_by_value
-from optchain.transforms.decay import decay_weights
+from optchain.transforms.decay import decay_first, decay_weights
 from optchain.transforms.loss_scale import unscale_gradients
 
 P = ParamSpec("P")
@@ -83,13 +83,14 @@ def assemble(
 
         unscale → accumulate( clip → rule → decay ) → average
 
-    Decay reads the parameters as they were before the step, so that it may follow the rule.
+    Decay reads the parameters as they were before the step, so that it may follow a rule that does not look at them; a rule
+    that needs them sees them decayed.
     """
     clips = _clips(clipnorm=clipnorm, clipvalue=clipvalue, global_clipnorm=global_clipnorm)
     unscaling = (
-        [] if loss_scale_factor is None else [_named_error("loss_scale_factor", unscale_gradients, loss_scale_factor)]
+        [] if loss_scale_factor is None else [named_error("loss_scale_factor", unscale_gradients, loss_scale_factor)]
     )
-    body = [*clips, *rule, *_decays(weight_decay, exclude_from_weight_decay)]
+    body = [*clips, *_with_decay(rule, weight_decay, exclude_from_weight_decay)]
     steps = 1
     if gradient_accumulation_steps is not None:
         steps = arguments.check_integer("gradient_accumulation_steps", gradient_accumulation_steps, minimum=1)
@@ -107,18 +108,28 @@ def _clips(**clips: Hyperparam | None) -> list[Transformation]:
         values = ", ".join(f"{name}={value}" for name, value in given.items())
         raise ValueError(f"only one of clipnorm, clipvalue and global_clipnorm can be set; got {values}")
     links = {"clipnorm": clip_by_norm, "clipvalue": clip_by_value, "global_clipnorm": clip_by_global_norm}
-    return [_named_error(name, links[name], value) for name, value in given.items()]
+    return [named_error(name, links[name], value) for name, value in given.items()]
 
 
-def _decays(weight_decay: Hyperparam | None, exclude: Sequence[str] | Mask | None) -> list[Transformation]:
+def _with_decay(
+    rule: Sequence[Transformation], weight_decay: Hyperparam | None, exclude: Sequence[str] | Mask | None
+) -> list[Transformation]:
+    check_exclusions(exclude, weight_decay)
     if weight_decay is None:
-        if exclude is not None:
-            raise ValueError("exclude_from_weight_decay was given without a weight_decay")
-        return []
-    return [decay_weights(weight_decay, mask=None if exclude is None else _all_but(exclude))]
+        return [*rule]
+    mask = None if exclude is None else all_but(exclude)
+    if any(link.owner_needing_params() for link in rule):
+        return [decay_first(chain(*rule, name="rule"), weight_decay, mask=mask)]
+    return [*rule, decay_weights(weight_decay, mask=mask)]
 
 
-def _all_but(exclude: Sequence[str] | Mask) -> Mask:
+def check_exclusions(exclude: Sequence[str] | Mask | None, *decays: Hyperparam | None) -> None:
+    if exclude is not None and all(decay is None for decay in decays):
+        raise ValueError("exclude_from_weight_decay was given without a weight_decay")
+
+
+def all_but(exclude: Sequence[str] | Mask) -> Mask:
+    """The mask of the parameters that decay."""
     if isinstance(exclude, str):
         raise TypeError(f"exclude_from_weight_decay must be a list of patterns, not a single string; got {exclude!r}")
     if isinstance(exclude, list | tuple) and all(isinstance(pattern, str) for pattern in exclude):
@@ -157,7 +168,7 @@ def _decayed(learning_rate: Hyperparam, decay: float | None) -> Hyperparam:
     return schedules.legacy_decay(learning_rate, decay)
 
 
-def _named_error(name: str, link: Callable[[Any], Transformation], value: Any) -> Transformation:
+def named_error(name: str, link: Callable[[Any], Transformation], value: Any) -> Transformation:
     """The link, whose errors speak of the preset's argument."""
     arguments.check_hyperparam(name, value)
     return link(value)

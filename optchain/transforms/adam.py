@@ -10,7 +10,7 @@ from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.registry import register
 from optchain.core.transformation import Transformation
 from optchain.core.trees import Tree
-from optchain.transforms.moments import bias_corrections
+from optchain.transforms.moments import average, bias_corrections
 
 
 class ScaleByAdamState(TypedDict):
@@ -101,8 +101,7 @@ def scale_by_adam(
             g = trees.wide(g)
             g_square = trees.abs_square(g)
             mu, nu, *nu_max = (trees.astype(x, y.dtype) for x, y in zip(old, (g, g_square, g_square), strict=False))
-            mu = mu + (g - mu) * (1 - trees.cast(beta_1, g))
-            nu = nu + (g_square - nu) * (1 - trees.cast(beta_2, g_square))
+            mu, nu = average(mu, g, beta_1), average(nu, g_square, beta_2)
             new = (mu, nu, *(jnp.maximum(largest, nu) for largest in nu_max))
             one_minus_b1, one_minus_b2 = corrections(nu.dtype)
             eps = trees.cast(epsilon, nu)

@@ -10,7 +10,7 @@ from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.registry import register
 from optchain.core.transformation import Transformation
 from optchain.core.trees import Tree
-from optchain.transforms.moments import bias_corrections, magnitude
+from optchain.transforms.moments import average, bias_corrections, magnitude
 
 
 class ScaleByAdamaxState(TypedDict):
@@ -85,8 +85,8 @@ def scale_by_adamax(
             g = trees.wide(g)
             size = magnitude(g)
             mu, nu = trees.astype(old_mu, g.dtype), trees.astype(old_nu, size.dtype)
-            mu = mu + (g - mu) * (1 - trees.cast(beta_1, g))
             eps = trees.cast(epsilon, nu)
+            mu = average(mu, g, beta_1)
             nu = jnp.maximum(trees.cast(beta_2, nu) * nu, size + eps if epsilon_in_maximum else size)
             (one_minus_b1,) = corrections(nu.dtype)
             direction = mu / trees.astype(one_minus_b1 * (nu if epsilon_in_maximum else nu + eps), mu.dtype)

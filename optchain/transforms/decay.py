@@ -1,10 +1,14 @@
 """Decoupled weight decay."""
 
+from typing import Any
+
 import jax
+import optax
 
 from optchain.core import trees
 from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.masks import Mask, check_mask, resolve_mask
+from optchain.core.optax_link import OptaxLink, as_transformation
 from optchain.core.registry import register
 from optchain.core.transformation import Transformation
 from optchain.core.trees import Tree
@@ -78,3 +82,79 @@ def decay_weights(
         return jax.tree.map(decay, updates, params, resolve_mask("mask", mask, params)), state
 
     return Transformation(init, update, hyperparams=hyperparams, stage="decay", needs_params=True)
+
+
+@register
+def decay_first(
+    rule: optax.GradientTransformation,
+    weight_decay: Hyperparam,
+    *,
+    learning_rate: Hyperparam | None = None,
+    mask: Mask | None = None,
+) -> Transformation:
+    """Decays the parameters before a rule that reads them:
+
+        p' = p − learning_rate · weight_decay · p
+        u = the rule's update from p'
+        p ← p' + u
+
+    This is Keras's order, for every optimizer. For a rule that does not look at the parameters it comes to the same as
+    `decay_weights` after it, which is cheaper to read; for one that does (`scale_by_trust_ratio`, `apply_ftrl`) it does not.
+    The updates are `p' + u − p`, so that Optax's `apply_updates` and `apply` give the same.
+
+    Args:
+      rule: a transformation of optchain or Optax that makes updates of gradients, its learning rate included.
+      weight_decay: the fraction, >= 0, without unit.
+      learning_rate: what the decay is multiplied by; None for the rate of the chain, 1.0 for the paper's decay. The rule
+        always gets the rate of the chain.
+      mask: which parameters decay, as in `decay_weights`. None for all.
+
+    Returns:
+      A transformation with the rule's state as `inner`.
+
+    Raises:
+      ValueError: a rule that is a gate or acts on parameters: those go around; a mask that does not fit.
+
+    Example:
+      >>> import jax.numpy as jnp, optchain
+      >>> rule = optchain.chain(optchain.scale_by_trust_ratio(), optchain.scale_by_learning_rate())
+      >>> tx = optchain.chain(optchain.decay_first(rule, 1.0), learning_rate=0.5)
+      >>> params, state = tx.apply(jnp.array([4.0]), tx.init(jnp.zeros(1)), grads=jnp.array([0.1]))
+      >>> params
+      Array([1.], dtype=float32)
+    """
+    inner = as_transformation(rule, "rule")
+    if inner.kind != "gradient":
+        raise ValueError(
+            f"rule must act on gradients; {inner.name} is a {inner.kind} transformation: put decay_first within it or before it"
+        )
+    decay = decay_weights(weight_decay, learning_rate=learning_rate, mask=mask)
+    within = {"inner": inner, "decay_weights": decay}
+    # The states of Optax's links take the dtypes of the parameters that they see.
+    keeps_dtypes = any(isinstance(link, OptaxLink) for link in _all_links(inner))
+
+    def init(params: Tree) -> dict[str, Any]:
+        return {name: state for name, link in within.items() if (state := link.run_init(params))}
+
+    def update(updates: Tree, state: dict[str, Any], params: Tree, **extra: Any) -> tuple[Tree, dict[str, Any]]:
+        step, decay_state = decay.run_update(trees.zeros_like(params), state.get("decay_weights", {}), params, extra)
+        decayed = jax.tree.map(lambda p, d: trees.wide(p) + d, params, step)
+        seen = trees.cast_tree(decayed, params) if keeps_dtypes else decayed
+        updates, inner_state = inner.run_update(updates, state.get("inner", {}), seen, extra)
+        states = {"inner": inner_state, "decay_weights": decay_state}
+        return trees.subtract(trees.add(decayed, trees.force(updates)), params), {
+            name: own for name, own in states.items() if own
+        }
+
+    return Transformation(
+        init,
+        update,
+        fields=[name for name, link in within.items() if link.fields],
+        optional_fields=[name for name, link in within.items() if not link.fields],
+        links=(inner, decay),
+        needs_params=True,
+    )
+
+
+def _all_links(link: Transformation) -> list[Transformation]:
+    return [link, *(below for inner in link.links for below in _all_links(inner))]

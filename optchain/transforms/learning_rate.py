@@ -44,3 +44,33 @@ def scale_by_learning_rate(learning_rate: Hyperparam | None = None) -> Transform
 
 def _noticed(learning_rate: jax.Array) -> dict[str, Any]:
     return {"metrics": {"learning_rate": jnp.array(learning_rate, copy=True)}}
+
+
+@register
+def scale_by_relative_step() -> Transformation:
+    """Turns relative steps into updates, at the chain's learning rate or less: `u = −min(learning_rate, 1/√t) · g`.
+
+    `t` counts updates from 1. It is Adafactor's, whose steps are relative to the size of the parameters
+    (`scale_by_param_block_rms`).
+
+    Returns:
+      A transformation with state `count`, that needs the learning rate of the chain.
+
+    Source: Shazeer & Stern, "Adafactor", 2018, arXiv:1804.04235, section 9.
+
+    Example:
+      >>> import jax.numpy as jnp, optchain
+      >>> tx = optchain.chain(optchain.scale_by_relative_step(), learning_rate=2.0)
+      >>> tx.update(jnp.array([1.0]), tx.init(jnp.zeros(1)))[0]
+      Array([-1.], dtype=float32)
+    """
+
+    def init(params: Tree) -> dict[str, Any]:
+        return {"count": jnp.zeros((), jnp.int32)}
+
+    def update(updates: Tree, state: dict, params: Tree, *, learning_rate: jax.Array) -> tuple[Tree, dict]:
+        count = trees.increment(state["count"])
+        t = trees.astype(count, trees.default_float())
+        return trees.scale(updates, -jnp.minimum(trees.cast(learning_rate, t), 1 / jnp.sqrt(t))), {"count": count}
+
+    return Transformation(init, update, fields=["count"], stage="learning_rate")

@@ -54,7 +54,7 @@ def scale_by_lion(beta_1: Hyperparam = 0.9, beta_2: Hyperparam = 0.99, *, moment
     ) -> tuple[Tree, ScaleByLionState]:
         def step(g: jax.Array, old: jax.Array) -> tuple[jax.Array, jax.Array]:
             g = trees.wide(g)
-            mu, b1, b2 = trees.astype(old, g.dtype), trees.cast(beta_1, g), trees.cast(beta_2, g)
+            mu, b1, b2 = (jnp.asarray(x, g.dtype) for x in (old, beta_1, beta_2))  # 1 − β in this dtype, as Keras's
             return jnp.sign(b1 * mu + (1 - b1) * g), trees.astype(b2 * mu + (1 - b2) * g, old.dtype)
 
         directions, mu = trees.map_unzip(step, 2, updates, state["mu"])

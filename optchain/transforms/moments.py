@@ -25,3 +25,8 @@ def bias_corrections(count: jax.Array, *betas: Hyperparam) -> Callable[[Any], tu
 def magnitude(x: jax.Array) -> jax.Array:
     """`|x|`, whose gradient is no NaN at a complex zero."""
     return trees.root(trees.abs_square(x)) if trees.is_complex(x) else jnp.abs(x)
+
+
+def average(old: jax.Array, new: jax.Array, beta: Hyperparam) -> jax.Array:
+    """The decaying average one step on: `old + (1 − β)(new − old)`."""
+    return old + (new - old) * (1 - trees.cast(beta, old))

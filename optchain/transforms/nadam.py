@@ -10,7 +10,7 @@ from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.registry import register
 from optchain.core.transformation import Transformation
 from optchain.core.trees import Tree
-from optchain.transforms.moments import bias_corrections
+from optchain.transforms.moments import average, bias_corrections
 
 
 class ScaleByNadamState(TypedDict):
@@ -62,8 +62,9 @@ def scale_by_nadam(
     Example:
       >>> import jax.numpy as jnp, optchain
       >>> tx = optchain.scale_by_nadam()
-      >>> tx.update(jnp.array([0.1, -10.0]), tx.init(jnp.zeros(2)))[0].round(2)
-      Array([ 1.06, -1.06], dtype=float32)
+      >>> updates, state = tx.update(jnp.array([0.1, -10.0]), tx.init(jnp.zeros(2)))
+      >>> [round(float(u), 3) for u in updates]
+      [1.063, -1.063]
     """
     hyperparams = Hyperparams(beta_1=beta_1, beta_2=beta_2, epsilon=epsilon, momentum_decay=momentum_decay)
     epsilon_in_root = arguments.check_bool("epsilon_in_root", epsilon_in_root)
@@ -100,8 +101,8 @@ def scale_by_nadam(
             g = trees.wide(g)
             g_square = trees.abs_square(g)
             mu, nu = trees.astype(old_mu, g.dtype), trees.astype(old_nu, g_square.dtype)
-            mu = mu + (g - mu) * (1 - trees.cast(beta_1, g))
-            nu = nu + (g_square - nu) * (1 - trees.cast(beta_2, nu))
+            # As in Keras, β is rounded to the leaf's dtype before 1 − β, as it is before βᵗ: the two go together.
+            mu, nu = average(mu, g, jnp.asarray(beta_1, nu.dtype)), average(nu, g_square, jnp.asarray(beta_2, nu.dtype))
             (one_minus_b2,) = corrections(nu.dtype)
             ahead = trees.cast(of_mu, mu) * mu + trees.cast(of_g, g) * g
             square, eps = nu / one_minus_b2, trees.cast(epsilon, nu)

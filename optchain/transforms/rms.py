@@ -85,8 +85,10 @@ def scale_by_rms(
             g = trees.wide(g)
             g_square = trees.abs_square(g)
             nu, *mu = (trees.astype(x, y.dtype) for x, y in zip(old, (g_square, g), strict=False))
-            nu = trees.cast(rho, nu) * nu + (1 - trees.cast(rho, nu)) * g_square
-            mu = [trees.cast(rho, g) * m + (1 - trees.cast(rho, g)) * g for m in mu]
+            # With bias correction 1 − rho is rounded as 1 − rhoᵗ is, so that the first quotient is exactly 1.
+            decay = jnp.asarray(rho, nu.dtype) if corrects else trees.cast(rho, nu)
+            nu = decay * nu + (1 - decay) * g_square
+            mu = [trees.cast(decay, g) * m + trees.cast(1 - decay, g) * g for m in mu]
             scale = 1 / corrections(nu.dtype)[0] if corrections else 1
             square = nu * scale
             if centered:

@@ -21,7 +21,8 @@ def scale(factor: Hyperparam) -> Transformation:
     multiplies the learning rate without owning it; decay that stands after it is not scaled.
 
     Args:
-      factor: a finite number, an array, or a schedule of the count of calls.
+      factor: a finite number, a scalar array, a schedule of the link's own count of calls (within a gate these are
+        updates), or a callable of no arguments.
 
     Example:
       >>> import jax.numpy as jnp, optchain

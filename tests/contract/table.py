@@ -77,8 +77,7 @@ ROWS = [
     Row("decay_weights_masked", lambda: oc.decay_weights(jnp.array(0.1), learning_rate=HALVED, mask=only_matrices)),
     Row("decay_by_path", lambda: oc.decay_by_path({"": (0.1, 0.1)}, learning_rate=HALVED)),
     Row("add_l2_penalty", lambda: oc.add_l2_penalty(jnp.array(0.1), mask=only_matrices)),
-    Row("scale", lambda: oc.scale(-1.0)),
-    Row("scale_schedule", lambda: oc.scale(HALVED)),
+    Row("scale_negative", lambda: oc.scale(-1.0)),
     Row("scale_by_path", lambda: oc.scale_by_path({"": 0.5})),
     Row("average_params", lambda: oc.average_params(0.5)),
     Row("average_params_overwrite", lambda: oc.average_params(0.9, overwrite_every=2, average_dtype="bfloat16")),
@@ -154,11 +153,21 @@ def half_schedule(count: Any) -> Any:
 
 FAMILY = [
     Row("adadelta", lambda: oc.adadelta(1.0, epsilon=1e-3, moment_dtype="bfloat16")),
+    Row("adafactor", lambda: oc.adafactor(0.1, weight_decay=0.1)),
     Row("adagrad", lambda: oc.adagrad(0.1, weight_decay=0.1, clipnorm=0.5)),
     Row("adamax", lambda: oc.adamax(0.1, weight_decay=0.1, gradient_accumulation_steps=2)),
+    Row("ftrl", lambda: oc.ftrl(0.5, weight_decay=0.1, l1_regularization_strength=0.1, beta=0.1)),
+    Row("lamb", lambda: oc.lamb(0.1, weight_decay=jnp.array(0.1), exclude_from_weight_decay=only_matrices)),
     Row("lion", lambda: oc.lion(0.1, use_ema=True, exclude_from_weight_decay=only_matrices, weight_decay=0.1)),
+    Row("loss_scale_optimizer", lambda: oc.loss_scale_optimizer(oc.lamb(0.1, loss_scale_factor=2.0), 8.0, 2)),
+    Row(
+        "muon",
+        lambda: oc.muon(0.1, exclude_from_weight_decay=only_matrices, epsilon=1e-3),
+    ),
     Row("nadam", lambda: oc.nadam(0.1, jnp.array(0.9), weight_decay=0.1)),
     Row("rmsprop", lambda: oc.rmsprop(0.1, momentum=0.9, epsilon=1e-3, centered=True, global_clipnorm=0.5)),
+    Row("schedule_free_adamw", lambda: oc.schedule_free_adamw(0.1, warmup_steps=3, weight_decay=0.1, epsilon=1e-3)),
+    Row("scale", lambda: oc.scale(half_schedule)),
     Row(
         "scale_by_rms_corrected",
         lambda: oc.scale_by_rms(half_schedule, 1e-3, epsilon_in_root=False, bias_correction=True),

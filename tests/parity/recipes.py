@@ -171,10 +171,46 @@ EPSILON = log_uniform(-8, -1)
 
 OWN = {
     "Adadelta": {"rho": st.floats(0, 0.999), "epsilon": EPSILON},
+    "Adafactor": {
+        "beta_2_decay": st.floats(-1, -0.1),
+        "epsilon_1": st.just(1e-30) | log_uniform(-12, -3),
+        "epsilon_2": log_uniform(-4, -1),
+        "clip_threshold": log_uniform(-1, 1),
+        "relative_step": st.booleans(),
+    },
     "Adagrad": {"initial_accumulator_value": st.just(0.0) | log_uniform(-3, 1), "epsilon": EPSILON},
     "Adamax": {"beta_1": st.floats(0, 0.99), "beta_2": st.floats(0.5, 0.9999), "epsilon": EPSILON},
+    "Ftrl": {
+        "learning_rate_power": st.just(-0.5) | st.floats(-1, 0),
+        "initial_accumulator_value": log_uniform(-3, 1),
+        "l1_regularization_strength": st.just(0.0) | log_uniform(-3, 0),
+        "l2_regularization_strength": st.just(0.0) | log_uniform(-3, 0),
+        "l2_shrinkage_regularization_strength": st.just(0.0) | log_uniform(-3, 0),
+        "beta": st.just(0.0) | log_uniform(-3, 0),
+    },
+    "Lamb": {"beta_1": st.floats(0, 0.99), "beta_2": st.floats(0.5, 0.9999), "epsilon": EPSILON},
     "Lion": {"beta_1": st.floats(0.1, 0.99), "beta_2": st.floats(0.1, 0.99)},
     "Nadam": {"beta_1": st.floats(0, 0.99), "beta_2": st.floats(0.5, 0.9999), "epsilon": EPSILON},
+    "Muon": {
+        "adam_beta_1": st.floats(0, 0.99),
+        "adam_beta_2": st.floats(0.5, 0.9999),
+        "adam_weight_decay": st.none() | st.floats(0, 0.5),
+        "epsilon": EPSILON,
+        "exclude_layers": st.none() | st.just(["kernel"]) | st.just(["gamma", "bias"]),
+        "exclude_embeddings": st.booleans(),
+        "muon_a": st.floats(1.5, 3.4445),
+        "adam_lr_ratio": st.just(1) | st.floats(0.1, 2),
+        "momentum": st.floats(0, 1),
+        "ns_steps": st.integers(1, 6),
+        "nesterov": st.booleans(),
+        "rms_rate": st.none() | st.floats(0.1, 1),
+    },
+    "ScheduleFreeAdamW": {
+        "beta_1": st.floats(0.1, 0.99),
+        "beta_2": st.floats(0.5, 0.9999),
+        "epsilon": EPSILON,
+        "warmup_steps": st.integers(0, 15),
+    },
     "RMSprop": {
         # A variance is the difference of two averages, which cancel to their last digits as rho falls to 0.
         "rho": st.floats(0.5, 0.999),

@@ -5,7 +5,6 @@ there is.
 """
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +13,28 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import optchain as oc
-
 from .helpers import FORMS
 from .recipes import preset
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 
 # As |a − b| / (|b| + 0.01). TensorFlow computes Adam's 1 − β and its powers in float32.
-TOLERANCES = {"Adadelta": 2e-5, "Adagrad": 2e-5, "Adam": 1e-4, "Adamax": 2e-5, "RMSprop": 2e-5, "SGD": 2e-5}
+TOLERANCES = {
+    "Adadelta": 2e-5,
+    "Adagrad": 2e-5,
+    "Adam": 1e-4,
+    "Adamax": 2e-5,
+    "Ftrl": 2e-5,
+    "RMSprop": 2e-5,
+    "SGD": 2e-5,
+}
 RECORDINGS = [
     "tf_keras_adadelta_1",
     "tf_keras_adagrad_1",
     "tf_keras_adam_1",
     "tf_keras_adam_2",
     "tf_keras_adamax_1",
+    "tf_keras_ftrl_1",
     "tf_keras_rmsprop_1",
     "tf_keras_sgd_1",
     "tf_keras_sgd_2",

@@ -32,7 +32,8 @@ def test_arguments_order_and_defaults_are_keras(optimizer: str) -> None:
     theirs = inspect.signature(getattr(keras.optimizers, optimizer)).parameters.values()
     ours = inspect.signature(preset(optimizer)).parameters.values()
     expected = [(p.name, p.default) for p in theirs if p.kind is p.POSITIONAL_OR_KEYWORD and p.name != "name"]
-    assert [(p.name, p.default) for p in ours if p.kind is p.POSITIONAL_OR_KEYWORD and p.name != "name"] == expected
+    extras = {"name", "moment_dtype", "exclude_from_weight_decay", "decay"}
+    assert [(p.name, p.default) for p in ours if p.name not in extras] == expected
 
 
 # Keras's schedule is called outside of `jit`, where its divisions are divisions.
@@ -58,6 +59,10 @@ def test_jitted_schedules_equal_keras_where_they_jump_or_end(
     np.testing.assert_allclose([ours(step) for step in steps], expected, rtol=0, atol=1e-6)
 
 
+OWN_BOUNDS = {("Muon", "float32"): 1e-4}
+"""The Newton-Schulz iteration multiplies what is small in a matrix, roundings too, by up to 3.4445 a step: 6e-8 · 3.4445⁶."""
+
+
 def check_recipe(optimizer: str, dtype: str, recipe: Recipe, record_error: Callable) -> None:
     rng = np.random.default_rng(recipe.seed)
     params = random_params(rng, dtype)
@@ -74,7 +79,7 @@ def check_recipe(optimizer: str, dtype: str, recipe: Recipe, record_error: Calla
                 compared[1].append(their_average)
             error = worst_error(*compared)
             record_error(("Keras", optimizer, dtype, form), error)
-            assert error <= BOUNDS[dtype], form
+            assert error <= OWN_BOUNDS.get((optimizer, dtype), BOUNDS[dtype]), form
 
 
 def run_keras(

@@ -1,5 +1,6 @@
-"""`dynamic_loss_scale` against the live `keras.optimizers.LossScaleOptimizer`, with gradients that overflow."""
+"""`loss_scale_optimizer`, and `dynamic_loss_scale` within, against the live `keras.optimizers.LossScaleOptimizer`, with gradients that overflow."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import optchain as oc
 
 from .helpers import BOUNDS, FORMS, Tree, random_grads, random_params, worst_error
+from .recipes import preset
 
 STEPS = 200
 INNER: dict[str, tuple[str, dict[str, Any]]] = {
@@ -45,7 +47,7 @@ def our_run(
     inner: str, params: Tree, grads: list[Tree], scale: float, growth: int, form: str
 ) -> tuple[list, list[float]]:
     class_name, arguments = INNER[inner]
-    tx = oc.dynamic_loss_scale(getattr(oc, class_name.lower())(**arguments), scale, growth)
+    tx = oc.loss_scale_optimizer(preset(class_name)(**arguments), scale, growth)
     step = jax.jit(lambda params, state, grads: FORMS[form](tx, params, state, grads))
     params = jax.device_put(params)
     state, history, scales = tx.init(params), [], []
@@ -123,3 +125,12 @@ def test_the_inner_static_scale_is_reset_as_in_keras() -> None:
     config = keras.optimizers.serialize(keras.optimizers.LossScaleOptimizer(keras_inner, initial_scale=4.0))
     state = oc.from_config(config).init(jnp.zeros(2))
     assert float(oc.scale_loss(jnp.float32(1.0), state)) == 4.0
+    ours = oc.loss_scale_optimizer(oc.sgd(0.1, loss_scale_factor=8.0), initial_scale=4.0)
+    assert float(oc.scale_loss(jnp.float32(1.0), ours.init(jnp.zeros(2)))) == 4.0
+
+
+def test_arguments_order_and_defaults_are_keras() -> None:
+    theirs = inspect.signature(keras.optimizers.LossScaleOptimizer).parameters.values()
+    ours = inspect.signature(oc.loss_scale_optimizer).parameters.values()
+    expected = [(p.name, p.default) for p in theirs if p.kind is p.POSITIONAL_OR_KEYWORD]
+    assert [(p.name.replace("inner", "inner_optimizer"), p.default) for p in ours] == expected

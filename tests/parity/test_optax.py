@@ -58,6 +58,44 @@ def test_clip_by_global_norm_equals_optax(dtype: str, seed: int, max_norm: float
     check("clip_by_global_norm", dtype, seed, ours, theirs, record_error)
 
 
+# Links that have the name of one of Optax's: the same, but for epsilon's and the decays' names.
+SAME = {
+    "scale_by_rms": (lambda: optchain.scale_by_rms(0.9, 1e-3), lambda: optax.scale_by_rms(0.9, 1e-3)),
+    "scale_by_rms outside": (
+        lambda: optchain.scale_by_rms(0.9, 1e-3, epsilon_in_root=False, bias_correction=True),
+        lambda: optax.scale_by_rms(0.9, 1e-3, eps_in_sqrt=False, bias_correction=True),
+    ),
+    "scale_by_stddev": (
+        lambda: optchain.scale_by_rms(0.9, 1e-3, centered=True),
+        lambda: optax.scale_by_stddev(0.9, 1e-3),
+    ),
+    "scale_by_stddev corrected": (
+        lambda: optchain.scale_by_rms(0.9, 1e-3, centered=True, bias_correction=True),
+        lambda: optax.scale_by_stddev(0.9, 1e-3, bias_correction=True),
+    ),
+    "scale_by_rss": (lambda: optchain.scale_by_rss(0.1, 1e-3), lambda: optax.scale_by_rss(0.1, 1e-3)),
+    "scale_by_adadelta": (lambda: optchain.scale_by_adadelta(0.9, 1e-3), lambda: optax.scale_by_adadelta(0.9, 1e-3)),
+    "scale_by_lion": (lambda: optchain.scale_by_lion(0.9, 0.95), lambda: optax.scale_by_lion(0.9, 0.95)),
+    "scale_by_trust_ratio": (optchain.scale_by_trust_ratio, optax.scale_by_trust_ratio),
+    "clip_by_block_rms": (lambda: optchain.clip_by_block_rms(0.5), lambda: optax.clip_by_block_rms(0.5)),
+    "scale_by_param_block_rms": (optchain.scale_by_param_block_rms, optax.scale_by_param_block_rms),
+    "scale": (lambda: optchain.scale(-2), lambda: optax.scale(-2)),
+}
+
+
+# The corrected variance of a single gradient is a difference of equals: in float32 it is what rounding leaves.
+@pytest.mark.parametrize(
+    ("link", "dtype"),
+    [(link, dtype) for link in SAME for dtype in DTYPES if (link, dtype) != ("scale_by_stddev corrected", "float32")],
+)
+def test_a_link_with_the_name_of_one_of_optaxs_equals_it(link: str, dtype: str, record_error: Callable) -> None:
+    def descent(rule: optax.GradientTransformation) -> optchain.Transformation:
+        return optchain.chain(rule, optchain.scale_by_learning_rate(0.01))
+
+    ours, theirs = (make() for make in SAME[link])
+    check(link, dtype, 5, descent(ours), descent(theirs), record_error)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @given(seed=SEEDS, rate=RATES, steps=st.integers(1, 5))
 @few

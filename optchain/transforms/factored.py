@@ -1,0 +1,113 @@
+"""Adafactor's second moment: of a matrix, only what its rows and its columns have in common."""
+
+import math
+from typing import TypedDict
+
+import jax
+import jax.numpy as jnp
+
+from optchain.core import arguments, trees
+from optchain.core.hyperparams import Hyperparam, Hyperparams
+from optchain.core.registry import register
+from optchain.core.transformation import Transformation
+from optchain.core.trees import Tree
+
+
+class ScaleByFactoredRmsState(TypedDict):
+    count: jax.Array
+    """The number of updates made, int32."""
+    v_row: Tree
+    """The average of the squared gradients over the last axis, real; of one element where a leaf is not factored."""
+    v_col: Tree
+    """The average over the last axis but one, likewise."""
+    v: Tree
+    """The average itself, where a leaf is not factored; of one element where it is."""
+
+
+@register
+def scale_by_factored_rms(beta_2_decay: float = -0.8, epsilon: Hyperparam = 1e-30) -> Transformation:
+    """Divides gradients by the root of the average of their squares, which is factored over the last two axes:
+
+        β_t = 1 − t^beta_2_decay, with t counting updates from 1
+        v_row ← β_t · v_row + (1 − β_t) · mean over columns of (|g|² + ε)
+        v_col ← β_t · v_col + (1 − β_t) · mean over rows of (|g|² + ε)
+        u_ij = g_ij / √(v_row_i · v_col_j / mean(v_row))
+
+    A leaf of fewer than two axes keeps the whole average `v`, and `u = g / √v`. The first update has no past: β_1 = 0. The
+    quotient is taken a factor at a time; Keras multiplies first, and where a row and a column both had no gradient the
+    product of two `ε` is 0 in float32, and its update NaN.
+
+    Args:
+      beta_2_decay: how the decay comes near 1, a number <= 0.
+      epsilon: what is added to the squares, >= 0.
+
+    Returns:
+      A transformation with state `count, v_row, v_col, v`: n + m numbers for a matrix of n · m.
+
+    Source: Shazeer & Stern, "Adafactor: Adaptive Learning Rates with Sublinear Memory Cost", 2018, arXiv:1804.04235,
+    Algorithm 4 and section 7.2.
+
+    Example:
+      >>> import jax.numpy as jnp, optchain
+      >>> tx = optchain.scale_by_factored_rms()
+      >>> grads = jnp.array([[1.0, 2.0], [2.0, 4.0]])
+      >>> tx.update(grads, tx.init(grads))[0].round(3)
+      Array([[1., 1.],
+             [1., 1.]], dtype=float32)
+    """
+    arguments.check_number("beta_2_decay", beta_2_decay, arguments.RANGES["beta_2_decay"])
+
+    def init(params: Tree) -> ScaleByFactoredRmsState:
+        def zeros(p: jax.Array) -> tuple[jax.Array, ...]:
+            dtype = trees.wide_dtype(trees.real_dtype(trees.dtype_of(p)))
+            return tuple(jnp.zeros(shape, dtype) for shape in _shapes(jnp.shape(p)))
+
+        v_row, v_col, v = trees.map_unzip(zeros, 3, params)
+        return {"count": jnp.zeros((), jnp.int32), "v_row": v_row, "v_col": v_col, "v": v}
+
+    def update(
+        updates: Tree, state: ScaleByFactoredRmsState, params: Tree, *, epsilon: jax.Array
+    ) -> tuple[Tree, ScaleByFactoredRmsState]:
+        count = trees.increment(state["count"])
+
+        def step(g: jax.Array, v_row: jax.Array, v_col: jax.Array, v: jax.Array) -> tuple[jax.Array, ...]:
+            g = trees.wide(g)
+            square = trees.abs_square(g) + trees.cast(epsilon, v)
+            beta = 1 - trees.astype(count, v.dtype) ** beta_2_decay
+
+            def average(old: jax.Array, new: jax.Array) -> jax.Array:
+                return beta * old + (1 - beta) * new
+
+            if not _is_factored(g.shape):
+                v = average(v, square)
+                return g / trees.astype(trees.root(v), g.dtype), v_row, v_col, v
+            v_row = average(v_row, jnp.mean(square, axis=-1))
+            v_col = average(v_col, jnp.mean(square, axis=-2))
+            # Roots before the quotient: the derivative of a quotient by 1e-30 would overflow.
+            of_rows = trees.root(v_row) / trees.root(jnp.mean(v_row, axis=-1, keepdims=True))
+            of_columns = trees.root(v_col)
+            u = g / trees.astype(of_rows[..., :, None], g.dtype) / trees.astype(of_columns[..., None, :], g.dtype)
+            return u, v_row, v_col, v
+
+        names = ("v_row", "v_col", "v")
+        updates, v_row, v_col, v = trees.map_unzip(step, 4, updates, *(state[name] for name in names))
+        return updates, {"count": count, "v_row": v_row, "v_col": v_col, "v": v}
+
+    return Transformation(
+        init,
+        update,
+        fields=["count", "v_row", "v_col", "v"],
+        hyperparams=Hyperparams(epsilon=epsilon),
+        stage="second_moment",
+    )
+
+
+def _is_factored(shape: tuple[int, ...]) -> bool:
+    return len(shape) >= 2 and math.prod(shape) > 0
+
+
+def _shapes(shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+    """The shapes of `v_row`, `v_col` and `v`; what a leaf does not use has one element, as checkpoints want some."""
+    if _is_factored(shape):
+        return shape[:-1], (*shape[:-2], shape[-1]), (1,)
+    return (1,), (1,), shape

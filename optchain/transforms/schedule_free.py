@@ -1,0 +1,145 @@
+"""Schedule-free learning: an average of the iterates in place of a schedule of the learning rate."""
+
+from typing import Any, TypedDict
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optchain.core import trees
+from optchain.core.hyperparams import Hyperparam, Hyperparams
+from optchain.core.lookup import find_siblings
+from optchain.core.optax_link import as_transformation
+from optchain.core.registry import register
+from optchain.core.transformation import State, Transformation
+from optchain.core.trees import Tree
+
+
+class ScheduleFreeState(TypedDict):
+    count: jax.Array
+    """The number of updates made, int32."""
+    beta_1: jax.Array
+    """What the last call used, for `schedule_free_params`."""
+    z: Tree
+    """The iterates of the inner rule."""
+    inner: State
+
+
+@register
+def schedule_free(inner: optax.GradientTransformation, beta_1: Hyperparam = 0.9) -> Transformation:
+    """Runs a rule on iterates `z`, and trains at a point between them and their average:
+
+        z' = z + u, with u the inner rule's update from the gradient at y, the parameters
+        x' = (1 − 1/t) · x + 1/t · z', with t counting updates from 1
+        y' = (1 − β₁) · z' + β₁ · x'
+
+    The average `x`, at which a model should be evaluated, is not stored: `schedule_free_params` computes it. The rule is
+    written so that nothing is divided by β₁. (Keras divides, and a β₁ of 0 is NaN there; here it is the inner rule.)
+
+    Args:
+      inner: a rule that acts on gradients, its learning rate included; it has no momentum of its own.
+      beta_1: how far the gradients are taken towards the average, in [0, 1).
+
+    Returns:
+      A transformation with state `count, beta_1, z, inner`, that needs the parameters.
+
+    Raises:
+      ValueError: an inner transformation that is a gate or acts on parameters: those go around.
+
+    Source: Defazio et al., "The Road Less Scheduled", 2024, arXiv:2405.15682, equations 3 to 5, with equal weights.
+
+    Example:
+      >>> import jax.numpy as jnp, optchain
+      >>> tx = optchain.schedule_free(optchain.scale_by_learning_rate(1.0), 0.5)
+      >>> params, state = jnp.array([4.0]), tx.init(jnp.array([4.0]))
+      >>> for _ in range(2):
+      ...     params, state = tx.apply(params, state, grads=jnp.array([1.0]))
+      >>> params, state["z"]
+      (Array([2.25], dtype=float32), Array([2.], dtype=float32))
+    """
+    rule = as_transformation(inner, "inner")
+    if rule.kind != "gradient":
+        raise ValueError(
+            f"inner must act on gradients; {rule.name} is a {rule.kind} transformation: put schedule_free within it or before it"
+        )
+    hyperparams = Hyperparams(beta_1=beta_1)
+
+    def init(params: Tree) -> dict[str, Any]:
+        first = hyperparams.last(hyperparams.init())["beta_1"]
+        own = {"count": jnp.zeros((), jnp.int32), "beta_1": _kept(first), "z": trees.copy(params)}
+        return own | _entry(rule.run_init(params))
+
+    def update(updates: Tree, state: dict[str, Any], params: Tree, **extra: Any) -> tuple[Tree, dict[str, Any]]:
+        beta = extra.pop("beta_1")
+        count = trees.increment(state["count"])
+        moves, inner_state = rule.run_update(updates, state.get("inner", {}), params, extra)
+
+        def step(u: jax.Array, y: jax.Array, z: jax.Array) -> tuple[jax.Array, jax.Array]:
+            u, y = trees.astype(u, z.dtype), trees.astype(y, z.dtype)
+            share = trees.astype(1 / trees.astype(count, trees.real_dtype(z.dtype)), z.dtype)
+            b = trees.cast(beta, z)
+            new_z = z + u
+            # y' = (1 − β) z' + β x', and β x = y − (1 − β) z
+            new_y = (1 - b) * new_z + (1 - share) * (y - (1 - b) * z) + share * b * new_z
+            return new_y - y, new_z
+
+        updates, z = trees.map_unzip(step, 2, trees.force(moves), params, state["z"])
+        return updates, {"count": count, "beta_1": _kept(beta), "z": z} | _entry(inner_state)
+
+    return Transformation(
+        init,
+        update,
+        fields=["count", "beta_1", "z", *["inner"] * bool(rule.fields)],
+        optional_fields=[] if rule.fields else ["inner"],
+        hyperparams=hyperparams,
+        links=(rule,),
+        needs_params=True,
+    )
+
+
+def schedule_free_params(params: Tree, state: Any) -> Tree:
+    """The parameters at which to evaluate a model trained by `schedule_free`: the average `x = (p − (1 − β₁) · z) / β₁`.
+
+    With a β₁ of 0 the average is not known, and `params` are returned. The parameters to go on training with stay `params`.
+
+    Args:
+      params: the parameters.
+      state: any pytree with the state of one `schedule_free` in it.
+
+    Returns:
+      A fresh tree in the parameters' dtypes.
+
+    Raises:
+      ValueError: no `schedule_free` in the state, or more than one; parameters of another structure.
+
+    Example:
+      >>> import jax.numpy as jnp, optchain
+      >>> tx = optchain.schedule_free(optchain.scale_by_learning_rate(1.0), 0.5)
+      >>> params, state = jnp.array([4.0]), tx.init(jnp.array([4.0]))
+      >>> for _ in range(2):
+      ...     params, state = tx.apply(params, state, grads=jnp.array([1.0]))  # z: 3, 2
+      >>> optchain.schedule_free_params(params, state)
+      Array([2.5], dtype=float32)
+    """
+    iterates, betas = (find_siblings(state, name, "count") for name in ("z", "beta_1"))
+    if len(iterates) != 1 or len(betas) != 1:
+        raise ValueError(f"the state must have one schedule_free in it; it has {len(iterates)}")
+    (z,), (beta,) = iterates, betas
+    trees.check_match("z", z, "params", params)
+
+    def average(y: jax.Array, z: jax.Array) -> jax.Array:
+        wide = trees.wide(y)
+        z, b = trees.astype(z, wide.dtype), trees.astype(beta, wide.dtype)
+        known = beta > 0
+        x = jnp.where(known, (wide - (1 - b) * z) / jnp.where(known, b, jnp.ones_like(b)), wide)
+        return trees.astype(x, trees.dtype_of(y))
+
+    return jax.tree.map(average, params, z)
+
+
+def _kept(value: Hyperparam) -> jax.Array:
+    return jnp.array(value, trees.default_float(), copy=True)
+
+
+def _entry(inner_state: State) -> dict[str, Any]:
+    return {} if isinstance(inner_state, dict) and not inner_state else {"inner": inner_state}

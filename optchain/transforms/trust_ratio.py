@@ -1,0 +1,38 @@
+"""Layerwise steps: each leaf's update in proportion to its parameter."""
+
+import jax
+import jax.numpy as jnp
+
+from optchain.core import trees
+from optchain.core.registry import register
+from optchain.core.transformation import Transformation
+from optchain.core.trees import Tree
+
+
+@register
+def scale_by_trust_ratio() -> Transformation:
+    """Gives each leaf's update the norm of its parameter: `u ← ‖p‖ / ‖u‖ · u`, or `u` as it is where a norm is 0.
+
+    Norms are accumulated in float32 or wider.
+
+    Source: You et al., "Large Batch Optimization for Deep Learning: Training BERT in 76 minutes", 2020, arXiv:1904.00962,
+    with φ the identity.
+
+    Example:
+      >>> import jax.numpy as jnp, optchain
+      >>> tx = optchain.scale_by_trust_ratio()
+      >>> params = {"a": jnp.array([10.0, 0.0]), "new": jnp.zeros(1)}
+      >>> tx.update({"a": jnp.array([3.0, 4.0]), "new": jnp.array([5.0])}, {}, params)[0]
+      {'a': Array([6., 8.], dtype=float32), 'new': Array([5.], dtype=float32)}
+    """
+
+    def update(updates: Tree, state: dict, params: Tree) -> tuple[Tree, dict]:
+        def ratio(u: jax.Array, p: jax.Array) -> jax.Array:
+            size, wanted = trees.norm(u), trees.norm(p)
+            wanted = trees.astype(wanted, size.dtype)
+            both = (size > 0) & (wanted > 0)
+            return jnp.where(both, wanted / jnp.where(both, size, jnp.ones_like(size)), jnp.ones_like(size))
+
+        return trees.scale_each(updates, jax.tree.map(ratio, updates, params)), state
+
+    return Transformation(update=update, needs_params=True)
