@@ -119,6 +119,7 @@ ROWS = [
         refuses_complex=True,
     ),
     Row("scale_by_radam", lambda: oc.scale_by_radam(0.5, 0.9)),
+    Row("scale_by_radam_arrays", lambda: oc.scale_by_radam(jnp.array(0.5), half_schedule)),
     Row("scale_by_nadam_keras_adamw", lambda: oc.scale_by_nadam(epsilon_in_root=True, next_momentum=False)),
     Row("scale_by_adamax_torch", lambda: oc.scale_by_adamax(epsilon_in_maximum=True)),
     Row("scale_by_rss_torch", lambda: oc.scale_by_rss(0.0, 1e-3, epsilon_in_root=False)),

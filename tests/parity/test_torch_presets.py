@@ -13,7 +13,7 @@ import optchain
 
 from .helpers import DTYPES, few
 from .recipes import log_uniform
-from .torch_runs import check, torch
+from .torch_runs import STEPS, check, torch
 
 presets = optchain.presets.torch
 
@@ -127,3 +127,30 @@ def test_names_defaults_and_order_are_torchs(optimizer: Optimizer) -> None:
         entry for entry in positional_first(list(theirs)) if entry[0] != "maximize"
     ]
     assert inspect.signature(optimizer.ours).parameters["maximize"].default is False
+
+
+class Scheduled:
+    """An optimizer and its scheduler, stepped one after the other as PyTorch's users do."""
+
+    def __init__(self, optimizer: Any, scheduler: Any):
+        self.optimizer, self.scheduler = optimizer, scheduler
+
+    def step(self) -> None:
+        self.optimizer.step()
+        self.scheduler.step()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["SGD", "AdamW"])
+def test_one_cycle_of_rate_and_momentum_trains_as_in_torch(name: str, dtype: str, record_error: Callable) -> None:
+    cycle = optchain.schedules.OneCycleLR(0.01, total_steps=STEPS + 1, pct_start=0.4)
+    momentum = optchain.schedules.OneCycleMomentum(cycle)
+    ours = presets.sgd(cycle, momentum, nesterov=True) if name == "SGD" else presets.adamw(cycle, (momentum, 0.99))
+    arguments = {"momentum": 0.5, "nesterov": True} if name == "SGD" else {"betas": (0.5, 0.99)}
+
+    def build(leaves: list[Any]) -> Scheduled:
+        optimizer = getattr(torch.optim, name)(leaves, **arguments)
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.01, total_steps=STEPS + 1, pct_start=0.4)
+        return Scheduled(optimizer, scheduler)
+
+    check(f"{name} (one cycle)", dtype, 0, ours, build, record_error)
