@@ -111,7 +111,7 @@ def chain(*links: Link, learning_rate: Hyperparam | None = None, name: str = "ch
             projected, projected_state = project(applied, state, **extra)
             new_state |= projected_state
             updates = updates if projected is applied else trees.subtract(projected, params)
-        return updates, _entries(new_state)
+        return updates, entries(new_state)
 
     def apply(params: Tree, state: State, grads: Tree, **extra: Any) -> tuple[Tree, State]:
         updates, new_state = run_gradient_links(grads, state, params, extra)
@@ -120,18 +120,18 @@ def chain(*links: Link, learning_rate: Hyperparam | None = None, name: str = "ch
         else:
             params = trees.add(params, trees.force(updates))
         params, projected_state = project(params, state, **extra)
-        return params, _entries(new_state | projected_state)
+        return params, entries(new_state | projected_state)
 
     def project(params: Tree, state: State, **extra: Any) -> tuple[Tree, State]:
         new_state: State = {}
         for link in parameter_links:
             params, new_state[link.name] = link.run_project(params, state.get(link.name, {}), extra)
-        return params, _entries(new_state)
+        return params, entries(new_state)
 
     def flush(params: Tree, state: State, **extra: Any) -> tuple[Tree, State]:
         if gate:
             params, gate_state = gate.run_flush(params, state.get(gate.name, {}), extra)
-            state = {**state, **_entries({gate.name: gate_state})}
+            state = {**state, **entries({gate.name: gate_state})}
         # A flush is no call: nothing counts or averages it. What must hold for the parameters still holds.
         for link in parameter_links:
             if link.stage == "projection":
@@ -164,7 +164,8 @@ def _has_state(state: State) -> bool:
     return not (isinstance(state, dict) and not state)
 
 
-def _entries(states: State) -> State:
+def entries(states: State) -> State:
+    """The states of links by name, without those that have none."""
     return {name: state for name, state in states.items() if _has_state(state)}
 
 

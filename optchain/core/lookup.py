@@ -15,8 +15,8 @@ from optchain.core.trees import Path, path_names
 # Trees of the parameters' shapes, and trees of their structure whose leaves are smaller: whatever a parameter is called,
 # nothing below them belongs to a link.
 FULL_MIRRORS = frozenset(
-    {"params", "mu", "nu", "nu_max", "velocity", "average", "grads", "z"}
-    | {"sum_of_squares", "e_g", "e_x", "accumulator", "linear"}
+    {"params", "mu", "nu", "nu_max", "velocity", "average", "grads", "iterates"}
+    | {"sum_of_squares", "e_g", "e_x", "linear_term"}
 )
 MIRRORS = FULL_MIRRORS | {"v_row", "v_col", "v", "adam_nu"}
 

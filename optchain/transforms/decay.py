@@ -6,6 +6,7 @@ import jax
 import optax
 
 from optchain.core import trees
+from optchain.core.chain import entries
 from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.masks import Mask, check_mask, resolve_mask
 from optchain.core.optax_link import OptaxLink, as_transformation
@@ -98,9 +99,9 @@ def decay_first(
         u = the rule's update from p'
         p ← p' + u
 
-    This is Keras's order, for every optimizer. For a rule that does not look at the parameters it comes to the same as
-    `decay_weights` after it, which is cheaper to read; for one that does (`scale_by_trust_ratio`, `apply_ftrl`) it does not.
-    The updates are `p' + u − p`, so that Optax's `apply_updates` and `apply` give the same.
+    This is Keras's order, for every optimizer. For a rule that does not look at the parameters it comes to the same as the
+    plainer `decay_weights` after it; for one that does (`scale_by_trust_ratio`, `apply_ftrl`) it does not. The updates are
+    `p' + u − p`: what the rule makes exactly 0 is exactly 0 afterwards.
 
     Args:
       rule: a transformation of optchain or Optax that makes updates of gradients, its learning rate included.
@@ -134,17 +135,15 @@ def decay_first(
     keeps_dtypes = any(isinstance(link, OptaxLink) for link in _all_links(inner))
 
     def init(params: Tree) -> dict[str, Any]:
-        return {name: state for name, link in within.items() if (state := link.run_init(params))}
+        return entries({name: link.run_init(params) for name, link in within.items()})
 
     def update(updates: Tree, state: dict[str, Any], params: Tree, **extra: Any) -> tuple[Tree, dict[str, Any]]:
         step, decay_state = decay.run_update(trees.zeros_like(params), state.get("decay_weights", {}), params, extra)
         decayed = jax.tree.map(lambda p, d: trees.wide(p) + d, params, step)
         seen = trees.cast_tree(decayed, params) if keeps_dtypes else decayed
         updates, inner_state = inner.run_update(updates, state.get("inner", {}), seen, extra)
-        states = {"inner": inner_state, "decay_weights": decay_state}
-        return trees.subtract(trees.add(decayed, trees.force(updates)), params), {
-            name: own for name, own in states.items() if own
-        }
+        updates = trees.subtract(trees.add(decayed, trees.force(updates)), params)
+        return updates, entries({"inner": inner_state, "decay_weights": decay_state})
 
     return Transformation(
         init,

@@ -14,9 +14,9 @@ from optchain.transforms.moments import magnitude
 
 
 class ApplyFtrlState(TypedDict):
-    accumulator: Tree
+    sum_of_squares: Tree
     """The initial value and the squares of all gradients, real: `n` in the paper."""
-    linear: Tree
+    linear_term: Tree
     """The linear term of the problem that the parameters solve: `z` in the paper."""
 
 
@@ -41,7 +41,7 @@ def apply_ftrl(
     so does a divisor of 0 the parameters; Keras divides, and gets NaN. The clip of a complex number is by its magnitude.
 
     Args:
-      learning_rate_power: the power of the accumulator, a number <= 0; 0 for a fixed learning rate.
+      learning_rate_power: the power of the sum of squares, a number <= 0; 0 for a fixed learning rate.
       initial_accumulator_value: what the sum of squared gradients starts from, a number >= 0.
       l1_regularization_strength: >= 0; above 0 it makes parameters exactly 0.
       l2_regularization_strength: >= 0; it is part of the problem that is solved.
@@ -49,7 +49,7 @@ def apply_ftrl(
       beta: >= 0; as a growth of `l2_regularization_strength` by `beta / (2 · lr)`.
 
     Returns:
-      A transformation with state `accumulator, linear`, that needs the parameters.
+      A transformation with state `sum_of_squares, linear_term`, that needs the parameters.
 
     Source: McMahan et al., "Ad Click Prediction: a View from the Trenches", 2013, KDD, Algorithm 1; `keras.optimizers.Ftrl`.
 
@@ -76,7 +76,7 @@ def apply_ftrl(
     def init(params: Tree) -> ApplyFtrlState:
         zeros = trees.zeros_like(params, real=True)
         start = jax.tree.map(lambda zero: jnp.full_like(zero, initial_accumulator_value), zeros)
-        return {"accumulator": start, "linear": trees.zeros_like(params)}
+        return {"sum_of_squares": start, "linear_term": trees.zeros_like(params)}
 
     def update(
         updates: Tree,
@@ -107,7 +107,8 @@ def apply_ftrl(
             new_n = n + trees.abs_square(g)
             power = _power(new_n, -learning_rate_power)
             sigma = (power - _power(n, -learning_rate_power)) / lr
-            new_z = z + g + trees.astype(2 * shrinkage - sigma, g.dtype) * p
+            shrunk = g + trees.astype(2 * shrinkage, g.dtype) * p
+            new_z = z + (shrunk - trees.astype(sigma, g.dtype) * p)
             divisor = (power + b) / lr + 2 * l2
             solvable = divisor > 0
             solved = (_clip(new_z, l1) - new_z) / trees.astype(
@@ -116,13 +117,15 @@ def apply_ftrl(
             u = jnp.where(moves & solvable, solved - p, jnp.zeros_like(p))
             return u, jnp.where(moves, new_n, n), jnp.where(moves, new_z, z)
 
-        updates, accumulator, linear = trees.map_unzip(step, 3, updates, params, state["accumulator"], state["linear"])
-        return updates, {"accumulator": accumulator, "linear": linear}
+        updates, sum_of_squares, linear_term = trees.map_unzip(
+            step, 3, updates, params, state["sum_of_squares"], state["linear_term"]
+        )
+        return updates, {"sum_of_squares": sum_of_squares, "linear_term": linear_term}
 
     return Transformation(
         init,
         update,
-        fields=["accumulator", "linear"],
+        fields=["sum_of_squares", "linear_term"],
         hyperparams=hyperparams,
         stage="learning_rate",
         needs_params=True,

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from optchain.core import trees
+from optchain.core.chain import entries
 from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.lookup import find_siblings
 from optchain.core.optax_link import as_transformation
@@ -20,8 +21,8 @@ class ScheduleFreeState(TypedDict):
     """The number of updates made, int32."""
     beta_1: jax.Array
     """What the last call used, for `schedule_free_params`."""
-    z: Tree
-    """The iterates of the inner rule."""
+    iterates: Tree
+    """The iterates `z` of the inner rule."""
     inner: State
 
 
@@ -41,7 +42,7 @@ def schedule_free(inner: optax.GradientTransformation, beta_1: Hyperparam = 0.9)
       beta_1: how far the gradients are taken towards the average, in [0, 1).
 
     Returns:
-      A transformation with state `count, beta_1, z, inner`, that needs the parameters.
+      A transformation with state `count, beta_1, iterates, inner`, that needs the parameters.
 
     Raises:
       ValueError: an inner transformation that is a gate or acts on parameters: those go around.
@@ -54,7 +55,7 @@ def schedule_free(inner: optax.GradientTransformation, beta_1: Hyperparam = 0.9)
       >>> params, state = jnp.array([4.0]), tx.init(jnp.array([4.0]))
       >>> for _ in range(2):
       ...     params, state = tx.apply(params, state, grads=jnp.array([1.0]))
-      >>> params, state["z"]
+      >>> params, state["iterates"]
       (Array([2.25], dtype=float32), Array([2.], dtype=float32))
     """
     rule = as_transformation(inner, "inner")
@@ -66,8 +67,8 @@ def schedule_free(inner: optax.GradientTransformation, beta_1: Hyperparam = 0.9)
 
     def init(params: Tree) -> dict[str, Any]:
         first = hyperparams.last(hyperparams.init())["beta_1"]
-        own = {"count": jnp.zeros((), jnp.int32), "beta_1": _kept(first), "z": trees.copy(params)}
-        return own | _entry(rule.run_init(params))
+        own = {"count": jnp.zeros((), jnp.int32), "beta_1": _kept(first), "iterates": trees.copy(params)}
+        return own | entries({"inner": rule.run_init(params)})
 
     def update(updates: Tree, state: dict[str, Any], params: Tree, **extra: Any) -> tuple[Tree, dict[str, Any]]:
         beta = extra.pop("beta_1")
@@ -83,13 +84,13 @@ def schedule_free(inner: optax.GradientTransformation, beta_1: Hyperparam = 0.9)
             new_y = (1 - b) * new_z + (1 - share) * (y - (1 - b) * z) + share * b * new_z
             return new_y - y, new_z
 
-        updates, z = trees.map_unzip(step, 2, trees.force(moves), params, state["z"])
-        return updates, {"count": count, "beta_1": _kept(beta), "z": z} | _entry(inner_state)
+        updates, z = trees.map_unzip(step, 2, trees.force(moves), params, state["iterates"])
+        return updates, {"count": count, "beta_1": _kept(beta), "iterates": z} | entries({"inner": inner_state})
 
     return Transformation(
         init,
         update,
-        fields=["count", "beta_1", "z", *["inner"] * bool(rule.fields)],
+        fields=["count", "beta_1", "iterates", *["inner"] * bool(rule.fields)],
         optional_fields=[] if rule.fields else ["inner"],
         hyperparams=hyperparams,
         links=(rule,),
@@ -121,11 +122,11 @@ def schedule_free_params(params: Tree, state: Any) -> Tree:
       >>> optchain.schedule_free_params(params, state)
       Array([2.5], dtype=float32)
     """
-    iterates, betas = (find_siblings(state, name, "count") for name in ("z", "beta_1"))
+    iterates, betas = (find_siblings(state, name, "count") for name in ("iterates", "beta_1"))
     if len(iterates) != 1 or len(betas) != 1:
         raise ValueError(f"the state must have one schedule_free in it; it has {len(iterates)}")
     (z,), (beta,) = iterates, betas
-    trees.check_match("z", z, "params", params)
+    trees.check_match("iterates", z, "params", params)
 
     def average(y: jax.Array, z: jax.Array) -> jax.Array:
         wide = trees.wide(y)
@@ -139,7 +140,3 @@ def schedule_free_params(params: Tree, state: Any) -> Tree:
 
 def _kept(value: Hyperparam) -> jax.Array:
     return jnp.array(value, trees.default_float(), copy=True)
-
-
-def _entry(inner_state: State) -> dict[str, Any]:
-    return {} if isinstance(inner_state, dict) and not inner_state else {"inner": inner_state}

@@ -20,7 +20,7 @@ def run(tx, params=PARAMS, steps=6):
     state, iterates = tx.init(params), []
     for number in range(steps):
         params, state = tx.apply(params, state, grads=grads_of(number))
-        iterates.append(state.get("z"))
+        iterates.append(state.get("iterates"))
     return params, state, iterates
 
 

@@ -1,7 +1,9 @@
 """Keras's optimizers: its arguments, in its order, with its defaults and its numbers.
 
 Checked step by step against Keras 3 on its JAX backend. What differs on purpose: clips <= 0 and betas out of range are
-refused, where Keras ignores them; integers are accepted as learning rates; `gradient_accumulation_steps=1` is accepted.
+refused, where Keras ignores them; integers are accepted as learning rates; `gradient_accumulation_steps=1` is accepted;
+and where a division by 0 makes Keras's numbers NaN, in corners of RMSprop, Ftrl, Adafactor and ScheduleFreeAdamW that their
+docstrings name, ours stay finite.
 """
 
 from optchain.presets.keras.adafactor import adafactor as adafactor
