@@ -1,5 +1,6 @@
 """Training recipes for JAX: Optax transformations with the arguments and the numbers of Keras and PyTorch."""
 
+from optchain import presets as presets
 from optchain import schedules as schedules
 from optchain.callbacks import EarlyStopping as EarlyStopping
 from optchain.callbacks import ReduceLROnPlateau as ReduceLROnPlateau
@@ -46,6 +47,7 @@ from optchain.transforms.clipping import clip_by_norm as clip_by_norm
 from optchain.transforms.clipping import clip_by_value as clip_by_value
 from optchain.transforms.decay import decay_first as decay_first
 from optchain.transforms.decay import decay_weights as decay_weights
+from optchain.transforms.decay_by_path import decay_by_path as decay_by_path
 from optchain.transforms.factored import scale_by_factored_rms as scale_by_factored_rms
 from optchain.transforms.ftrl import apply_ftrl as apply_ftrl
 from optchain.transforms.learning_rate import scale_by_learning_rate as scale_by_learning_rate
@@ -60,8 +62,11 @@ from optchain.transforms.muon import scale_by_muon as scale_by_muon
 from optchain.transforms.nadam import scale_by_nadam as scale_by_nadam
 from optchain.transforms.nonfinite import check as check
 from optchain.transforms.nonfinite import skip_nonfinite as skip_nonfinite
+from optchain.transforms.penalty import add_l2_penalty as add_l2_penalty
+from optchain.transforms.radam import scale_by_radam as scale_by_radam
 from optchain.transforms.rms import scale_by_rms as scale_by_rms
 from optchain.transforms.scaling import scale as scale
+from optchain.transforms.scaling import scale_by_path as scale_by_path
 from optchain.transforms.schedule_free import schedule_free as schedule_free
 from optchain.transforms.schedule_free import schedule_free_params as schedule_free_params
 from optchain.transforms.trust_ratio import scale_by_trust_ratio as scale_by_trust_ratio

@@ -34,17 +34,27 @@ MAX_NODES = 100_000
 SCHEDULES: dict[str, type[schedules.Schedule]] = {
     kind.__name__: kind
     for kind in (
+        schedules.CosineAnnealingLR,
+        schedules.CosineAnnealingWarmRestarts,
         schedules.CosineDecay,
         schedules.CosineDecayRestarts,
+        schedules.CosineMultiplier,
         schedules.ExponentialDecay,
+        schedules.ExponentialLR,
         schedules.InverseTimeDecay,
         schedules.Join,
         schedules.LegacyDecay,
+        schedules.LinearLR,
         schedules.LinearWarmupDecay,
+        schedules.MultiStepLR,
+        schedules.OneCycleLR,
+        schedules.OneCycleMomentum,
         schedules.PerEpoch,
         schedules.PiecewiseConstantDecay,
         schedules.PolynomialDecay,
+        schedules.PolynomialLR,
         schedules.Scaled,
+        schedules.StepLR,
     )
 }
 KERAS_CLASSES: dict[str, Callable[..., Transformation]] = {
@@ -130,29 +140,44 @@ def _encode(value: Any, where: str) -> Any:
         case int() | float():
             return value
         case Transformation() if value.is_registered:
-            given = {name: _encode(item, f"{where}.{name}") for name, item in value.given().items()}
-            return {"transformation": value.registered_name, "arguments": given}
+            return {"transformation": value.registered_name, "arguments": _encode_arguments(value, where)}
         case optax.GradientTransformation():
             raise TypeError(
                 f"{where} is {value!r}, which has no config: decorate the function that builds it with optchain.register"
             )
         case schedules.Schedule():
             fields = {
-                field.name: _encode(getattr(value, field.name), f"{where}.{field.name}")
+                field.name: _encode(_as_list(getattr(value, field.name)), f"{where}.{field.name}")
                 for field in dataclasses.fields(value)
             }
             return {"schedule": type(value).__name__, "arguments": fields}
         case Matching():
-            return {"mask": "matching", "arguments": {name: _encode(item, where) for name, item in vars(value).items()}}
+            return {"mask": "matching", "arguments": {k: _encode(_as_list(v), where) for k, v in vars(value).items()}}
         case np.ndarray() | jax.Array() if not arguments.is_traced(value) and value.ndim == 0:
             return {"array": value.item(), "dtype": value.dtype.name}
         case Mapping():
             if not all(isinstance(key, str) for key in value):
                 raise TypeError(f"{where} has keys that are not strings")
             return {"tree": {key: _encode(item, f"{where}.{key}") for key, item in value.items()}}
-        case list() | tuple():
+        case list():
             return [_encode(item, f"{where}[{i}]") for i, item in enumerate(value)]
+        case tuple():
+            return {"tuple": _encode(list(value), where)}
     raise TypeError(f"{where} is {value!r} ({type(value).__name__}), which a config cannot hold")
+
+
+def _encode_arguments(tx: Transformation, where: str) -> dict[str, Any]:
+    """The arguments that differ from their defaults; positional ones, and pairs among them, as lists."""
+    parameters = inspect.signature(FACTORIES[tx.registered_name]).parameters
+    given = {
+        name: [_as_list(item) for item in value] if parameters[name].kind is inspect.Parameter.VAR_POSITIONAL else value
+        for name, value in tx.given().items()
+    }
+    return {name: _encode(value, f"{where}.{name}") for name, value in given.items()}
+
+
+def _as_list(value: Any) -> Any:
+    return list(value) if type(value) is tuple else value
 
 
 # Decoding ------------------------------------------------------------------------------------------------------------
@@ -172,10 +197,12 @@ def _decode(value: Any, where: str) -> Any:
             return _build(where, name, build, name, given, where)
     if set(value) == {"array", "dtype"}:
         return _build(where, "array", _array, value)
+    if set(value) == {"tuple"} and isinstance(value["tuple"], list | tuple):
+        return tuple(_decode(list(value["tuple"]), where))
     if set(value) == {"tree"} and isinstance(value["tree"], Mapping):
         return {_key(key, where): _decode(item, f"{where}.{key}") for key, item in value["tree"].items()}
     raise ValueError(
-        f"{where} must have one of the keys {', '.join(map(repr, kinds))}, 'array', 'tree'; it has {sorted(map(str, value))}"
+        f"{where} must have one of the keys {', '.join(map(repr, kinds))}, 'array', 'tree', 'tuple'; it has {sorted(map(str, value))}"
     )
 
 

@@ -35,6 +35,10 @@ BASE_SCHEDULES = st.one_of(
     st.builds(schedules.LinearWarmupDecay, POSITIVE, st.integers(0, 4), st.integers(5, 20), st.floats(0, 1e-2)),
     st.builds(schedules.PolynomialDecay, POSITIVE, INTEGERS, POSITIVE, power=st.sampled_from([1, 2.0])),
     st.builds(lambda a, b: schedules.PiecewiseConstantDecay([a, a + b], [0.1, 0.2, 0.3]), INTEGERS, INTEGERS),
+    st.builds(schedules.MultiStepLR, POSITIVE, st.lists(INTEGERS, max_size=3), POSITIVE),
+    st.builds(schedules.CosineAnnealingWarmRestarts, POSITIVE, INTEGERS, st.integers(1, 3)),
+    st.builds(schedules.OneCycleLR, POSITIVE, INTEGERS, div_factor=POSITIVE, three_phase=st.booleans()),
+    st.builds(schedules.OneCycleMomentum, st.builds(schedules.OneCycleLR, POSITIVE, INTEGERS), POSITIVE),
     st.builds(schedules.PerEpoch.from_table, st.lists(POSITIVE, min_size=1, max_size=4), INTEGERS),
 )
 SCHEDULES = st.recursive(
@@ -105,6 +109,24 @@ def presets(draw: st.DrawFn) -> oc.Transformation:
     return factory(rate, **arguments)
 
 
+TORCH, KERAS_ADAMW = oc.presets.torch, oc.presets.keras_adamw
+PAIRS = st.tuples(BETAS, BETAS)
+PATHS = {"lr_multipliers": st.dictionaries(st.sampled_from(["bias", "^norm/", "kernel"]), POSITIVE, max_size=2)}
+DECAYS = st.dictionaries(st.sampled_from(["bias", "kernel"]), st.tuples(POSITIVE, POSITIVE), max_size=2)
+DIALECTS = st.one_of(
+    called(TORCH.adamw, optional(lr=RATES, betas=PAIRS, weight_decay=run_time(POSITIVE), maximize=st.booleans())),
+    called(TORCH.nadam, optional(lr=RATES, betas=PAIRS, momentum_decay=run_time(POSITIVE))),
+    called(TORCH.sgd, optional(lr=RATES, momentum=BETAS, dampening=BETAS, weight_decay=run_time(POSITIVE))),
+    called(TORCH.adagrad, optional(lr=RATES, lr_decay=POSITIVE, maximize=st.booleans())),
+    called(
+        KERAS_ADAMW.adamw,
+        optional(learning_rate=RATES, beta_1=BETAS, weight_decays=DECAYS, **PATHS).map(
+            lambda given: given | {"total_iterations": 5, "use_cosine_annealing": True}
+        ),
+    ),
+)
+
+
 @st.composite
 def chains(draw: st.DrawFn) -> oc.Transformation:
     links: list[Any] = draw(
@@ -144,7 +166,7 @@ def gated(inner: st.SearchStrategy[oc.Transformation]) -> st.SearchStrategy[oc.T
     )
 
 
-RECIPES = st.recursive(presets() | chains(), gated, max_leaves=3)
+RECIPES = st.recursive(presets() | DIALECTS | chains(), gated, max_leaves=3)
 
 
 @given(tx=RECIPES)

@@ -17,6 +17,7 @@ import optchain as oc
 
 PARAMS = {"dense": {"kernel": jnp.ones((3, 3)), "bias": jnp.ones(3)}, "head": {"kernel": jnp.ones(3)}}
 TX = oc.adamw(0.1)
+TORCH, KERAS_ADAMW = oc.presets.torch, oc.presets.keras_adamw
 
 
 class Mistake(NamedTuple):
@@ -51,6 +52,34 @@ NUMBERS: list[tuple[str, str, Callable[[Any], Any], str, list[float]]] = [
     ("scale_by_adam", "beta_2", lambda v: oc.scale_by_adam(beta_2=v), BELOW_ONE, [-0.1, 1.0]),
     ("scale_by_adam", "epsilon", lambda v: oc.scale_by_adam(epsilon=v), FINITE, [-1e-7]),
     ("apply_momentum", "momentum", oc.apply_momentum, FRACTION, [-0.1, 1.1]),
+    ("apply_momentum", "dampening", lambda v: oc.apply_momentum(0.9, dampening=v), FRACTION, [-0.1, 1.1]),
+    ("add_l2_penalty", "weight_decay", oc.add_l2_penalty, FINITE, [-0.1]),
+    ("decay_by_path", "learning_rate", lambda v: oc.decay_by_path({"": (0, 1)}, learning_rate=v), FINITE, [-0.1]),
+    ("scale_by_nadam", "momentum_decay", lambda v: oc.scale_by_nadam(momentum_decay=v), FINITE, [-0.1]),
+    ("scale_by_radam", "beta_2", lambda v: oc.scale_by_radam(beta_2=v), BELOW_ONE, [-0.1, 1.0]),
+    *(
+        (f"torch.{preset.__name__}", name, lambda v, preset=preset, name=name: preset(**{name: v}), FINITE, [-0.1])
+        for preset in (TORCH.adamw, TORCH.adam, TORCH.nadam, TORCH.radam, TORCH.adamax, TORCH.rmsprop, TORCH.adagrad)
+        for name in ("lr", "eps", "weight_decay")
+    ),
+    *(
+        (f"torch.{preset.__name__}", f"betas[{i}]", make, BELOW_ONE, [-0.1, 1.0])
+        for preset in (TORCH.adamw, TORCH.adam, TORCH.nadam, TORCH.radam, TORCH.adamax)
+        for i, make in enumerate(
+            (lambda v, p=preset: p(betas=(v, 0.9)), lambda v, p=preset: p(betas=(0.9, v)))  # what the two decays may be
+        )
+    ),
+    ("torch.nadam", "momentum_decay", lambda v: TORCH.nadam(momentum_decay=v), FINITE, [-0.1]),
+    ("torch.rmsprop", "alpha", lambda v: TORCH.rmsprop(alpha=v), BELOW_ONE, [-0.1, 1.0]),
+    ("torch.rmsprop", "momentum", lambda v: TORCH.rmsprop(momentum=v), FRACTION, [-0.1, 1.1]),
+    ("torch.sgd", "lr", lambda v: TORCH.sgd(lr=v), FINITE, [-0.1]),
+    ("torch.sgd", "momentum", lambda v: TORCH.sgd(momentum=v), FRACTION, [-0.1, 1.1]),
+    ("torch.sgd", "dampening", lambda v: TORCH.sgd(momentum=0.9, dampening=v), FRACTION, [-0.1, 1.1]),
+    ("torch.sgd", "weight_decay", lambda v: TORCH.sgd(weight_decay=v), FINITE, [-0.1]),
+    ("keras_adamw.adamw", "learning_rate", lambda v: KERAS_ADAMW.adamw(v), FINITE, [-0.1]),
+    ("keras_adamw.adamw", "beta_1", lambda v: KERAS_ADAMW.adamw(beta_1=v), BELOW_ONE, [-0.1, 1.0]),
+    ("keras_adamw.nadamw", "schedule_decay", lambda v: KERAS_ADAMW.nadamw(schedule_decay=v), FINITE, [-0.1]),
+    ("keras_adamw.sgdw", "momentum", lambda v: KERAS_ADAMW.sgdw(momentum=v), FRACTION, [-0.1, 1.1]),
     ("scale_by_learning_rate", "learning_rate", oc.scale_by_learning_rate, FINITE, [-0.1]),
     ("chain", "learning_rate", lambda v: oc.chain(oc.scale_by_learning_rate(), learning_rate=v), FINITE, [-0.1]),
     ("decay_weights", "weight_decay", oc.decay_weights, FINITE, [-0.1]),
@@ -180,7 +209,7 @@ def test_a_number_out_of_range_names_the_argument_the_value_and_what_is_allowed(
 OPTIONAL = {"weight_decay", "clipnorm", "clipvalue", "global_clipnorm", "loss_scale_factor", "decay"}
 OPTIONAL |= {"adam_weight_decay", "rms_rate"}
 PRESETS = {"adamw", "adam", "sgd", "lamb", "muon", "schedule_free_adamw"}
-RATE_MAY_BE_NONE = {"scale_by_learning_rate", "chain", "decay_weights", "decay_first"}
+RATE_MAY_BE_NONE = {"scale_by_learning_rate", "decay_by_path", "chain", "decay_weights", "decay_first"}
 
 
 @pytest.mark.parametrize(
@@ -196,7 +225,7 @@ def test_a_value_of_the_wrong_kind_names_the_argument_and_the_value(owner, argum
     for value in wrong:
         if value is object and argument not in PLAIN_NUMBERS:
             continue  # a class is a callable
-        with pytest.raises(TypeError, match=rf"{argument} must be .*got "):
+        with pytest.raises(TypeError, match=rf"{re.escape(argument)} must be .*got "):
             make(value)
 
 
@@ -250,6 +279,17 @@ FLAGS = [
     ("use_ema", lambda v: oc.adamw(use_ema=v)),
     ("use_ema", lambda v: oc.adam(use_ema=v)),
     ("use_ema", lambda v: oc.sgd(use_ema=v)),
+    ("epsilon_in_root", lambda v: oc.scale_by_nadam(epsilon_in_root=v)),
+    ("next_momentum", lambda v: oc.scale_by_nadam(next_momentum=v)),
+    ("epsilon_in_maximum", lambda v: oc.scale_by_adamax(epsilon_in_maximum=v)),
+    ("epsilon_in_root", lambda v: oc.scale_by_rss(epsilon_in_root=v)),
+    ("amsgrad", lambda v: TORCH.adamw(amsgrad=v)),
+    ("maximize", lambda v: TORCH.adamw(maximize=v)),
+    ("maximize", lambda v: TORCH.sgd(maximize=v)),
+    ("nesterov", lambda v: TORCH.sgd(nesterov=v)),
+    ("centered", lambda v: TORCH.rmsprop(centered=v)),
+    ("decoupled_weight_decay", lambda v: TORCH.adam(decoupled_weight_decay=v)),
+    ("use_cosine_annealing", lambda v: KERAS_ADAMW.adamw(use_cosine_annealing=v)),
 ]
 
 
@@ -281,6 +321,7 @@ DTYPES = [
     ("moment_dtype", lambda v: oc.adamw(moment_dtype=v)),
     ("moment_dtype", lambda v: oc.adam(moment_dtype=v)),
     ("moment_dtype", lambda v: oc.sgd(moment_dtype=v)),
+    ("moment_dtype", lambda v: oc.scale_by_radam(moment_dtype=v)),
 ]
 
 
@@ -400,6 +441,79 @@ ARGUMENTS = [
         lambda: oc.sgd(jnp.array(0.1), decay=0.1),
         TypeError,
         "with decay, learning_rate must be a number or a schedule",
+    ),
+    *(
+        Mistake(
+            f"betas {betas!r}",
+            lambda betas=betas: TORCH.adamw(betas=betas),
+            TypeError,
+            f"betas must be a pair of numbers in [0, 1); got {betas!r}",
+        )
+        for betas in (0.9, (0.9,), (0.9, 0.99, 0.999), "ab", None)
+    ),
+    *(
+        Mistake(
+            f"PyTorch's nesterov with {given}",
+            lambda given=given: TORCH.sgd(nesterov=True, **given),
+            ValueError,
+            "nesterov needs a momentum > 0 and no dampening; got momentum=",
+        )
+        for given in ({}, {"momentum": 0.9, "dampening": 0.1})
+    ),
+    Mistake("Keras's name in PyTorch's dialect", lambda: TORCH.sgd(learning_rate=0.1), TypeError, "learning_rate"),
+    Mistake("PyTorch's switches", lambda: TORCH.adamw(fused=True), TypeError, "fused"),
+    Mistake(
+        "a schedule as Adagrad's decay",
+        lambda: TORCH.adagrad(lr_decay=lambda step: 0.1),
+        TypeError,
+        "lr_decay must be a finite number >= 0",
+    ),
+    Mistake("factors that are no mapping", lambda: oc.scale_by_path(["a"]), TypeError, "factors must be a mapping"),
+    Mistake("no factors", lambda: oc.scale_by_path({}), ValueError, "factors needs at least one pattern"),
+    Mistake(
+        "a factor's pattern",
+        lambda: oc.scale_by_path({"(": 1.0}),
+        ValueError,
+        "pattern '(' is not a regular expression",
+    ),
+    Mistake(
+        "a negative factor",
+        lambda: oc.scale_by_path({"a": -1.0}),
+        ValueError,
+        "factors['a'] must be a finite number >= 0; got -1.0",
+    ),
+    Mistake(
+        "a decay that is no pair",
+        lambda: oc.decay_by_path({"a": 0.1}),
+        TypeError,
+        "weight_decays['a'] must be a pair (l1, l2) of numbers >= 0; got 0.1",
+    ),
+    Mistake(
+        "a negative decay",
+        lambda: oc.decay_by_path({"a": (0.1, -1.0)}),
+        ValueError,
+        "weight_decays['a'][1] must be a finite number >= 0; got -1.0",
+    ),
+    *(
+        Mistake(
+            f"keras-adamw's {name} without total_iterations",
+            lambda given=given: KERAS_ADAMW.adamw(**given),
+            ValueError,
+            "total_iterations must be >= 2 for use_cosine_annealing and weight_decays; got 0",
+        )
+        for name, given in {
+            "annealing": {"use_cosine_annealing": True},
+            "decays": {"weight_decays": {"a": (0.0, 0.1)}},
+        }.items()
+    ),
+    *(
+        Mistake(
+            f"keras-adamw's {next(iter(given))} without annealing",
+            lambda given=given: KERAS_ADAMW.sgdw(total_iterations=10, **given),
+            ValueError,
+            "autorestart, eta_min, eta_max and t_cur have no effect without use_cosine_annealing",
+        )
+        for given in ({"autorestart": True}, {"eta_min": 0.1}, {"eta_max": 2}, {"t_cur": 1})
     ),
     Mistake(
         "a negative warmup",
@@ -631,6 +745,18 @@ CHAINS = [
         "scale_by_adam stands after decay_weights, and cannot: the decay would be rescaled with the gradient",
     ),
     Mistake(
+        "a penalty after the learning rate",
+        lambda: oc.chain(RATE, oc.add_l2_penalty(0.1), learning_rate=0.1),
+        ValueError,
+        "add_l2_penalty stands after scale_by_learning_rate, and cannot: the sign has flipped: weights would grow",
+    ),
+    Mistake(
+        "a penalty before unscaling",
+        lambda: oc.chain(oc.add_l2_penalty(0.1), oc.unscale_gradients(1024.0)),
+        ValueError,
+        "unscale_gradients stands after add_l2_penalty, and cannot: the penalty is not scaled as the gradients are",
+    ),
+    Mistake(
         "clip before unscaling",
         lambda: oc.chain(oc.clip_by_global_norm(1.0), oc.unscale_gradients(1024.0)),
         ValueError,
@@ -812,6 +938,31 @@ TREES = [
         lambda: oc.scale_by_adam().update(kernel(jnp.ones((1, 3))), oc.scale_by_adam().init(PARAMS)),
         ValueError,
         're:scale_by_adam state\\["mu"\\]\\["dense"\\]\\["kernel"\\]: shape \\(3, 3\\), updates have \\(1, 3\\)',
+    ),
+    Mistake(
+        "a factor for no parameter",
+        lambda: oc.scale_by_path({"kernel": 1.0, "gamma": 0.5}).init(PARAMS),
+        ValueError,
+        "factors: pattern 'gamma' decides for no parameter: it matches none; the paths are: dense/bias, dense/kernel, "
+        "head/kernel",
+    ),
+    Mistake(
+        "a factor whose parameters are taken",
+        lambda: oc.scale_by_path({"kernel": 1.0, "head/kernel": 0.5}).init(PARAMS),
+        ValueError,
+        "pattern 'head/kernel' decides for no parameter: every parameter that it matches is taken by a pattern before it",
+    ),
+    Mistake(
+        "a decay for no parameter",
+        lambda: KERAS_ADAMW.adamw(total_iterations=5, weight_decays={"gamma": (0.0, 0.1)}).init(PARAMS),
+        ValueError,
+        "weight_decays: pattern 'gamma' decides for no parameter",
+    ),
+    Mistake(
+        "no params in update, with a penalty",
+        lambda: update(params=None, tx=TORCH.sgd(weight_decay=0.1)),
+        ValueError,
+        "add_l2_penalty needs the parameters",
     ),
     Mistake("trees by position", lambda: TX.apply(PARAMS, TX.init(PARAMS), PARAMS), TypeError, "positional argument"),
     Mistake(

@@ -72,6 +72,7 @@ RANGES: dict[str, Range] = {
     "l2_shrinkage_regularization_strength": NON_NEGATIVE,
     "beta": NON_NEGATIVE,
     "momentum": FRACTION,
+    "dampening": FRACTION,
     "ema_momentum": FRACTION,
     "min_scale": NON_NEGATIVE,
     "muon_a": FINITE,
@@ -87,6 +88,14 @@ RANGES: dict[str, Range] = {
     "initial_scale": Range(2.0**-24, 2.0**127),
     "loss_scale": POSITIVE,
     "loss_scale_factor": POSITIVE,
+    "momentum_decay": NON_NEGATIVE,
+    "schedule_decay": NON_NEGATIVE,
+    # PyTorch's names
+    "alpha": BELOW_ONE,
+    "lr": NON_NEGATIVE,
+    "betas[0]": BELOW_ONE,
+    "betas[1]": BELOW_ONE,
+    "eps": NON_NEGATIVE,
 }
 
 

@@ -245,9 +245,11 @@ def _check_kinds(links: list[Transformation]) -> None:
 _FORBIDDEN: list[tuple[Stage, Stage, str]] = [
     ("learning_rate", "learning_rate", "the updates would be scaled twice, and their sign flipped twice"),
     ("learning_rate", "second_moment", "a rule that divides by the gradient's own size cancels the learning rate"),
+    ("learning_rate", "penalty", "the sign has flipped: weights would grow"),
     ("decay", "learning_rate", "the decay would be scaled again and its sign flipped: weights would grow"),
     ("decay", "second_moment", "the decay would be rescaled with the gradient"),
     ("clip", "unscale", "the threshold would apply to gradients that are still scaled"),
+    ("penalty", "unscale", "the penalty is not scaled as the gradients are"),
     ("second_moment", "unscale", "a rule that divides by the gradient's own size cancels the scale"),
     ("learning_rate", "unscale", "the updates are not gradients any more"),
     ("varying_window", "average", "it could not count updates. Put it inside the gate"),

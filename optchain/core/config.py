@@ -70,6 +70,8 @@ def to_code(value: Any) -> str:
 def _same(value: Any, default: Any) -> bool:
     if value is default:
         return True
+    if isinstance(value, tuple) and isinstance(default, tuple) and len(value) == len(default):
+        return all(map(_same, value, default))
     simple = (bool, int, float, str)
     return isinstance(value, simple) and isinstance(default, simple) and value == default
 

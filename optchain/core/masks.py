@@ -1,8 +1,8 @@
 """Masks: which parameters a transformation applies to."""
 
 import re
-from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias, TypeVar
 
 import jax
 import numpy as np
@@ -14,6 +14,9 @@ Mask: TypeAlias = Callable[[Tree], Tree] | Tree
 """A tree of bools, a prefix of the parameters' tree, or a callable of the parameters that returns one."""
 
 
+T = TypeVar("T")
+
+
 class Matching:
     """See :func:`matching`."""
 
@@ -21,12 +24,7 @@ class Matching:
         if isinstance(patterns, str) or not isinstance(patterns, Sequence):
             raise TypeError(f"patterns must be a sequence of strings; got {patterns!r}")
         for pattern in patterns:
-            if not isinstance(pattern, str):
-                raise TypeError(f"a pattern must be a string; got {pattern!r} ({type(pattern).__name__})")
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"pattern {pattern!r} is not a regular expression: {error}") from error
+            _check_pattern(pattern)
         if not patterns:
             raise ValueError("matching needs at least one pattern")
         self.patterns = tuple(patterns)
@@ -94,8 +92,10 @@ def check_mask(name: str, mask: Any) -> None:
         _check_bools(name, mask)
 
 
-def resolve_mask(name: str, mask: Mask, params: Tree) -> Tree:
-    """The mask as a tree of bools with the structure of `params`."""
+def resolve_mask(name: str, mask: Mask | None, params: Tree) -> Tree:
+    """The mask as a tree of bools with the structure of `params`; None is all of them."""
+    if mask is None:
+        return jax.tree.map(lambda _: True, params)
     chosen = mask(params) if callable(mask) else mask
     _check_bools(name, chosen)
     if jax.tree.structure(chosen) == jax.tree.structure(params):
@@ -112,3 +112,43 @@ def _check_bools(name: str, mask: Tree) -> None:
             raise TypeError(
                 f"{trees.path_code(name, path)} must be True or False; got {leaf!r} ({type(leaf).__name__})"
             )
+
+
+# Values by path ------------------------------------------------------------------------------------------------------
+
+
+def check_patterns(name: str, table: Any) -> None:
+    """Requires a mapping whose keys are regular expressions, with at least one."""
+    if not isinstance(table, Mapping):
+        raise TypeError(f"{name} must be a mapping of patterns (see matching); got {table!r} ({type(table).__name__})")
+    if not table:
+        raise ValueError(f"{name} needs at least one pattern")
+    for pattern in table:
+        _check_pattern(pattern)
+
+
+def first_match(name: str, table: Mapping[str, T], default: T, params: Tree) -> Tree:
+    """For each parameter the value of the first pattern that is found in its path, else the default.
+
+    A pattern that decides for no parameter is an error, since it is how a typo shows.
+    """
+    paths = [trees.path_string(path) for path, _ in trees.leaves_with_paths(params)]
+    chosen = [next((pattern for pattern in table if re.search(pattern, path)), None) for path in paths]
+    for pattern in table:
+        if paths and pattern not in chosen:  # a tree that is masked out whole has no paths
+            found = any(re.search(pattern, path) for path in paths)
+            why = "every parameter that it matches is taken by a pattern before it" if found else "it matches none"
+            raise ValueError(
+                f"{name}: pattern {pattern!r} decides for no parameter: {why}; the paths are: {', '.join(paths)}"
+            )
+    values = [default if pattern is None else table[pattern] for pattern in chosen]
+    return jax.tree.unflatten(jax.tree.structure(params), values)
+
+
+def _check_pattern(pattern: Any) -> None:
+    if not isinstance(pattern, str):
+        raise TypeError(f"a pattern must be a string; got {pattern!r} ({type(pattern).__name__})")
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"pattern {pattern!r} is not a regular expression: {error}") from error

@@ -28,7 +28,7 @@ from optchain.core.trees import Tree
 State: TypeAlias = Any
 Kind: TypeAlias = Literal["gradient", "gate", "parameter"]
 Stage: TypeAlias = Literal[
-    "unscale", "clip", "second_moment", "learning_rate", "decay", "varying_window", "average", "projection"
+    "unscale", "clip", "penalty", "second_moment", "learning_rate", "decay", "varying_window", "average", "projection"
 ]
 
 

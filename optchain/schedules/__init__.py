@@ -1,8 +1,8 @@
 """Schedules: functions of the step that know their arguments.
 
 Every schedule is a frozen callable of an integer step, a Python number or an array of any shape, and computes in JAX's
-default float (float64 with x64). Names, arguments and values are Keras's where Keras has the schedule. They work in Optax
-too, and Optax's schedules work here.
+default float (float64 with x64). Names, arguments and values are Keras's where Keras has the schedule; those whose names
+end in `LR`, and `CosineAnnealingWarmRestarts`, are PyTorch's. They work in Optax too, and Optax's schedules work here.
 """
 
 from optchain.schedules.base import Schedule as Schedule
@@ -19,3 +19,13 @@ from optchain.schedules.decays import InverseTimeDecay as InverseTimeDecay
 from optchain.schedules.decays import LinearWarmupDecay as LinearWarmupDecay
 from optchain.schedules.decays import PiecewiseConstantDecay as PiecewiseConstantDecay
 from optchain.schedules.decays import PolynomialDecay as PolynomialDecay
+from optchain.schedules.keras_adamw import CosineMultiplier as CosineMultiplier
+from optchain.schedules.one_cycle import OneCycleLR as OneCycleLR
+from optchain.schedules.one_cycle import OneCycleMomentum as OneCycleMomentum
+from optchain.schedules.torch import CosineAnnealingLR as CosineAnnealingLR
+from optchain.schedules.torch import CosineAnnealingWarmRestarts as CosineAnnealingWarmRestarts
+from optchain.schedules.torch import ExponentialLR as ExponentialLR
+from optchain.schedules.torch import LinearLR as LinearLR
+from optchain.schedules.torch import MultiStepLR as MultiStepLR
+from optchain.schedules.torch import PolynomialLR as PolynomialLR
+from optchain.schedules.torch import StepLR as StepLR

@@ -52,9 +52,11 @@ def quotient(step: jax.Array, length: float | jax.Array) -> jax.Array:
 
 
 def check_fields(
-    schedule: Schedule, positive: Sequence[str] = (), non_negative: Sequence[str] = (), real: Sequence[str] = ()
+    schedule: Schedule, positive: Sequence[str] = (), non_negative: Sequence[str] = (), integers: Sequence[str] = ()
 ) -> None:
-    """Checks the fields of a schedule by the range that each is in."""
+    """Checks the fields of a schedule by the range that each is in; integers are >= 1."""
+    for name in integers:
+        object.__setattr__(schedule, name, arguments.check_integer(name, getattr(schedule, name), minimum=1))
     for names, allowed in ((positive, arguments.POSITIVE), (non_negative, arguments.NON_NEGATIVE)):
         for name in names:
             value = getattr(schedule, name)

@@ -18,17 +18,21 @@ class ScaleByRssState(TypedDict):
 
 
 @register
-def scale_by_rss(initial_accumulator_value: float = 0.1, epsilon: Hyperparam = 1e-7) -> Transformation:
+def scale_by_rss(
+    initial_accumulator_value: float = 0.1, epsilon: Hyperparam = 1e-7, *, epsilon_in_root: bool = True
+) -> Transformation:
     """Divides gradients by the root of the sum of their squares:
 
         sum_of_squares ← sum_of_squares + |g|²
-        u = g / √(sum_of_squares + ε)
+        u = g / √(sum_of_squares + ε), or with `epsilon_in_root=False`: g / (√sum_of_squares + ε)
 
     The sign is the gradient's, and the learning rate is not in it: `scale_by_learning_rate` follows.
 
     Args:
       initial_accumulator_value: what the sum starts from, a number >= 0.
-      epsilon: what keeps the quotient finite, >= 0; in the units of the squared gradient.
+      epsilon: what keeps the quotient finite, >= 0; in the units of the squared gradient within the root, of the gradient
+        outside it.
+      epsilon_in_root: whether ε is added within the root (Keras, TensorFlow) or to it (PyTorch).
 
     Returns:
       A transformation with state `sum_of_squares`.
@@ -47,6 +51,8 @@ def scale_by_rss(initial_accumulator_value: float = 0.1, epsilon: Hyperparam = 1
         "initial_accumulator_value", initial_accumulator_value, arguments.RANGES["initial_accumulator_value"]
     )
 
+    epsilon_in_root = arguments.check_bool("epsilon_in_root", epsilon_in_root)
+
     def init(params: Tree) -> ScaleByRssState:
         zeros = trees.zeros_like(params, real=True)
         return {"sum_of_squares": jax.tree.map(lambda zero: jnp.full_like(zero, initial_accumulator_value), zeros)}
@@ -58,7 +64,9 @@ def scale_by_rss(initial_accumulator_value: float = 0.1, epsilon: Hyperparam = 1
             g = trees.wide(g)
             g_square = trees.abs_square(g)
             total = trees.astype(total, g_square.dtype) + g_square
-            return g / trees.astype(trees.root(total + trees.cast(epsilon, total)), g.dtype), total
+            eps = trees.cast(epsilon, total)
+            denominator = trees.root(total + eps) if epsilon_in_root else trees.root(total) + eps
+            return g / trees.astype(denominator, g.dtype), total
 
         directions, sums = trees.map_unzip(step, 2, updates, state["sum_of_squares"])
         return directions, {"sum_of_squares": trees.cast_tree(sums, state["sum_of_squares"])}

@@ -24,13 +24,19 @@ class ScaleByAdamaxState(TypedDict):
 
 @register
 def scale_by_adamax(
-    beta_1: Hyperparam = 0.9, beta_2: Hyperparam = 0.999, epsilon: Hyperparam = 1e-7, *, moment_dtype: Any = None
+    beta_1: Hyperparam = 0.9,
+    beta_2: Hyperparam = 0.999,
+    epsilon: Hyperparam = 1e-7,
+    *,
+    epsilon_in_maximum: bool = False,
+    moment_dtype: Any = None,
 ) -> Transformation:
     """Rescales gradients by Adamax's rule, with `t` counting updates from 1:
 
         mu ← mu + (1 − β₁)(g − mu)
         nu ← max(β₂ · nu, |g|)
         u = mu / ((1 − β₁ᵗ)(nu + ε))
+        epsilon_in_maximum:    nu ← max(β₂ · nu, |g| + ε),   u = mu / ((1 − β₁ᵗ) nu)
 
     The sign is the gradient's, and the learning rate is not in it: `scale_by_learning_rate` follows.
 
@@ -38,6 +44,7 @@ def scale_by_adamax(
       beta_1: decay of the average, in [0, 1).
       beta_2: decay of the largest magnitude, in [0, 1).
       epsilon: what keeps the quotient finite, >= 0; in the units of the gradient.
+      epsilon_in_maximum: whether ε is added to the gradient's magnitude (PyTorch) or to `nu` (Keras, TensorFlow).
       moment_dtype: the dtype in which `mu` and `nu` are stored; float32 or wider if None. Arithmetic is not done in it.
 
     Returns:
@@ -52,6 +59,7 @@ def scale_by_adamax(
       Array([ 1., -1.], dtype=float32)
     """
     hyperparams = Hyperparams(beta_1=beta_1, beta_2=beta_2, epsilon=epsilon)
+    epsilon_in_maximum = arguments.check_bool("epsilon_in_maximum", epsilon_in_maximum)
     dtype = arguments.check_dtype("moment_dtype", moment_dtype)
 
     def init(params: Tree) -> ScaleByAdamaxState:
@@ -77,10 +85,11 @@ def scale_by_adamax(
             g = trees.wide(g)
             size = magnitude(g)
             mu, nu = trees.astype(old_mu, g.dtype), trees.astype(old_nu, size.dtype)
+            eps = trees.cast(epsilon, nu)
             mu = average(mu, g, beta_1)
-            nu = jnp.maximum(trees.cast(beta_2, nu) * nu, size)
+            nu = jnp.maximum(trees.cast(beta_2, nu) * nu, size + eps if epsilon_in_maximum else size)
             (one_minus_b1,) = corrections(nu.dtype)
-            direction = mu / trees.astype(one_minus_b1 * (nu + trees.cast(epsilon, nu)), mu.dtype)
+            direction = mu / trees.astype(one_minus_b1 * (nu if epsilon_in_maximum else nu + eps), mu.dtype)
             return direction, trees.astype(mu, old_mu.dtype), trees.astype(nu, old_nu.dtype)
 
         directions, mu, nu = trees.map_unzip(step, 3, updates, state["mu"], state["nu"])

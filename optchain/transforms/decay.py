@@ -44,6 +44,24 @@ def decay_weights(
       >>> zero = {"kernel": jnp.zeros(1), "bias": jnp.zeros(1)}
       >>> tx.update(zero, tx.init(params), params)[0]
       {'bias': Array([0.], dtype=float32), 'kernel': Array([-0.1], dtype=float32)}
+
+      The paper's Algorithm 2, `p ← p − η (α · mu / (√nu + ε) + λ p)`, whose decay λ is that of no learning rate α, and
+      whose η multiplies both:
+
+      >>> optchain.chain(
+      ...     optchain.scale_by_adam(epsilon_hat=False),
+      ...     optchain.scale_by_learning_rate(),
+      ...     optchain.decay_weights(0.01, learning_rate=1.0),
+      ...     ("eta", optchain.scale(optchain.schedules.CosineAnnealingLR(1.0, T_max=1000))),
+      ...     learning_rate=0.001,
+      ... )
+      chain(
+          scale_by_adam(epsilon_hat=False),
+          scale_by_learning_rate(),
+          decay_weights(0.01, learning_rate=1.0),
+          ('eta', scale(CosineAnnealingLR(1.0, 1000))),
+          learning_rate=0.001,
+      )
     """
     own = {} if learning_rate is None else {"learning_rate": learning_rate}
     hyperparams = Hyperparams(weight_decay=weight_decay, **own)
@@ -51,7 +69,7 @@ def decay_weights(
         check_mask("mask", mask)
 
     def init(params: Tree) -> dict:
-        _decays(params)
+        resolve_mask("mask", mask, params)
         return {}
 
     def update(
@@ -65,10 +83,7 @@ def decay_weights(
             u = trees.wide(u)
             return u - rate(u.dtype) * trees.astype(p, u.dtype) if decays else u
 
-        return jax.tree.map(decay, updates, params, _decays(params)), state
-
-    def _decays(params: Tree) -> Tree:
-        return jax.tree.map(lambda _: True, params) if mask is None else resolve_mask("mask", mask, params)
+        return jax.tree.map(decay, updates, params, resolve_mask("mask", mask, params)), state
 
     return Transformation(init, update, hyperparams=hyperparams, stage="decay", needs_params=True)
 

@@ -26,21 +26,32 @@ class ScaleByNadamState(TypedDict):
 
 @register
 def scale_by_nadam(
-    beta_1: Hyperparam = 0.9, beta_2: Hyperparam = 0.999, epsilon: Hyperparam = 1e-7, *, moment_dtype: Any = None
+    beta_1: Hyperparam = 0.9,
+    beta_2: Hyperparam = 0.999,
+    epsilon: Hyperparam = 1e-7,
+    *,
+    momentum_decay: Hyperparam = 1.0,
+    epsilon_in_root: bool = False,
+    next_momentum: bool = True,
+    moment_dtype: Any = None,
 ) -> Transformation:
     """Rescales gradients by Nadam's rule, with `t` counting updates from 1:
 
-        μ_t = β₁ (1 − ½ · 0.96ᵗ),   M_t = μ_1 · … · μ_t
+        μ_t = β₁ (1 − ½ · 0.96^(momentum_decay · t)),   M_t = μ_1 · … · μ_t
         mu ← mu + (1 − β₁)(g − mu)
         nu ← nu + (1 − β₂)(|g|² − nu)
         u = (μ_{t+1} · mu / (1 − M_{t+1}) + (1 − μ_t) · g / (1 − M_t)) / (√(nu / (1 − β₂ᵗ)) + ε)
 
-    The sign is the gradient's, and the learning rate is not in it: `scale_by_learning_rate` follows.
+    With `epsilon_in_root` the last denominator is `√(nu / (1 − β₂ᵗ) + ε)`, and with `next_momentum=False` its first factor
+    is `μ_t` (keras-adamw has both). The sign is the gradient's, and the learning rate is not in it: `scale_by_learning_rate` follows.
 
     Args:
       beta_1: decay of the first moment, in [0, 1).
       beta_2: decay of the second moment, in [0, 1).
       epsilon: what keeps the quotient finite, >= 0; in the units of the gradient.
+      momentum_decay: how fast the momentum warms up, >= 0: 1 is Keras's, 0.004 PyTorch's and the paper's.
+      epsilon_in_root: whether ε is added within the root; then it is in the units of the squared gradient.
+      next_momentum: whether the average is weighted by the momentum of the next update.
       moment_dtype: the dtype in which `mu` and `nu` are stored; float32 or wider if None. Arithmetic is not done in it.
 
     Returns:
@@ -55,7 +66,9 @@ def scale_by_nadam(
       >>> [round(float(u), 3) for u in updates]
       [1.063, -1.063]
     """
-    hyperparams = Hyperparams(beta_1=beta_1, beta_2=beta_2, epsilon=epsilon)
+    hyperparams = Hyperparams(beta_1=beta_1, beta_2=beta_2, epsilon=epsilon, momentum_decay=momentum_decay)
+    epsilon_in_root = arguments.check_bool("epsilon_in_root", epsilon_in_root)
+    next_momentum = arguments.check_bool("next_momentum", next_momentum)
     dtype = arguments.check_dtype("moment_dtype", moment_dtype)
 
     def init(params: Tree) -> ScaleByNadamState:
@@ -74,13 +87,15 @@ def scale_by_nadam(
         beta_1: jax.Array,
         beta_2: jax.Array,
         epsilon: jax.Array,
+        momentum_decay: jax.Array,
     ) -> tuple[Tree, ScaleByNadamState]:
         count = trees.increment(state["count"])
         corrections = bias_corrections(count, beta_2)
         t = trees.astype(count, state["mu_product"].dtype)
-        momentum, next_momentum = (trees.cast(beta_1, t) * (1 - 0.5 * 0.96**when) for when in (t, t + 1))
+        decay = trees.cast(momentum_decay, t)
+        momentum, later = (trees.cast(beta_1, t) * (1 - 0.5 * 0.96 ** (decay * when)) for when in (t, t + 1))
         product = state["mu_product"] * momentum
-        of_mu, of_g = next_momentum / (1 - product * next_momentum), (1 - momentum) / (1 - product)
+        of_mu, of_g = (later if next_momentum else momentum) / (1 - product * later), (1 - momentum) / (1 - product)
 
         def step(g: jax.Array, old_mu: jax.Array, old_nu: jax.Array) -> tuple[jax.Array, ...]:
             g = trees.wide(g)
@@ -90,8 +105,13 @@ def scale_by_nadam(
             mu, nu = average(mu, g, jnp.asarray(beta_1, nu.dtype)), average(nu, g_square, jnp.asarray(beta_2, nu.dtype))
             (one_minus_b2,) = corrections(nu.dtype)
             ahead = trees.cast(of_mu, mu) * mu + trees.cast(of_g, g) * g
-            direction = ahead / trees.astype(trees.root(nu / one_minus_b2) + trees.cast(epsilon, nu), g.dtype)
-            return direction, trees.astype(mu, old_mu.dtype), trees.astype(nu, old_nu.dtype)
+            square, eps = nu / one_minus_b2, trees.cast(epsilon, nu)
+            denominator = trees.root(square + eps) if epsilon_in_root else trees.root(square) + eps
+            return (
+                ahead / trees.astype(denominator, g.dtype),
+                trees.astype(mu, old_mu.dtype),
+                trees.astype(nu, old_nu.dtype),
+            )
 
         directions, mu, nu = trees.map_unzip(step, 3, updates, state["mu"], state["nu"])
         return directions, {"count": count, "mu_product": product, "mu": mu, "nu": nu}

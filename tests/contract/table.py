@@ -69,11 +69,16 @@ ROWS = [
     Row("scale_by_adam_bfloat16", lambda: oc.scale_by_adam(moment_dtype="bfloat16")),
     Row("scale_by_adam_arrays", lambda: oc.scale_by_adam(jnp.array(0.9), half_schedule, jnp.array(1e-3))),
     Row("apply_momentum", lambda: oc.apply_momentum(0.9)),
+    Row("apply_momentum_dampening", lambda: oc.apply_momentum(0.9, dampening=0.5)),
     Row("apply_momentum_nesterov", lambda: oc.apply_momentum(0.9, nesterov=True, moment_dtype=jnp.bfloat16)),
     Row("scale_by_learning_rate", lambda: oc.scale_by_learning_rate(0.1)),
     Row("scale_by_learning_rate_schedule", lambda: oc.scale_by_learning_rate(HALVED)),
     Row("decay_weights", lambda: oc.decay_weights(0.1, learning_rate=0.5)),
     Row("decay_weights_masked", lambda: oc.decay_weights(jnp.array(0.1), learning_rate=HALVED, mask=only_matrices)),
+    Row("decay_by_path", lambda: oc.decay_by_path({"": (0.1, 0.1)}, learning_rate=HALVED)),
+    Row("add_l2_penalty", lambda: oc.add_l2_penalty(jnp.array(0.1), mask=only_matrices)),
+    Row("scale_negative", lambda: oc.scale(-1.0)),
+    Row("scale_by_path", lambda: oc.scale_by_path({"": 0.5})),
     Row("average_params", lambda: oc.average_params(0.5)),
     Row("average_params_overwrite", lambda: oc.average_params(0.9, overwrite_every=2, average_dtype="bfloat16")),
     Row("accumulate", lambda: oc.accumulate(_body(), 3)),
@@ -112,6 +117,32 @@ ROWS = [
         "sgd",
         lambda: oc.sgd(HALVED, 0.9, nesterov=True, weight_decay=0.1, clipvalue=0.5),
         refuses_complex=True,
+    ),
+    Row("scale_by_radam", lambda: oc.scale_by_radam(0.5, 0.9)),
+    Row("scale_by_radam_arrays", lambda: oc.scale_by_radam(jnp.array(0.5), half_schedule)),
+    Row("scale_by_nadam_keras_adamw", lambda: oc.scale_by_nadam(epsilon_in_root=True, next_momentum=False)),
+    Row("scale_by_adamax_torch", lambda: oc.scale_by_adamax(epsilon_in_maximum=True)),
+    Row("scale_by_rss_torch", lambda: oc.scale_by_rss(0.0, 1e-3, epsilon_in_root=False)),
+    Row("torch_adamw", lambda: oc.presets.torch.adamw(0.1, (0.8, 0.9), amsgrad=True, maximize=True)),
+    Row("torch_adam", lambda: oc.presets.torch.adam(HALVED, weight_decay=0.1)),
+    Row("torch_nadam", lambda: oc.presets.torch.nadam(0.1, weight_decay=0.1, decoupled_weight_decay=True)),
+    Row("torch_radam", lambda: oc.presets.torch.radam(0.1, (0.5, 0.9), maximize=True)),
+    Row("torch_adamax", lambda: oc.presets.torch.adamax(jnp.array(0.1), weight_decay=0.1)),
+    Row("torch_rmsprop", lambda: oc.presets.torch.rmsprop(0.1, momentum=0.9, centered=True, eps=0.1)),
+    Row("torch_adagrad", lambda: oc.presets.torch.adagrad(0.1, lr_decay=0.1, weight_decay=0.1)),
+    Row("torch_sgd", lambda: oc.presets.torch.sgd(0.1, 0.9, 0.5, weight_decay=0.1, maximize=True)),
+    Row(
+        "keras_adamw_adamw",
+        lambda: oc.presets.keras_adamw.adamw(
+            0.1, total_iterations=3, use_cosine_annealing=True, lr_multipliers={"": 0.5}, weight_decays={"": (0.1, 0.1)}
+        ),
+    ),
+    Row("keras_adamw_nadamw", lambda: oc.presets.keras_adamw.nadamw(0.1)),
+    Row(
+        "keras_adamw_sgdw",
+        lambda: oc.presets.keras_adamw.sgdw(
+            HALVED, 0.9, True, total_iterations=3, use_cosine_annealing=True, autorestart=False, eta_min=0.1
+        ),
     ),
 ]
 

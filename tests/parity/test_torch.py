@@ -3,20 +3,16 @@
 from collections.abc import Callable
 from typing import Any
 
-import jax
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import optchain
 
-from .helpers import BOUNDS, DTYPES, FORMS, Tree, few, precision, random_grads, random_params, run, worst_error
+from .helpers import DTYPES, few
 from .recipes import log_uniform
+from .torch_runs import STEPS, check, torch
 
-torch = pytest.importorskip("torch", reason="PyTorch parity tests were left out: pip install torch==2.13.0")
-
-STEPS = 50
 SEEDS = st.integers(0, 2**32 - 1)
 RATES = log_uniform(-4, -1)
 # Two roundings of float32 are systematic, and 50 steps sum them up. PyTorch computes bias corrections in double precision,
@@ -78,40 +74,3 @@ def test_momentum_before_a_changing_rate_equals_torch_sgd(
 def adam_chain(rate: float, rule: dict[str, Any], *links: optchain.Transformation) -> optchain.Transformation:
     adam = optchain.scale_by_adam(*rule["betas"], rule["eps"], amsgrad=rule["amsgrad"], epsilon_hat=False)
     return optchain.chain(adam, optchain.scale_by_learning_rate(), *links, learning_rate=rate)
-
-
-def check(
-    name: str,
-    dtype: str,
-    seed: int,
-    ours: optchain.Transformation,
-    build: Callable[[list[Any]], Any],
-    record_error: Callable,
-    rate: Callable[[int], float] | None = None,
-) -> None:
-    rng = np.random.default_rng(seed)
-    params, grads = random_params(rng, dtype), random_grads(rng, dtype, STEPS)
-    expected = run_torch(build, params, grads, rate)
-    with precision(dtype):
-        for form in FORMS:
-            error = worst_error(run(ours, params, grads, form)[0], expected)
-            record_error(("PyTorch", name, dtype, form), error)
-            assert error <= BOUNDS[dtype], form
-
-
-def run_torch(
-    build: Callable[[list[Any]], Any], params: Tree, grads: list[Tree], rate: Callable[[int], float] | None
-) -> list[Tree]:
-    """The parameters after every step."""
-    values, treedef = jax.tree.flatten(params)
-    leaves = [torch.tensor(value, requires_grad=True) for value in values]
-    optimizer = build(leaves)
-    history = []
-    for number, g in enumerate(grads):
-        if rate is not None:
-            optimizer.param_groups[0]["lr"] = rate(number)
-        for leaf, value in zip(leaves, jax.tree.leaves(g), strict=True):
-            leaf.grad = torch.tensor(value)
-        optimizer.step()
-        history.append(treedef.unflatten([leaf.detach().numpy().copy() for leaf in leaves]))
-    return history

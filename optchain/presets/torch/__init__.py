@@ -1,0 +1,20 @@
+"""PyTorch's optimizers: its arguments, in its order, with its defaults and its numbers.
+
+    from optchain.presets import torch
+
+    tx = torch.adamw(1e-3, betas=(0.9, 0.95), weight_decay=0.1)
+
+Checked step by step against PyTorch 2.13. Arguments that choose an implementation (`foreach`, `fused`, `capturable`,
+`differentiable`) are not here: the numbers do not depend on them. `lr` is the run-time hyperparameter `learning_rate`, and
+may be a schedule. What differs on purpose: a momentum above 1 and a negative dampening are refused; a complex leaf is one
+number with one second moment, where PyTorch takes its real and imaginary parts for two parameters.
+"""
+
+from optchain.presets.torch.moments import adam as adam
+from optchain.presets.torch.moments import adamax as adamax
+from optchain.presets.torch.moments import adamw as adamw
+from optchain.presets.torch.moments import nadam as nadam
+from optchain.presets.torch.moments import radam as radam
+from optchain.presets.torch.momentum import sgd as sgd
+from optchain.presets.torch.squares import adagrad as adagrad
+from optchain.presets.torch.squares import rmsprop as rmsprop

@@ -1,0 +1,50 @@
+"""The L2 penalty: weight decay as a part of the gradient."""
+
+import jax
+
+from optchain.core import trees
+from optchain.core.hyperparams import Hyperparam, Hyperparams
+from optchain.core.masks import Mask, check_mask, resolve_mask
+from optchain.core.registry import register
+from optchain.core.transformation import Transformation
+from optchain.core.trees import Tree
+
+
+@register
+def add_l2_penalty(weight_decay: Hyperparam, *, mask: Mask | None = None) -> Transformation:
+    """Adds the gradient of an L2 penalty: `g ← g + weight_decay · params`, that of `½ · weight_decay · ‖params‖²`.
+
+    It is the `weight_decay` of PyTorch's Adam and SGD. The penalty passes through the rule with the gradient: momentum
+    carries it on, and Adam divides it by the gradient's size, so that it is not the decoupled decay of `decay_weights`.
+
+    Args:
+      weight_decay: >= 0.
+      mask: which parameters it applies to: a tree of bools (or a prefix of one), or a callable of the parameters that
+        returns one, such as `~matching("bias")`. None for all.
+
+    Raises:
+      ValueError: when called without parameters, or with a mask that does not fit them.
+
+    Example:
+      >>> import jax.numpy as jnp, optchain
+      >>> tx = optchain.chain(optchain.add_l2_penalty(0.1), optchain.sgd(1.0, momentum=0.9))
+      >>> params = jnp.array([10.0])
+      >>> tx.update(jnp.zeros(1), tx.init(params), params)[0]
+      Array([-1.], dtype=float32)
+    """
+    if mask is not None:
+        check_mask("mask", mask)
+
+    def init(params: Tree) -> dict:
+        resolve_mask("mask", mask, params)
+        return {}
+
+    def update(updates: Tree, state: dict, params: Tree, *, weight_decay: jax.Array) -> tuple[Tree, dict]:
+        def penalize(g: jax.Array, p: jax.Array, applies: bool) -> jax.Array:
+            g = trees.wide(g)
+            return g + trees.cast(weight_decay, g) * trees.astype(p, g.dtype) if applies else g
+
+        return jax.tree.map(penalize, updates, params, resolve_mask("mask", mask, params)), state
+
+    hyperparams = Hyperparams(weight_decay=weight_decay)
+    return Transformation(init, update, hyperparams=hyperparams, stage="penalty", needs_params=True)
