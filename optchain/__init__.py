@@ -32,6 +32,8 @@ from optchain.transforms.learning_rate import scale_by_learning_rate as scale_by
 from optchain.transforms.loss_scale import dynamic_loss_scale as dynamic_loss_scale
 from optchain.transforms.loss_scale import scale_loss as scale_loss
 from optchain.transforms.loss_scale import unscale_gradients as unscale_gradients
+from optchain.transforms.masking import freeze as freeze
+from optchain.transforms.masking import masked as masked
 from optchain.transforms.momentum import apply_momentum as apply_momentum
 from optchain.transforms.monitoring import monitor as monitor
 from optchain.transforms.nonfinite import check as check

@@ -19,6 +19,9 @@ RECIPES = {
     "adamw, average": lambda: optchain.adamw(1e-3, use_ema=True),
     "adamw, accumulate": lambda: optchain.adamw(1e-3, gradient_accumulation_steps=4),
     "sgd, momentum": lambda: optchain.sgd(1e-3, momentum=0.9),
+    "adamw, half of it frozen": lambda: optchain.freeze(
+        optchain.adamw(1e-3, global_clipnorm=1.0), optchain.matching("^layer_[01]/")
+    ),
 }
 EVERYTHING = optchain.adamw(1e-3, global_clipnorm=1.0, use_ema=True, gradient_accumulation_steps=4)
 
@@ -81,3 +84,17 @@ def test_accumulate_needs_less_memory_than_multi_steps():
     ours, _, _ = memory(RECIPES["adamw, accumulate"](), jnp.float32, "apply")
     assert ours.temp_size_in_bytes / size <= 0.1
     assert theirs.temp_size_in_bytes / size >= 4
+
+
+def test_what_is_frozen_moves_no_bytes():
+    """A frozen parameter costs nothing: what a step reads and writes is what it does for the others alone."""
+    others = {name: layer for name, layer in transformer(jnp.float32).items() if name in ("layer_2", "layer_3")}
+    frozen = accessed(RECIPES["adamw, half of it frozen"](), transformer(jnp.float32))
+    assert frozen <= 1.01 * accessed(optchain.adamw(1e-3, global_clipnorm=1.0), others)
+
+
+def accessed(tx, params):
+    """The bytes that a step reads and writes, by the compiler's count."""
+    step = jax.jit(lambda params, state, grads: tx.apply(params, state, grads=grads), donate_argnums=(0, 1))
+    compiled = step.lower(params, jax.eval_shape(tx.init, params), params).compile()
+    return compiled.cost_analysis()["bytes accessed"]

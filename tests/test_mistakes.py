@@ -285,6 +285,31 @@ ARGUMENTS = [
         "mask must be a tree of bools",
     ),
     Mistake(
+        "a pattern as the mask of frozen parameters",
+        lambda: oc.freeze(oc.sgd(0.1), "bias"),
+        TypeError,
+        "mask must be a tree of bools or a callable of the parameters (see matching); got 'bias'",
+    ),
+    Mistake(
+        "a mask where the transformation belongs",
+        lambda: oc.masked(oc.matching("bias"), oc.sgd(0.1)),
+        TypeError,
+        "inner must be an optchain or Optax transformation; got matching('bias') (Matching)",
+    ),
+    Mistake(
+        "a loss scale for some parameters",
+        lambda: oc.masked(oc.sgd(0.1, loss_scale_factor=8.0), oc.matching("bias")),
+        ValueError,
+        "masked would unscale the gradients of some parameters only (unscale_gradients), and the loss is scaled for all: "
+        "put unscale_gradients around masked",
+    ),
+    Mistake(
+        "a dynamic loss scale for some parameters",
+        lambda: oc.masked(oc.skip_nonfinite(oc.dynamic_loss_scale(oc.sgd(0.1))), oc.matching("bias")),
+        ValueError,
+        "put dynamic_loss_scale around masked",
+    ),
+    Mistake(
         "an axis name of the wrong kind",
         lambda: oc.clip_by_global_norm(1.0, axis_name=3),
         TypeError,
@@ -470,6 +495,18 @@ CHAINS = [
         lambda: oc.chain(oc.scale_by_learning_rate(0.1), oc.unscale_gradients(1024.0)),
         ValueError,
         "unscale_gradients stands after scale_by_learning_rate, and cannot: the updates are not gradients any more",
+    ),
+    Mistake(
+        "a learning rate for some after one for all",
+        lambda: oc.chain(oc.sgd(0.1), oc.masked(oc.sgd(0.1), oc.matching("bias"))),
+        ValueError,
+        "the updates would be scaled twice, and their sign flipped twice",
+    ),
+    Mistake(
+        "a gradient link after a frozen gate",
+        lambda: oc.chain(oc.freeze(oc.accumulate(oc.sgd(0.1), 2), oc.matching("bias")), oc.clip_by_norm(1.0)),
+        ValueError,
+        "clip_by_norm (gradient) stands after freeze (gate)",
     ),
     Mistake(
         "a gradient link after a gate",
@@ -870,6 +907,12 @@ MASKS = [
         lambda: decay_with(lambda params: jax.tree.map(lambda p: p > 0, params)).init(PARAMS),
         TypeError,
         'mask["dense"]["bias"] must be True or False; got',
+    ),
+    Mistake(
+        "frozen parameters of no such name",
+        lambda: oc.freeze(oc.sgd(0.1), oc.matching("^encoder/")).init(PARAMS),
+        ValueError,
+        "matching('^encoder/') matches no parameter; the paths are: dense/bias, dense/kernel, head/kernel",
     ),
     Mistake(
         "an excluding tree that does not fit",

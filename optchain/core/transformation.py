@@ -51,6 +51,7 @@ class Transformation(optax.GradientTransformationExtraArgs):
       links: the transformations it is composed of.
       takes: extra arguments that the rule uses without naming them.
       sequential: whether it runs `links` one after the other, and does nothing else.
+      labels: where each of the links acts on some leaves only: which, as a function of the parameters.
       takes_scaled: whether the rule accepts a `trees.Scaled` in place of a tree of updates.
       name: what error messages call it until a factory names it.
 
@@ -68,6 +69,8 @@ class Transformation(optax.GradientTransformationExtraArgs):
     stage: Stage | None
     sequential: bool
     """Whether `links` run one after the other and nothing else does: a chain."""
+    labels: Callable[[Tree], Tree] | None
+    """The parameters to a tree of the names under which the state has the link that acts on each leaf; None: all do on all."""
     fields: frozenset[str]
     """The entries that a state of this transformation must have."""
     optional_fields: frozenset[str]
@@ -105,6 +108,7 @@ class Transformation(optax.GradientTransformationExtraArgs):
         needs_params: bool = False,
         links: tuple["Transformation", ...] = (),
         sequential: bool = False,
+        labels: Callable[[Tree], Tree] | None = None,
         takes: Iterable[str] = (),
         takes_scaled: bool = False,
         name: str = "transformation",
@@ -133,6 +137,7 @@ class Transformation(optax.GradientTransformationExtraArgs):
                 "kind": kind or ("parameter" if project else "gate" if apply else "gradient"),
                 "stage": stage,
                 "sequential": sequential,
+                "labels": labels,
                 "fields": frozenset(fields) | hyperparams.fields,
                 "optional_fields": frozenset(optional_fields),
                 "takes": frozenset(taken.union(takes, (p.name for p in keywords))),
@@ -313,8 +318,7 @@ class Transformation(optax.GradientTransformationExtraArgs):
                     "another transformation's."
                 )
         for name in sorted(MIRRORS & state.keys()):
-            tree = reference.tree if isinstance(reference, trees.Scaled) else reference
-            trees.check_match(f'{self.name} state["{name}"]', state[name], "updates", tree)
+            trees.check_match(f'{self.name} state["{name}"]', state[name], "updates", trees.unscaled(reference))
 
     # The object ---------------------------------------------------------------------------------------------------------
 

@@ -254,10 +254,9 @@ def scale(updates: Tree | Scaled, factor: Any) -> Tree:
 
 def scale_each(updates: Tree | Scaled, factors: Tree) -> Tree:
     """Every leaf, made wide, times a scalar of its own."""
-    tree = updates.tree if isinstance(updates, Scaled) else updates
     if isinstance(updates, Scaled):
         factors = jax.tree.map(lambda factor: factor * cast(updates.factor, factor), factors)
-    return jax.tree.map(scale_leaf, tree, factors)
+    return jax.tree.map(scale_leaf, unscaled(updates), factors)
 
 
 def scale_leaf(x: Any, factor: Any) -> jax.Array:
@@ -273,9 +272,19 @@ def rescale(updates: Tree | Scaled, factor: jax.Array) -> Scaled:
     return Scaled(updates, factor)
 
 
+def unscaled(updates: Tree | Scaled) -> Tree:
+    """The tree without the factor: all that structure and shapes are read from."""
+    return updates.tree if isinstance(updates, Scaled) else updates
+
+
 def force(updates: Tree | Scaled) -> Tree:
     """The updates as a tree."""
     return scale(updates.tree, updates.factor) if isinstance(updates, Scaled) else updates
+
+
+def widened(updates: Tree | Scaled) -> Tree:
+    """The updates as a tree in the dtypes of :func:`wide`, in which links that contain links hand them on."""
+    return jax.tree.map(wide, force(updates))
 
 
 def for_norm(updates: Tree | Scaled) -> Tree:

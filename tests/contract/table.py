@@ -81,6 +81,23 @@ ROWS = [
     Row("accumulate_schedule", lambda: oc.accumulate(oc.sgd(0.1, 0.9), growing_window)),
     Row("skip_nonfinite", lambda: oc.skip_nonfinite(_body(), 2)),
     Row("dynamic_loss_scale", lambda: oc.dynamic_loss_scale(oc.accumulate(_body(), 2), 8.0, 2)),
+    Row("masked", lambda: oc.masked(oc.clip_by_global_norm(0.5), only_matrices)),
+    Row("masked_gate", lambda: oc.masked(oc.accumulate(_body(), 2), oc.matching("bias", allow_unmatched=True))),
+    Row("masked_average", lambda: oc.masked(oc.average_params(0.5), only_matrices)),
+    Row("freeze", lambda: oc.freeze(_body(), oc.matching("bias", "^0", allow_unmatched=True))),
+    Row(
+        "freeze_gate",
+        lambda: oc.freeze(
+            oc.adamw(0.1, weight_decay=0.1, use_ema=True, loss_scale_factor=8.0, gradient_accumulation_steps=3),
+            only_matrices,
+        ),
+    ),
+    Row(
+        "freeze_optax",
+        lambda: oc.freeze(OPTAX_ADAM, only_matrices),
+        has_code=False,
+        owns_all_state=False,
+    ),
     Row("monitor", lambda: oc.monitor(per_subtree=True)),
     Row("unscale_gradients", lambda: oc.unscale_gradients(1024.0)),
     Row("chain", lambda: oc.chain(_body(amsgrad=True), oc.average_params(0.9), name="outer")),
