@@ -36,6 +36,7 @@ from optchain.transforms.masking import freeze as freeze
 from optchain.transforms.masking import masked as masked
 from optchain.transforms.momentum import apply_momentum as apply_momentum
 from optchain.transforms.monitoring import monitor as monitor
+from optchain.transforms.multi_optimizer import multi_optimizer as multi_optimizer
 from optchain.transforms.nonfinite import check as check
 from optchain.transforms.nonfinite import skip_nonfinite as skip_nonfinite
 

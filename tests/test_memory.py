@@ -22,6 +22,10 @@ RECIPES = {
     "adamw, half of it frozen": lambda: optchain.freeze(
         optchain.adamw(1e-3, global_clipnorm=1.0), optchain.matching("^layer_[01]/")
     ),
+    "two groups": lambda: optchain.multi_optimizer(
+        ("attention", "query|key|value|out", optchain.adamw(1e-3, global_clipnorm=1.0)),
+        default=optchain.sgd(1e-3, momentum=0.9, use_ema=True),
+    ),
 }
 EVERYTHING = optchain.adamw(1e-3, global_clipnorm=1.0, use_ema=True, gradient_accumulation_steps=4)
 
@@ -91,6 +95,14 @@ def test_what_is_frozen_moves_no_bytes():
     others = {name: layer for name, layer in transformer(jnp.float32).items() if name in ("layer_2", "layer_3")}
     frozen = accessed(RECIPES["adamw, half of it frozen"](), transformer(jnp.float32))
     assert frozen <= 1.01 * accessed(optchain.adamw(1e-3, global_clipnorm=1.0), others)
+
+
+def test_one_recipe_in_two_groups_costs_what_it_costs_alone():
+    grouped = optchain.multi_optimizer(
+        ("attention", "query|key|value|out", optchain.adamw(1e-3)), default=optchain.adamw(1e-3)
+    )
+    params = transformer(jnp.float32)
+    assert accessed(grouped, params) <= 1.01 * accessed(optchain.adamw(1e-3), params)
 
 
 def accessed(tx, params):

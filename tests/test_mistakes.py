@@ -310,6 +310,54 @@ ARGUMENTS = [
         "put dynamic_loss_scale around masked",
     ),
     Mistake(
+        "no groups", lambda: oc.multi_optimizer(default=TX), ValueError, "multi_optimizer needs at least one group"
+    ),
+    Mistake(
+        "a group without a name",
+        lambda: oc.multi_optimizer(("bias", TX)),
+        TypeError,
+        "group 0 must be a tuple (name, parameters, transformation); got ('bias', adamw(learning_rate=0.1))",
+    ),
+    Mistake(
+        "groups as a dict",
+        lambda: oc.multi_optimizer({"bias": TX}),
+        TypeError,
+        "group 0 must be a tuple (name, parameters, transformation); got {'bias'",
+    ),
+    Mistake(
+        "two groups of one name",
+        lambda: oc.multi_optimizer(("a", "bias", TX), ("a", "kernel", TX)),
+        ValueError,
+        "re:the name of a group must be its own and not one of .*; got 'a'",
+    ),
+    *(
+        Mistake(
+            f"a group named {name!r}",
+            lambda name=name: oc.multi_optimizer((name, "bias", TX)),
+            ValueError,
+            f"re:the name of a group must be .*; got '{name}'",
+        )
+        for name in ("default", "inner", "metrics", "average", "a/b")
+    ),
+    Mistake(
+        "a group of a number",
+        lambda: oc.multi_optimizer(("a", 3, TX)),
+        TypeError,
+        "the parameters of group 'a' must be True or False; got 3",
+    ),
+    Mistake(
+        "a group that is not trained by anything",
+        lambda: oc.multi_optimizer(("a", "bias", oc.sgd)),
+        TypeError,
+        "the transformation of group 'a' must be an optchain or Optax transformation; got <function sgd",
+    ),
+    Mistake(
+        "a loss scale in a group",
+        lambda: oc.multi_optimizer(("a", "bias", TX), default=oc.dynamic_loss_scale(TX)),
+        ValueError,
+        "put dynamic_loss_scale around multi_optimizer",
+    ),
+    Mistake(
         "an axis name of the wrong kind",
         lambda: oc.clip_by_global_norm(1.0, axis_name=3),
         TypeError,
@@ -501,6 +549,18 @@ CHAINS = [
         lambda: oc.chain(oc.sgd(0.1), oc.masked(oc.sgd(0.1), oc.matching("bias"))),
         ValueError,
         "the updates would be scaled twice, and their sign flipped twice",
+    ),
+    Mistake(
+        "a learning rate after groups that have their own",
+        lambda: oc.chain(oc.multi_optimizer(("a", "bias", oc.sgd(0.1)), default=TX), RATE, learning_rate=0.1),
+        ValueError,
+        "the updates would be scaled twice, and their sign flipped twice",
+    ),
+    Mistake(
+        "a gradient link after a group with a gate",
+        lambda: oc.chain(oc.multi_optimizer(("a", "bias", oc.skip_nonfinite(TX)), default=TX), oc.clip_by_norm(1.0)),
+        ValueError,
+        "clip_by_norm (gradient) stands after multi_optimizer (gate)",
     ),
     Mistake(
         "a gradient link after a frozen gate",

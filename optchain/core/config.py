@@ -61,6 +61,8 @@ def to_code(value: Any) -> str:
             return "{" + ", ".join(f"{key!r}: {to_code(item)}" for key, item in value.items()) + "}"
         case list():
             return "[" + ", ".join(map(to_code, value)) + "]"
+        case tuple():
+            return f"({', '.join(map(to_code, value))}{',' * (len(value) == 1)})"
         case _ if inspect.isroutine(value) or inspect.isclass(value):
             return getattr(value, "__qualname__", repr(value))
         case _:

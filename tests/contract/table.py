@@ -98,6 +98,22 @@ ROWS = [
         has_code=False,
         owns_all_state=False,
     ),
+    Row(
+        "multi_optimizer",
+        lambda: oc.multi_optimizer(
+            ("matrices", only_matrices, oc.adamw(0.1, use_ema=True, gradient_accumulation_steps=2)),
+            ("biases", oc.matching("bias", allow_unmatched=True), oc.skip_nonfinite(oc.sgd(0.1, 0.9))),
+            default=oc.clip_by_norm(0.5),
+        ),
+    ),
+    Row(
+        "multi_optimizer_gradient",
+        lambda: oc.chain(
+            oc.unscale_gradients(2.0),
+            oc.multi_optimizer(("all", "", _body()), default=oc.adam(0.1)),
+            oc.average_params(0.5),
+        ),
+    ),
     Row("monitor", lambda: oc.monitor(per_subtree=True)),
     Row("unscale_gradients", lambda: oc.unscale_gradients(1024.0)),
     Row("chain", lambda: oc.chain(_body(amsgrad=True), oc.average_params(0.9), name="outer")),
