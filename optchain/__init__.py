@@ -39,5 +39,9 @@ from optchain.transforms.monitoring import monitor as monitor
 from optchain.transforms.multi_optimizer import multi_optimizer as multi_optimizer
 from optchain.transforms.nonfinite import check as check
 from optchain.transforms.nonfinite import skip_nonfinite as skip_nonfinite
+from optchain.transforms.projections import project_max_norm as project_max_norm
+from optchain.transforms.projections import project_min_max_norm as project_min_max_norm
+from optchain.transforms.projections import project_non_negative as project_non_negative
+from optchain.transforms.projections import project_unit_norm as project_unit_norm
 
 __version__ = "0.1.0"

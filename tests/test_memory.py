@@ -105,6 +105,18 @@ def test_one_recipe_in_two_groups_costs_what_it_costs_alone():
     assert accessed(grouped, params) <= 1.01 * accessed(optchain.adamw(1e-3), params)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+def test_a_projection_of_norms_needs_no_temporary_tree(dtype):
+    analysis, size, _ = memory(optchain.chain(optchain.adamw(1e-3), optchain.project_max_norm()), dtype, "apply")
+    assert analysis.temp_size_in_bytes / size <= 0.1
+
+
+def test_a_projection_of_single_values_adds_no_pass():
+    params = transformer(jnp.float32)
+    projected = optchain.chain(optchain.adamw(1e-3), optchain.project_non_negative())
+    assert accessed(projected, params) == accessed(optchain.adamw(1e-3), params)
+
+
 def accessed(tx, params):
     """The bytes that a step reads and writes, by the compiler's count."""
     step = jax.jit(lambda params, state, grads: tx.apply(params, state, grads=grads), donate_argnums=(0, 1))

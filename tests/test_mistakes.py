@@ -56,6 +56,10 @@ NUMBERS: list[tuple[str, str, Callable[[Any], Any], str, list[float]]] = [
     ("decay_weights", "weight_decay", oc.decay_weights, FINITE, [-0.1]),
     ("decay_weights", "learning_rate", lambda v: oc.decay_weights(0.1, learning_rate=v), FINITE, [-0.1]),
     ("average_params", "momentum", oc.average_params, FRACTION, [-0.1, 1.1]),
+    ("project_max_norm", "max_value", oc.project_max_norm, POSITIVE, [0.0, -1.0]),
+    ("project_min_max_norm", "min_value", oc.project_min_max_norm, FINITE, [-0.1]),
+    ("project_min_max_norm", "max_value", lambda v: oc.project_min_max_norm(max_value=v), POSITIVE, [0.0, -1.0]),
+    ("project_min_max_norm", "rate", lambda v: oc.project_min_max_norm(rate=v), FRACTION, [-0.1, 1.1]),
     (
         "dynamic_loss_scale",
         "initial_scale",
@@ -358,6 +362,30 @@ ARGUMENTS = [
         "put dynamic_loss_scale around multi_optimizer",
     ),
     Mistake(
+        "a smallest norm above the largest",
+        lambda: oc.project_min_max_norm(2.0, 1.0),
+        ValueError,
+        "min_value must be at most max_value; got 2.0 and 1.0",
+    ),
+    Mistake(
+        "an axis that is no integer",
+        lambda: oc.project_unit_norm(0.5),
+        TypeError,
+        "axis must be an integer or a sequence of integers; got 0.5",
+    ),
+    Mistake(
+        "an axis twice",
+        lambda: oc.project_max_norm(1.0, [0, 0]),
+        ValueError,
+        "axis must not have an axis twice; got [0, 0]",
+    ),
+    Mistake(
+        "a pattern as a projection's mask",
+        lambda: oc.project_non_negative(mask="kernel"),
+        TypeError,
+        "mask must be a tree of bools or a callable of the parameters (see matching); got 'kernel'",
+    ),
+    Mistake(
         "an axis name of the wrong kind",
         lambda: oc.clip_by_global_norm(1.0, axis_name=3),
         TypeError,
@@ -585,6 +613,19 @@ CHAINS = [
         lambda: oc.chain(oc.average_params(), optax.trace(0.9)),
         ValueError,
         "optax (gradient) stands after average_params (parameter)",
+    ),
+    Mistake(
+        "an average after a projection",
+        lambda: oc.chain(oc.project_unit_norm(), oc.average_params()),
+        ValueError,
+        "average_params stands after project_unit_norm, and cannot: the average would take the parameters out of the "
+        "projection",
+    ),
+    Mistake(
+        "an average after a projection of some",
+        lambda: oc.chain(oc.project_non_negative(mask=oc.matching("kernel")), oc.average_params()),
+        ValueError,
+        "average_params stands after project_non_negative, and cannot",
     ),
     Mistake(
         "a gate after an average",
@@ -973,6 +1014,18 @@ MASKS = [
         lambda: oc.freeze(oc.sgd(0.1), oc.matching("^encoder/")).init(PARAMS),
         ValueError,
         "matching('^encoder/') matches no parameter; the paths are: dense/bias, dense/kernel, head/kernel",
+    ),
+    Mistake(
+        "an axis that a parameter does not have",
+        lambda: oc.project_max_norm(1.0, 1).init(PARAMS),
+        ValueError,
+        "project_max_norm: dense/bias of shape (3,) has no axis 1: leave it out by a mask",
+    ),
+    Mistake(
+        "a projection of no parameter",
+        lambda: oc.project_non_negative(mask=oc.matching("kernels")).init(PARAMS),
+        ValueError,
+        "matching('kernels') matches no parameter",
     ),
     Mistake(
         "an excluding tree that does not fit",

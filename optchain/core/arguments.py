@@ -60,6 +60,8 @@ RANGES: dict[str, Range] = {
     "clipvalue": POSITIVE,
     "clipnorm": POSITIVE,
     "global_clipnorm": POSITIVE,
+    "min_value": NON_NEGATIVE,
+    "rate": FRACTION,
     "initial_scale": Range(2.0**-24, 2.0**127),
     "loss_scale": POSITIVE,
     "loss_scale_factor": POSITIVE,
@@ -175,6 +177,16 @@ def check_axis_name(value: Any) -> str | tuple[str, ...] | None:
     if value is not None and not all(isinstance(name, str) for name in names):
         raise TypeError(f"axis_name must be a string, a tuple of strings or None; got {value!r}")
     return value
+
+
+def check_axes(name: str, value: Any) -> tuple[int, ...]:
+    """The axes of an array, as a tuple: an integer or several different ones."""
+    axes = tuple(value) if isinstance(value, list | tuple) else (value,)
+    if not axes or any(isinstance(axis, bool) or not hasattr(type(axis), "__index__") for axis in axes):
+        raise TypeError(f"{name} must be an integer or a sequence of integers; got {value!r}")
+    if len(set(axes)) < len(axes):
+        raise ValueError(f"{name} must not have an axis twice; got {value!r}")
+    return tuple(operator.index(axis) for axis in axes)
 
 
 def check_values(name: str, values: Any) -> None:

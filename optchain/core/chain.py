@@ -110,7 +110,7 @@ def chain(*links: Link, learning_rate: Hyperparam | None = None, name: str = "ch
             applied = trees.add(params, updates)
             projected, projected_state = project(applied, state, **extra)
             new_state |= projected_state
-            updates = updates if projected is applied else trees.subtract(projected, params)
+            updates = trees.updates_to(projected, applied, params, updates)
         return updates, _entries(new_state)
 
     def apply(params: Tree, state: State, grads: Tree, **extra: Any) -> tuple[Tree, State]:

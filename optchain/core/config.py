@@ -105,7 +105,9 @@ def freeze(value: Any) -> Any:
         case dict():
             return ("dict", frozenset((key, freeze(item)) for key, item in value.items()))
         case list() | tuple() if not isinstance(value, optax.GradientTransformation):
-            return (type(value).__name__, tuple(freeze(item) for item in value))
+            # Of numbers or strings a list and a tuple mean the same (JSON has only lists); trees of bools differ by them.
+            plain = all(isinstance(item, int | float | str) and not isinstance(item, bool) for item in value)
+            return ("sequence" if plain else type(value).__name__, tuple(freeze(item) for item in value))
         case np.ndarray():
             return ("array", str(value.dtype), value.shape, value.tobytes())
     try:

@@ -242,9 +242,9 @@ class Transformation(optax.GradientTransformationExtraArgs):
         updates = updates if self._takes_scaled else trees.force(updates)
         if self._update is None:
             assert params is not None
-            new_params = trees.add(params, updates)
-            projected, state = self.run_project(new_params, state, extra)
-            return (updates if projected is new_params else trees.subtract(projected, params)), state
+            applied = trees.add(params, updates)
+            projected, state = self.run_project(applied, state, extra)
+            return trees.updates_to(projected, applied, params, updates), state
         own, values, kept = self._enter(state, updates, extra)
         updates, own = self._update(updates, own, params, **values)
         return updates, {**kept, **own}
@@ -262,7 +262,7 @@ class Transformation(optax.GradientTransformationExtraArgs):
         return trees.add(params, trees.force(updates)), state
 
     def run_project(self, params: Tree, state: State, extra: Mapping[str, Any]) -> tuple[Tree, State]:
-        """A parameter link's rule: the new parameters in, the same object out where it leaves them alone."""
+        """A parameter link's rule: the new parameters in, the same leaves out where it leaves them alone."""
         assert self._project is not None
         own, values, kept = self._enter(state, params, extra)
         params, own = self._project(params, own, **values)

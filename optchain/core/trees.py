@@ -100,6 +100,15 @@ def check_match(root: str, tree: Tree, reference_root: str, reference: Tree) -> 
             )
 
 
+def check_axes(owner: str, path: Path, leaf: Any, axes: tuple[int, ...]) -> None:
+    """Requires a leaf to have the axes over which a link reduces it."""
+    for axis in axes:
+        if not -jnp.ndim(leaf) <= axis < jnp.ndim(leaf):
+            raise ValueError(
+                f"{owner}: {path_string(path) or 'the array'} of shape {jnp.shape(leaf)} has no axis {axis}: leave it out by a mask"
+            )
+
+
 def _raise_structure(root: str, tree: Tree, reference_root: str, reference: Tree) -> None:
     ours, theirs = dict(leaves_with_paths(tree)), dict(leaves_with_paths(reference))
     for path in theirs:
@@ -297,9 +306,16 @@ def add(params: Tree, updates: Tree) -> Tree:
     return jax.tree.map(lambda p, u: astype(wide(p) + astype(u, wide(p).dtype), dtype_of(p)), params, updates)
 
 
-def subtract(new: Tree, old: Tree) -> Tree:
-    """The updates, wide, that take `old` to `new`."""
-    return jax.tree.map(lambda n, o: wide(n) - wide(o), new, old)
+def updates_to(new: Tree, applied: Tree, params: Tree, updates: Tree) -> Tree:
+    """The updates, wide, that take `params` to `new`, which was made of `applied`, the parameters plus some updates.
+
+    A leaf that is the same object in both was left alone: its update is what it was, to the bit and without a pass.
+    """
+
+    def update_to(n: Any, a: Any, p: Any, u: Any) -> Any:
+        return u if n is a else wide(n) - wide(p)
+
+    return jax.tree.map(update_to, new, applied, params, updates)
 
 
 # Norms ---------------------------------------------------------------------------------------------------------------
@@ -317,9 +333,9 @@ def abs_square(x: jax.Array) -> jax.Array:
     return jnp.square(x.real) + jnp.square(x.imag) if is_complex(x) else jnp.square(x)
 
 
-def sum_of_squares(x: Any) -> jax.Array:
-    """`Σ|x|²` of one leaf, accumulated wide."""
-    return jnp.sum(abs_square(wide(_apart(x))))
+def sum_of_squares(x: Any, axes: tuple[int, ...] | None = None) -> jax.Array:
+    """`Σ|x|²` of one leaf, accumulated wide; over some axes, which then have length 1."""
+    return jnp.sum(abs_square(wide(_apart(x))), axis=axes, keepdims=axes is not None)
 
 
 def _apart(x: Any) -> Any:

@@ -139,9 +139,8 @@ def _part(
 
     def on_part(params: Tree, act: Callable[[Tree], tuple[Tree, State]]) -> tuple[Tree, dict[str, Any]]:
         mask = chosen(params)
-        part = select(mask, params)
-        new, inner_state = act(part)
-        return (params if new is part else merge(mask, new, params)), inner_entry(inner_state)
+        new, inner_state = act(select(mask, params))
+        return merge(mask, new, params), inner_entry(inner_state)
 
     return Transformation(
         init,

@@ -115,6 +115,13 @@ ROWS = [
         ),
     ),
     Row("monitor", lambda: oc.monitor(per_subtree=True)),
+    Row("project_non_negative", lambda: oc.project_non_negative(), refuses_complex=True),
+    Row("project_unit_norm", lambda: oc.project_unit_norm(mask=only_matrices)),
+    Row("project_max_norm", lambda: oc.project_max_norm(jnp.array(0.5), [0, 1], mask=only_matrices)),
+    Row(
+        "project_min_max_norm",
+        lambda: oc.chain(oc.sgd(0.1), oc.project_min_max_norm(0.5, 1.0, 0.5, mask=only_matrices)),
+    ),
     Row("unscale_gradients", lambda: oc.unscale_gradients(1024.0)),
     Row("chain", lambda: oc.chain(_body(amsgrad=True), oc.average_params(0.9), name="outer")),
     Row(

@@ -58,7 +58,7 @@ def test_apply_is_update_and_apply_updates_on_complex_leaves(row):
 
 @rows_where(lambda row: row.refuses_complex)
 def test_rows_that_refuse_complex_leaves_say_so_at_init(row):
-    with pytest.raises(TypeError, match="cannot clip complex values, and dense/bias is complex64"):
+    with pytest.raises(TypeError, match=r"cannot \w+ complex values, and dense/bias is complex64"):
         row.make().init(params_of(PLAIN, jnp.complex64))
 
 
