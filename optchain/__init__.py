@@ -21,9 +21,12 @@ from optchain.training import make_step as make_step
 from optchain.transforms.accumulation import accumulate as accumulate
 from optchain.transforms.accumulation import flush as flush
 from optchain.transforms.adam import scale_by_adam as scale_by_adam
+from optchain.transforms.adaptive_clipping import adaptive_grad_clip as adaptive_grad_clip
 from optchain.transforms.averaging import average_params as average_params
 from optchain.transforms.averaging import averaged_params as averaged_params
 from optchain.transforms.averaging import finalize as finalize
+from optchain.transforms.centralization import centralize_gradients as centralize_gradients
+from optchain.transforms.clipping import clip_by_block_rms as clip_by_block_rms
 from optchain.transforms.clipping import clip_by_global_norm as clip_by_global_norm
 from optchain.transforms.clipping import clip_by_norm as clip_by_norm
 from optchain.transforms.clipping import clip_by_value as clip_by_value
@@ -37,11 +40,13 @@ from optchain.transforms.masking import masked as masked
 from optchain.transforms.momentum import apply_momentum as apply_momentum
 from optchain.transforms.monitoring import monitor as monitor
 from optchain.transforms.multi_optimizer import multi_optimizer as multi_optimizer
+from optchain.transforms.noise import add_noise as add_noise
 from optchain.transforms.nonfinite import check as check
 from optchain.transforms.nonfinite import skip_nonfinite as skip_nonfinite
 from optchain.transforms.projections import project_max_norm as project_max_norm
 from optchain.transforms.projections import project_min_max_norm as project_min_max_norm
 from optchain.transforms.projections import project_non_negative as project_non_negative
 from optchain.transforms.projections import project_unit_norm as project_unit_norm
+from optchain.transforms.replicas import cross_replica_mean as cross_replica_mean
 
 __version__ = "0.1.0"

@@ -56,6 +56,11 @@ NUMBERS: list[tuple[str, str, Callable[[Any], Any], str, list[float]]] = [
     ("decay_weights", "weight_decay", oc.decay_weights, FINITE, [-0.1]),
     ("decay_weights", "learning_rate", lambda v: oc.decay_weights(0.1, learning_rate=v), FINITE, [-0.1]),
     ("average_params", "momentum", oc.average_params, FRACTION, [-0.1, 1.1]),
+    ("clip_by_block_rms", "threshold", oc.clip_by_block_rms, POSITIVE, [0.0, -1.0]),
+    ("adaptive_grad_clip", "clipping", oc.adaptive_grad_clip, POSITIVE, [0.0, -0.1]),
+    ("adaptive_grad_clip", "epsilon", lambda v: oc.adaptive_grad_clip(0.1, v), FINITE, [-1e-3]),
+    ("add_noise", "eta", oc.add_noise, FINITE, [-0.1]),
+    ("add_noise", "gamma", lambda v: oc.add_noise(0.1, v), FINITE, [-0.55]),
     ("project_max_norm", "max_value", oc.project_max_norm, POSITIVE, [0.0, -1.0]),
     ("project_min_max_norm", "min_value", oc.project_min_max_norm, FINITE, [-0.1]),
     ("project_min_max_norm", "max_value", lambda v: oc.project_min_max_norm(max_value=v), POSITIVE, [0.0, -1.0]),
@@ -362,6 +367,28 @@ ARGUMENTS = [
         "put dynamic_loss_scale around multi_optimizer",
     ),
     Mistake(
+        "an axis of outputs that is none",
+        lambda: oc.centralize_gradients([0]),
+        TypeError,
+        "output_axis must be an integer; got [0]",
+    ),
+    Mistake(
+        "units along no axis", lambda: oc.adaptive_grad_clip(0.1, axis="rows"), TypeError, "axis must be an integer or"
+    ),
+    Mistake(
+        "a seed that is a key",
+        lambda: oc.add_noise(0.1, seed=jax.random.key(0)),
+        TypeError,
+        "seed must be an integer >= 0; got",
+    ),
+    Mistake("a negative seed", lambda: oc.add_noise(0.1, seed=-1), ValueError, "seed must be an integer >= 0; got -1"),
+    Mistake(
+        "replicas without an axis",
+        lambda: oc.cross_replica_mean(None),
+        TypeError,
+        "axis_name must be a string or a tuple of strings; got None",
+    ),
+    Mistake(
         "a smallest norm above the largest",
         lambda: oc.project_min_max_norm(2.0, 1.0),
         ValueError,
@@ -559,6 +586,16 @@ CHAINS = [
         ValueError,
         "unscale_gradients stands after clip_by_global_norm, and cannot: the threshold would apply to gradients that are "
         "still scaled",
+    ),
+    *(
+        Mistake(
+            f"{clip.name} before unscaling",
+            lambda clip=clip: oc.chain(clip, oc.unscale_gradients(1024.0)),
+            ValueError,
+            f"unscale_gradients stands after {clip.name}, and cannot: the threshold would apply to gradients that are still "
+            "scaled",
+        )
+        for clip in (oc.clip_by_block_rms(1.0), oc.adaptive_grad_clip(0.1))
     ),
     Mistake(
         "adam before unscaling",
@@ -1014,6 +1051,24 @@ MASKS = [
         lambda: oc.freeze(oc.sgd(0.1), oc.matching("^encoder/")).init(PARAMS),
         ValueError,
         "matching('^encoder/') matches no parameter; the paths are: dense/bias, dense/kernel, head/kernel",
+    ),
+    Mistake(
+        "a kernel without the axis of outputs",
+        lambda: update(tx=oc.centralize_gradients(2), state={}),
+        ValueError,
+        "centralize_gradients: dense/kernel of shape (3, 3) has no axis 2: leave it out by a mask",
+    ),
+    Mistake(
+        "a rank that has no units",
+        lambda: oc.adaptive_grad_clip(0.1).init({"w": jnp.ones((2,) * 6)}),
+        ValueError,
+        "adaptive_grad_clip has no rule for w of shape (2, 2, 2, 2, 2, 2): give the axis, or leave it out with masked",
+    ),
+    Mistake(
+        "an adaptive clip without parameters",
+        lambda: update(params=None, tx=oc.adaptive_grad_clip(0.1), state={}),
+        ValueError,
+        "adaptive_grad_clip needs the parameters, and update() got none",
     ),
     Mistake(
         "an axis that a parameter does not have",

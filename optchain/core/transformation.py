@@ -269,11 +269,17 @@ class Transformation(optax.GradientTransformationExtraArgs):
         return params, {**kept, **own}
 
     def run_flush(self, params: Tree, state: State, extra: Mapping[str, Any]) -> tuple[Tree, State]:
-        """Applies what gates within hold back, with the run-time values of the last call."""
-        if self._flush is None:
+        """Applies what gates within hold back, with the run-time values of the last call; what must hold of the new
+        parameters, a projection, is made to hold again, and no call is counted."""
+        projection = self._project if self.stage == "projection" else None
+        if self._flush is None and projection is None:
             return params, state
         self._check_state(state, params)
-        return self._flush(params, state, **{**extra, **self._hyperparams.last(state)})
+        values = {**extra, **self._hyperparams.last(state)}
+        if self._flush is not None:
+            return self._flush(params, state, **values)
+        assert projection is not None
+        return projection(params, state, **values)[0], state
 
     @property
     def projects(self) -> bool:

@@ -1,4 +1,4 @@
-"""Clipping of gradients: by value, by each leaf's norm, by the norm of all leaves."""
+"""Clipping of gradients: by value, by each leaf's norm or root mean square, by the norm of all leaves."""
 
 from typing import TypedDict
 
@@ -81,6 +81,36 @@ def clip_by_norm(max_norm: Hyperparam) -> Transformation:
         return trees.scale_each(updates, factors), state
 
     return Transformation(update=update, hyperparams=Hyperparams(max_norm=max_norm), stage="clip", takes_scaled=True)
+
+
+@register
+def clip_by_block_rms(threshold: Hyperparam) -> Transformation:
+    """Clips each leaf by its root mean square: `g ← g / max(1, rms(g) / threshold)`, `rms(g) = ‖g‖ / √size`.
+
+    Unlike `clip_by_norm` it does not clip large leaves harder than small ones. Adafactor clips its updates so: Shazeer &
+    Stern, "Adafactor: Adaptive Learning Rates with Sublinear Memory Cost", 2018, arXiv:1804.04235, section 6.
+    `optax.clip_by_block_rms`.
+
+    Args:
+      threshold: the largest root mean square of a leaf, > 0; in the units of the gradient.
+
+    Example:
+      >>> import jax.numpy as jnp, optchain
+      >>> tx = optchain.clip_by_block_rms(1.0)
+      >>> tx.update({"a": jnp.full(4, 8.0), "b": jnp.full(4, 0.5)}, {})[0]
+      {'a': Array([1., 1., 1., 1.], dtype=float32), 'b': Array([0.5, 0.5, 0.5, 0.5], dtype=float32)}
+    """
+
+    def update(updates: Tree, state: dict, params: Tree, *, threshold: jax.Array) -> tuple[Tree, dict]:
+        def factor(g: jax.Array) -> jax.Array:
+            rms = trees.root(trees.sum_of_squares(g) / max(g.size, 1))
+            bound = trees.cast(threshold, rms)
+            return bound / jnp.maximum(rms, bound)
+
+        factors = jax.tree.map(factor, trees.for_norm(updates))
+        return trees.scale_each(updates, factors), state
+
+    return Transformation(update=update, hyperparams=Hyperparams(threshold=threshold), stage="clip", takes_scaled=True)
 
 
 class GlobalNormMetrics(TypedDict):

@@ -194,5 +194,4 @@ def _projection(
         values = {name: extra[name] for name in hyperparams.names}
         return trees.cast_tree(jax.tree.map(lambda p: rule(p, **values), params), params), state
 
-    # A flush changes parameters, so what must hold for them is made to hold again.
-    return Transformation(init, project=project, flush=project, hyperparams=hyperparams, stage="projection")
+    return Transformation(init, project=project, hyperparams=hyperparams, stage="projection")

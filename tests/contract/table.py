@@ -27,6 +27,8 @@ class Row:
     """Whether its state is its own; an Optax link keeps Optax's tuples."""
     exports: bool = True
     """Whether `jax.export` takes a step: not with a callable that is read on the host."""
+    is_still: bool = True
+    """Whether zero gradients leave parameters that are zero where they are: not with noise."""
 
     def __str__(self) -> str:
         return self.name
@@ -63,6 +65,11 @@ ROWS = [
     Row("clip_by_norm", lambda: oc.clip_by_norm(0.5)),
     Row("clip_by_global_norm", lambda: oc.clip_by_global_norm(0.5)),
     Row("clip_by_global_norm_array", lambda: oc.clip_by_global_norm(jnp.array(0.5))),
+    Row("clip_by_block_rms", lambda: oc.clip_by_block_rms(0.5)),
+    Row("adaptive_grad_clip", lambda: oc.adaptive_grad_clip(0.5, jnp.array(0.1))),
+    Row("adaptive_grad_clip_axis", lambda: oc.masked(oc.adaptive_grad_clip(0.5, axis=[0, -1]), only_matrices)),
+    Row("centralize_gradients", lambda: oc.centralize_gradients()),
+    Row("add_noise", lambda: oc.add_noise(0.01, seed=3), is_still=False),
     Row("scale_by_adam", lambda: oc.scale_by_adam()),
     Row("scale_by_adam_amsgrad", lambda: oc.scale_by_adam(0.5, amsgrad=True)),
     Row("scale_by_adam_torch", lambda: oc.scale_by_adam(epsilon=1e-3, epsilon_hat=False)),
@@ -160,6 +167,9 @@ def half_schedule(count: Any) -> Any:
     """A schedule of Adam's second decay."""
     return 0.5 + 0.1 * jnp.minimum(count, 2).astype(jnp.float32)
 
+
+ELSEWHERE = {"cross_replica_mean": "tests/transforms/test_replicas.py"}
+"""What no row can hold, since it works inside a named axis only, and where it is tested."""
 
 every_row = pytest.mark.parametrize("row", ROWS, ids=str)
 
