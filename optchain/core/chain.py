@@ -132,7 +132,7 @@ def chain(*links: Link, learning_rate: Hyperparam | None = None, name: str = "ch
         if gate:
             params, gate_state = gate.run_flush(params, state.get(gate.name, {}), extra)
             state = {**state, **_entries({gate.name: gate_state})}
-        # A flush is no call: nothing counts or averages it. What must hold for the parameters still holds.
+        # Averages pass by, since a flush is no call; projections act.
         for link in parameter_links:
             params, _ = link.run_flush(params, state.get(link.name, {}), extra)
         return params, state

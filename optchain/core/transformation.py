@@ -269,8 +269,10 @@ class Transformation(optax.GradientTransformationExtraArgs):
         return params, {**kept, **own}
 
     def run_flush(self, params: Tree, state: State, extra: Mapping[str, Any]) -> tuple[Tree, State]:
-        """Applies what gates within hold back, with the run-time values of the last call; what must hold of the new
-        parameters, a projection, is made to hold again, and no call is counted."""
+        """Applies what gates within hold back, with the run-time values of the last call. It is no call: nothing counts it.
+
+        What must hold for the parameters is made to hold for the new ones: a projection acts.
+        """
         projection = self._project if self.stage == "projection" else None
         if self._flush is None and projection is None:
             return params, state

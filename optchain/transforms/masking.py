@@ -126,7 +126,8 @@ def _part(
         return merge(mask, trees.widened(new), rest), inner_entry(inner_state)
 
     def apply(params: Tree, state: dict[str, Any], grads: Tree, **extra: Any) -> tuple[Tree, dict[str, Any]]:
-        mask, others = chosen(params), invert(chosen(params))
+        mask = chosen(params)
+        others = invert(mask)
         new, inner_state = inner.run_apply(select(mask, params), state.get("inner", {}), select(mask, grads), extra)
         rest = apply_others(select(others, params), select(others, grads))
         return merge(mask, new, rest), inner_entry(inner_state)
