@@ -22,6 +22,9 @@ RECIPES = {
     "adamw, half of it frozen": lambda: optchain.freeze(
         optchain.adamw(1e-3, global_clipnorm=1.0), optchain.matching("^layer_[01]/")
     ),
+    "adamw, adaptive clip": lambda: optchain.chain(optchain.adaptive_grad_clip(0.01), optchain.adamw(1e-3)),
+    "adamw, clip by block RMS": lambda: optchain.chain(optchain.clip_by_block_rms(1.0), optchain.adamw(1e-3)),
+    "adamw, centralized": lambda: optchain.chain(optchain.centralize_gradients(), optchain.adamw(1e-3)),
     "two groups": lambda: optchain.multi_optimizer(
         ("attention", "query|key|value|out", optchain.adamw(1e-3, global_clipnorm=1.0)),
         default=optchain.sgd(1e-3, momentum=0.9, use_ema=True),

@@ -338,10 +338,15 @@ def sum_of_squares(x: Any, axes: tuple[int, ...] | None = None) -> jax.Array:
     return jnp.sum(abs_square(wide(_apart(x))), axis=axes, keepdims=axes is not None)
 
 
-def _apart(x: Any) -> Any:
-    """The operand of a norm, kept apart from the update's where it is narrow.
+def mean(x: Any, axes: tuple[int, ...]) -> jax.Array:
+    """The mean of one leaf over some axes, which then have length 1, accumulated wide."""
+    return jnp.mean(wide(_apart(x)), axis=axes, keepdims=True)
 
-    Without the barrier XLA's CPU backend shares the widened copy of a narrow leaf between the norm and the rule that
+
+def _apart(x: Any) -> Any:
+    """The operand of a norm or a mean, kept apart from the update's where it is narrow.
+
+    Without the barrier XLA's CPU backend shares the widened copy of a narrow leaf between the reduction and the rule that
     follows, and writes it out: 4 bytes per parameter of temporary memory.
     """
     return lax.optimization_barrier(x) if wide_dtype(dtype_of(x)) != dtype_of(x) else x
