@@ -1,16 +1,17 @@
 """`describe`: a recipe as a table, with what its state costs, on real parameters or on paper."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import optax
 
 from optchain.core.config import to_code
+from optchain.core.masks import select
 from optchain.core.optax_link import as_transformation
 from optchain.core.transformation import Transformation
-from optchain.core.trees import Tree, dtype_of
+from optchain.core.trees import Tree, dtype_of, leaves_with_paths, path_string
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +38,8 @@ class Description:
     """The number of values of the parameters."""
     parameter_bytes: int
     state_bytes: int
+    groups: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Where not every link acts on every parameter: the path of each to those of the links, or `frozen`."""
 
     @property
     def state_bytes_per_parameter(self) -> float:
@@ -51,9 +54,9 @@ class Description:
         for row in self.rows:
             kept = ", ".join(f"{name}: {what}" for name, what in row.entries.items())
             table.append(("  " * row.depth + row.code, kept or "-", _size(row.bytes) if row.bytes else "-"))
-        widths = [max(len(line[column]) for line in table) for column in range(3)]
-        lines = [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}".rstrip() for a, b, c in table]
-        lines.insert(1, "  ".join("-" * width for width in widths))
+        lines = _aligned(table, "<<>")
+        if self.groups:
+            lines += ["", *_aligned([("parameter", "acted on by"), *self.groups.items()], "<<")]
         total = (
             f"{self.parameters:,} parameters ({_size(self.parameter_bytes)}), state {_size(self.state_bytes)}: "
             f"{self.state_bytes_per_parameter:.2f} bytes per parameter"
@@ -87,7 +90,13 @@ def describe(tx: optax.GradientTransformation, params: Tree) -> Description:
       1,000,000 parameters (4.00 MB), state 8.00 MB: 8.00 bytes per parameter
     """
     transformation = as_transformation(tx, "optax")
-    state = jax.eval_shape(transformation.init, params)
+    groups: dict[str, list[str]] = {}
+
+    def trace(params: Tree) -> Any:
+        groups.update(_groups(transformation, params, transformation.name))
+        return transformation.init(params)
+
+    state = jax.eval_shape(trace, params)
     leaves = jax.tree.leaves(params)
     return Description(
         name=transformation.name,
@@ -95,7 +104,24 @@ def describe(tx: optax.GradientTransformation, params: Tree) -> Description:
         parameters=sum(leaf.size for leaf in leaves),
         parameter_bytes=_bytes(params),
         state_bytes=_bytes(state),
+        groups={path: ", ".join(names) for path, names in groups.items()},
     )
+
+
+def _groups(link: Transformation, params: Tree, path: str) -> dict[str, list[str]]:
+    """What acts on each parameter, by the links' paths, as far as something within does not act on all."""
+    labels = None if link.labels is None else link.labels(params)
+    found: dict[str, list[str]] = {}
+    for name, inner in _inner(link):
+        seen = (
+            params if labels is None else select(jax.tree.map(lambda label, name=name: label == name, labels), params)
+        )
+        for parameter, names in _groups(inner, seen, f"{path}/{name}").items():
+            found.setdefault(parameter, []).extend(names)
+    for place, label in [] if labels is None else leaves_with_paths(labels):
+        acting = f"{path}/{label}" if label in dict(_inner(link)) else label
+        found.setdefault(path_string(place), [acting])
+    return {path_string(place): found[path_string(place)] for place, _ in leaves_with_paths(params)} if found else {}
 
 
 def _rows(link: Transformation, state: Any, path: str, depth: int) -> Iterator[LinkRow]:
@@ -115,12 +141,12 @@ def _rows(link: Transformation, state: Any, path: str, depth: int) -> Iterator[L
 def _heading(link: Transformation) -> str:
     """A composite by its name and its arguments, without the transformations within, which follow."""
     given = link.given() if link.is_registered else {}
-    shown = [
-        f"{name}={to_code(value)}"
-        for name, value in given.items()
-        if name not in ("links", "name") and not isinstance(value, optax.GradientTransformation)
-    ]
+    shown = [f"{name}={to_code(value)}" for name, value in given.items() if name not in HIDDEN]
     return f"{link.name}({', '.join(shown)})"
+
+
+HIDDEN = {"links", "inner", "groups", "default", "name"}
+"""Arguments that hold transformations, and the name, which stands before them."""
 
 
 def _inner(link: Transformation) -> list[tuple[str, Transformation]]:
@@ -139,6 +165,17 @@ def _contents(entry: Any) -> str:
 
 def _bytes(tree: Any) -> int:
     return sum(leaf.size * dtype_of(leaf).itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _aligned(table: Sequence[tuple[str, ...]], alignments: str) -> list[str]:
+    """The lines of a table, with a rule under the first."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    columns = list(zip(alignments, widths, strict=True))
+    lines = [
+        "  ".join(f"{cell:{side}{width}}" for cell, (side, width) in zip(row, columns, strict=True)).rstrip()
+        for row in table
+    ]
+    return [lines[0], "  ".join("-" * width for width in widths), *lines[1:]]
 
 
 def _size(count: float) -> str:

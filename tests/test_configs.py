@@ -125,6 +125,14 @@ DIALECTS = st.one_of(
         ),
     ),
 )
+AXES = st.none() | st.sampled_from([0, -1, [0], [-1]])
+CONSTRAINED = st.sampled_from([oc.matching("kernel"), {"dense": True, "norm": False}])
+PROJECTIONS = st.one_of(
+    st.builds(oc.project_non_negative, mask=st.none() | CONSTRAINED),
+    st.builds(oc.project_unit_norm, st.sampled_from([0, [0], [-1]]), mask=CONSTRAINED),
+    st.builds(oc.project_max_norm, run_time(POSITIVE), mask=st.none() | CONSTRAINED),
+    st.builds(oc.project_min_max_norm, POSITIVE, st.just(1.0) | ARRAYS, run_time(st.floats(0, 1)), mask=CONSTRAINED),
+)
 
 
 @st.composite
@@ -135,6 +143,10 @@ def chains(draw: st.DrawFn) -> oc.Transformation:
                 st.builds(oc.clip_by_norm, run_time(POSITIVE)),
                 st.builds(oc.clip_by_value, run_time(POSITIVE)),
                 st.builds(oc.clip_by_global_norm, run_time(POSITIVE)),
+                st.builds(oc.clip_by_block_rms, run_time(POSITIVE)),
+                st.builds(oc.adaptive_grad_clip, run_time(POSITIVE), run_time(POSITIVE), axis=AXES),
+                st.builds(oc.add_noise, run_time(POSITIVE), seed=INTEGERS),
+                st.builds(oc.centralize_gradients, st.sampled_from([0, -1])),
             ),
             max_size=2,
         )
@@ -155,6 +167,8 @@ def chains(draw: st.DrawFn) -> oc.Transformation:
     if draw(st.booleans()):
         momentum = draw(run_time(st.floats(0, 1)))
         after = [oc.average_params(momentum, overwrite_every=draw(st.none() | INTEGERS), average_dtype=draw(DTYPES))]
+    if draw(st.booleans()):
+        after.append(draw(PROJECTIONS))
     return oc.chain(("nested", body), *after) if after or draw(st.booleans()) else body
 
 
@@ -166,10 +180,30 @@ def gated(inner: st.SearchStrategy[oc.Transformation]) -> st.SearchStrategy[oc.T
     )
 
 
+def unscaled(inner: st.SearchStrategy[oc.Transformation]) -> st.SearchStrategy[oc.Transformation]:
+    """Those that a mask may cut in parts: without a loss scale."""
+    return inner.filter(lambda tx: "loss_scale" not in repr(tx) and "dynamic_loss_scale" not in repr(tx))
+
+
+def in_parts(inner: st.SearchStrategy[oc.Transformation]) -> st.SearchStrategy[oc.Transformation]:
+    masks = st.sampled_from(["bias|gamma", oc.matching("bias$", "^norm/"), {"dense": False, "norm": True}])
+    return st.one_of(
+        st.builds(oc.freeze, inner, MASKS),
+        st.builds(oc.masked, unscaled(inner), MASKS),
+        st.builds(
+            lambda mask, first, rest: oc.multi_optimizer(("first", mask, first), default=rest),
+            masks,
+            unscaled(inner),
+            unscaled(inner),
+        ),
+    )
+
+
 RECIPES = st.recursive(presets() | DIALECTS | chains(), gated, max_leaves=3)
+CUT_RECIPES = st.recursive(presets() | DIALECTS | chains(), lambda inner: gated(inner) | in_parts(inner), max_leaves=3)
 
 
-@given(tx=RECIPES)
+@given(tx=RECIPES | CUT_RECIPES)
 @hypothesis.settings(max_examples=500)
 def test_a_recipe_comes_back_from_json_the_same(tx: oc.Transformation) -> None:
     config = oc.to_config(tx)

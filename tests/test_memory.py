@@ -8,6 +8,7 @@ import functools
 import jax.numpy as jnp
 import pytest
 
+import optchain
 from optchain.cli.bench import counts, trees
 from optchain.cli.bench.contenders import optax_chain, ours
 from optchain.cli.bench.counts import Counts
@@ -58,3 +59,54 @@ def test_a_step_needs_and_moves_no_more_than_that_of_optax(recipe: RecipeName) -
 
 def test_an_accumulating_step_of_optax_needs_trees() -> None:
     assert counted(RecipeName.ACCUMULATE, "float32", "optax").temporary_bytes >= 4
+
+
+# What no recipe of the benchmark has ---------------------------------------------------------------------------------
+
+ADAMW = optchain.adamw(1e-3)
+OTHERS = {
+    "rmsprop": optchain.rmsprop(1e-3, momentum=0.9, centered=True),
+    "nadam": optchain.nadam(1e-3),
+    "adaptive_grad_clip": optchain.chain(optchain.adaptive_grad_clip(0.01), ADAMW),
+    "clip_by_block_rms": optchain.chain(optchain.clip_by_block_rms(1.0), ADAMW),
+    "centralize_gradients": optchain.chain(optchain.centralize_gradients(), ADAMW),
+    "project_max_norm": optchain.chain(ADAMW, optchain.project_max_norm()),
+    "freeze": optchain.freeze(optchain.adamw(1e-3, global_clipnorm=1.0), optchain.matching("^layer_0[01]/")),
+    "multi_optimizer": optchain.multi_optimizer(
+        ("attention", "query|key|value|out", optchain.adamw(1e-3, global_clipnorm=1.0)),
+        default=optchain.sgd(1e-3, momentum=0.9, use_ema=True),
+    ),
+}
+
+
+def counted_of(tx: optchain.Transformation, dtype: str = "float32", layers: int = LAYERS) -> Counts:
+    return counts.count(ours.applying(tx), trees.transformer(layers, WIDTH, jnp.dtype(dtype)))
+
+
+@every_dtype
+@pytest.mark.parametrize("name", OTHERS)
+def test_no_link_needs_a_temporary_tree(name: str, dtype: str) -> None:
+    counted = counted_of(OTHERS[name], dtype)
+    assert counted.temporary_bytes <= 0.1
+    assert 0 <= counted.not_aliased_bytes <= SCALARS
+
+
+def accessed(tx: optchain.Transformation, layers: int = LAYERS) -> float:
+    """Bytes that a step reads and writes."""
+    bytes_accessed = counted_of(tx, layers=layers).bytes_accessed
+    assert bytes_accessed is not None
+    return bytes_accessed * trees.size(trees.transformer(layers, WIDTH))
+
+
+def test_what_is_frozen_moves_no_bytes() -> None:
+    """A frozen parameter costs nothing: what a step reads and writes is what it does for the others alone."""
+    assert accessed(OTHERS["freeze"]) <= 1.01 * accessed(optchain.adamw(1e-3, global_clipnorm=1.0), LAYERS - 2)
+
+
+def test_one_recipe_in_two_groups_costs_what_it_costs_alone() -> None:
+    grouped = optchain.multi_optimizer(("attention", "query|key|value|out", ADAMW), default=ADAMW)
+    assert accessed(grouped) <= 1.01 * accessed(ADAMW)
+
+
+def test_a_projection_of_single_values_adds_no_pass() -> None:
+    assert accessed(optchain.chain(ADAMW, optchain.project_non_negative())) == accessed(ADAMW)

@@ -85,6 +85,15 @@ NUMBERS: list[tuple[str, str, Callable[[Any], Any], str, list[float]]] = [
     ("decay_weights", "weight_decay", oc.decay_weights, FINITE, [-0.1]),
     ("decay_weights", "learning_rate", lambda v: oc.decay_weights(0.1, learning_rate=v), FINITE, [-0.1]),
     ("average_params", "momentum", oc.average_params, FRACTION, [-0.1, 1.1]),
+    ("clip_by_block_rms", "threshold", oc.clip_by_block_rms, POSITIVE, [0.0, -1.0]),
+    ("adaptive_grad_clip", "clipping", oc.adaptive_grad_clip, POSITIVE, [0.0, -0.1]),
+    ("adaptive_grad_clip", "epsilon", lambda v: oc.adaptive_grad_clip(0.1, v), FINITE, [-1e-3]),
+    ("add_noise", "eta", oc.add_noise, FINITE, [-0.1]),
+    ("add_noise", "gamma", lambda v: oc.add_noise(0.1, v), FINITE, [-0.55]),
+    ("project_max_norm", "max_value", oc.project_max_norm, POSITIVE, [0.0, -1.0]),
+    ("project_min_max_norm", "min_value", oc.project_min_max_norm, FINITE, [-0.1]),
+    ("project_min_max_norm", "max_value", lambda v: oc.project_min_max_norm(max_value=v), POSITIVE, [0.0, -1.0]),
+    ("project_min_max_norm", "rate", lambda v: oc.project_min_max_norm(rate=v), FRACTION, [-0.1, 1.1]),
     (
         "dynamic_loss_scale",
         "initial_scale",
@@ -425,6 +434,125 @@ ARGUMENTS = [
         "mask must be a tree of bools",
     ),
     Mistake(
+        "a pattern as the mask of frozen parameters",
+        lambda: oc.freeze(oc.sgd(0.1), "bias"),
+        TypeError,
+        "mask must be a tree of bools or a callable of the parameters (see matching); got 'bias'",
+    ),
+    Mistake(
+        "a mask where the transformation belongs",
+        lambda: oc.masked(oc.matching("bias"), oc.sgd(0.1)),
+        TypeError,
+        "inner must be an optchain or Optax transformation; got matching('bias') (Matching)",
+    ),
+    Mistake(
+        "a loss scale for some parameters",
+        lambda: oc.masked(oc.sgd(0.1, loss_scale_factor=8.0), oc.matching("bias")),
+        ValueError,
+        "masked would unscale the gradients of some parameters only (unscale_gradients), and the loss is scaled for all: "
+        "put unscale_gradients around masked",
+    ),
+    Mistake(
+        "a dynamic loss scale for some parameters",
+        lambda: oc.masked(oc.skip_nonfinite(oc.dynamic_loss_scale(oc.sgd(0.1))), oc.matching("bias")),
+        ValueError,
+        "put dynamic_loss_scale around masked",
+    ),
+    Mistake(
+        "no groups", lambda: oc.multi_optimizer(default=TX), ValueError, "multi_optimizer needs at least one group"
+    ),
+    Mistake(
+        "a group without a name",
+        lambda: oc.multi_optimizer(("bias", TX)),
+        TypeError,
+        "group 0 must be a tuple (name, parameters, transformation); got ('bias', adamw(learning_rate=0.1))",
+    ),
+    Mistake(
+        "groups as a dict",
+        lambda: oc.multi_optimizer({"bias": TX}),
+        TypeError,
+        "group 0 must be a tuple (name, parameters, transformation); got {'bias'",
+    ),
+    Mistake(
+        "two groups of one name",
+        lambda: oc.multi_optimizer(("a", "bias", TX), ("a", "kernel", TX)),
+        ValueError,
+        "re:the name of a group must be its own and not one of .*; got 'a'",
+    ),
+    *(
+        Mistake(
+            f"a group named {name!r}",
+            lambda name=name: oc.multi_optimizer((name, "bias", TX)),
+            ValueError,
+            f"re:the name of a group must be .*; got '{name}'",
+        )
+        for name in ("default", "inner", "metrics", "average", "a/b")
+    ),
+    Mistake(
+        "a group of a number",
+        lambda: oc.multi_optimizer(("a", 3, TX)),
+        TypeError,
+        "the parameters of group 'a' must be True or False; got 3",
+    ),
+    Mistake(
+        "a group that is not trained by anything",
+        lambda: oc.multi_optimizer(("a", "bias", oc.sgd)),
+        TypeError,
+        "the transformation of group 'a' must be an optchain or Optax transformation; got <function sgd",
+    ),
+    Mistake(
+        "a loss scale in a group",
+        lambda: oc.multi_optimizer(("a", "bias", TX), default=oc.dynamic_loss_scale(TX)),
+        ValueError,
+        "put dynamic_loss_scale around multi_optimizer",
+    ),
+    Mistake(
+        "an axis of outputs that is none",
+        lambda: oc.centralize_gradients([0]),
+        TypeError,
+        "output_axis must be an integer; got [0]",
+    ),
+    Mistake(
+        "units along no axis", lambda: oc.adaptive_grad_clip(0.1, axis="rows"), TypeError, "axis must be an integer or"
+    ),
+    Mistake(
+        "a seed that is a key",
+        lambda: oc.add_noise(0.1, seed=jax.random.key(0)),
+        TypeError,
+        "seed must be an integer >= 0; got",
+    ),
+    Mistake("a negative seed", lambda: oc.add_noise(0.1, seed=-1), ValueError, "seed must be an integer >= 0; got -1"),
+    Mistake(
+        "replicas without an axis",
+        lambda: oc.cross_replica_mean(None),
+        TypeError,
+        "axis_name must be a string or a tuple of strings; got None",
+    ),
+    Mistake(
+        "a smallest norm above the largest",
+        lambda: oc.project_min_max_norm(2.0, 1.0),
+        ValueError,
+        "min_value must be at most max_value; got 2.0 and 1.0",
+    ),
+    Mistake(
+        "an axis that is no integer",
+        lambda: oc.project_unit_norm(0.5),
+        TypeError,
+        "axis must be an integer or a sequence of integers; got 0.5",
+    ),
+    Mistake(
+        "an axis twice",
+        lambda: oc.project_max_norm(1.0, [0, 0]),
+        ValueError,
+        "axis must not have an axis twice; got [0, 0]",
+    ),
+    Mistake(
+        "a pattern as a projection's mask",
+        lambda: oc.project_non_negative(mask="kernel"),
+        TypeError,
+        "mask must be a tree of bools or a callable of the parameters (see matching); got 'kernel'",
+    ),
+    Mistake(
         "an axis name of the wrong kind",
         lambda: oc.clip_by_global_norm(1.0, axis_name=3),
         TypeError,
@@ -763,6 +891,16 @@ CHAINS = [
         "unscale_gradients stands after clip_by_global_norm, and cannot: the threshold would apply to gradients that are "
         "still scaled",
     ),
+    *(
+        Mistake(
+            f"{clip.name} before unscaling",
+            lambda clip=clip: oc.chain(clip, oc.unscale_gradients(1024.0)),
+            ValueError,
+            f"unscale_gradients stands after {clip.name}, and cannot: the threshold would apply to gradients that are still "
+            "scaled",
+        )
+        for clip in (oc.clip_by_block_rms(1.0), oc.adaptive_grad_clip(0.1))
+    ),
     Mistake(
         "adam before unscaling",
         lambda: oc.chain(ADAM, oc.unscale_gradients(1024.0)),
@@ -774,6 +912,30 @@ CHAINS = [
         lambda: oc.chain(oc.scale_by_learning_rate(0.1), oc.unscale_gradients(1024.0)),
         ValueError,
         "unscale_gradients stands after scale_by_learning_rate, and cannot: the updates are not gradients any more",
+    ),
+    Mistake(
+        "a learning rate for some after one for all",
+        lambda: oc.chain(oc.sgd(0.1), oc.masked(oc.sgd(0.1), oc.matching("bias"))),
+        ValueError,
+        "the updates would be scaled twice, and their sign flipped twice",
+    ),
+    Mistake(
+        "a learning rate after groups that have their own",
+        lambda: oc.chain(oc.multi_optimizer(("a", "bias", oc.sgd(0.1)), default=TX), RATE, learning_rate=0.1),
+        ValueError,
+        "the updates would be scaled twice, and their sign flipped twice",
+    ),
+    Mistake(
+        "a gradient link after a group with a gate",
+        lambda: oc.chain(oc.multi_optimizer(("a", "bias", oc.skip_nonfinite(TX)), default=TX), oc.clip_by_norm(1.0)),
+        ValueError,
+        "clip_by_norm (gradient) stands after multi_optimizer (gate)",
+    ),
+    Mistake(
+        "a gradient link after a frozen gate",
+        lambda: oc.chain(oc.freeze(oc.accumulate(oc.sgd(0.1), 2), oc.matching("bias")), oc.clip_by_norm(1.0)),
+        ValueError,
+        "clip_by_norm (gradient) stands after freeze (gate)",
     ),
     Mistake(
         "a gradient link after a gate",
@@ -792,6 +954,19 @@ CHAINS = [
         lambda: oc.chain(oc.average_params(), optax.trace(0.9)),
         ValueError,
         "optax (gradient) stands after average_params (parameter)",
+    ),
+    Mistake(
+        "an average after a projection",
+        lambda: oc.chain(oc.project_unit_norm(), oc.average_params()),
+        ValueError,
+        "average_params stands after project_unit_norm, and cannot: the average would take the parameters out of the "
+        "projection",
+    ),
+    Mistake(
+        "an average after a projection of some",
+        lambda: oc.chain(oc.project_non_negative(mask=oc.matching("kernel")), oc.average_params()),
+        ValueError,
+        "average_params stands after project_non_negative, and cannot",
     ),
     Mistake(
         "a gate after an average",
@@ -1199,6 +1374,42 @@ MASKS = [
         lambda: decay_with(lambda params: jax.tree.map(lambda p: p > 0, params)).init(PARAMS),
         TypeError,
         'mask["dense"]["bias"] must be True or False; got',
+    ),
+    Mistake(
+        "frozen parameters of no such name",
+        lambda: oc.freeze(oc.sgd(0.1), oc.matching("^encoder/")).init(PARAMS),
+        ValueError,
+        "matching('^encoder/') matches no parameter; the paths are: dense/bias, dense/kernel, head/kernel",
+    ),
+    Mistake(
+        "a kernel without the axis of outputs",
+        lambda: update(tx=oc.centralize_gradients(2), state={}),
+        ValueError,
+        "centralize_gradients: dense/kernel of shape (3, 3) has no axis 2: leave it out by a mask",
+    ),
+    Mistake(
+        "a rank that has no units",
+        lambda: oc.adaptive_grad_clip(0.1).init({"w": jnp.ones((2,) * 6)}),
+        ValueError,
+        "adaptive_grad_clip has no rule for w of shape (2, 2, 2, 2, 2, 2): give the axis, or leave it out with masked",
+    ),
+    Mistake(
+        "an adaptive clip without parameters",
+        lambda: update(params=None, tx=oc.adaptive_grad_clip(0.1), state={}),
+        ValueError,
+        "adaptive_grad_clip needs the parameters, and update() got none",
+    ),
+    Mistake(
+        "an axis that a parameter does not have",
+        lambda: oc.project_max_norm(1.0, 1).init(PARAMS),
+        ValueError,
+        "project_max_norm: dense/bias of shape (3,) has no axis 1: leave it out by a mask",
+    ),
+    Mistake(
+        "a projection of no parameter",
+        lambda: oc.project_non_negative(mask=oc.matching("kernels")).init(PARAMS),
+        ValueError,
+        "matching('kernels') matches no parameter",
     ),
     Mistake(
         "an excluding tree that does not fit",

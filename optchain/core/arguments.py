@@ -85,6 +85,11 @@ RANGES: dict[str, Range] = {
     "clipvalue": POSITIVE,
     "clipnorm": POSITIVE,
     "global_clipnorm": POSITIVE,
+    "clipping": POSITIVE,
+    "eta": NON_NEGATIVE,
+    "gamma": NON_NEGATIVE,
+    "min_value": NON_NEGATIVE,
+    "rate": FRACTION,
     "initial_scale": Range(2.0**-24, 2.0**127),
     "loss_scale": POSITIVE,
     "loss_scale_factor": POSITIVE,
@@ -204,10 +209,23 @@ def check_identifier(name: str, value: Any) -> str:
 
 def check_axis_name(value: Any) -> str | tuple[str, ...] | None:
     """The name of a mesh axis, several, or None."""
+    if isinstance(value, list | tuple):  # a list is what JSON makes of a tuple
+        value = tuple(value)
     names = value if isinstance(value, tuple) else (value,)
     if value is not None and not all(isinstance(name, str) for name in names):
         raise TypeError(f"axis_name must be a string, a tuple of strings or None; got {value!r}")
     return value
+
+
+def check_axes(name: str, value: Any, *, several: bool = True) -> tuple[int, ...]:
+    """The axes of an array, as a tuple: an integer or, if allowed, several different ones."""
+    axes = tuple(value) if several and isinstance(value, list | tuple) else (value,)
+    if not axes or any(isinstance(axis, bool) or not hasattr(type(axis), "__index__") for axis in axes):
+        allowed = "an integer or a sequence of integers" if several else "an integer"
+        raise TypeError(f"{name} must be {allowed}; got {value!r}")
+    if len(set(axes)) < len(axes):
+        raise ValueError(f"{name} must not have an axis twice; got {value!r}")
+    return tuple(operator.index(axis) for axis in axes)
 
 
 def check_values(name: str, values: Any) -> None:

@@ -110,7 +110,7 @@ def chain(*links: Link, learning_rate: Hyperparam | None = None, name: str = "ch
             applied = trees.add(params, updates)
             projected, projected_state = project(applied, state, **extra)
             new_state |= projected_state
-            updates = updates if projected is applied else trees.subtract(projected, params)
+            updates = trees.updates_to(projected, applied, params, updates)
         return updates, entries(new_state)
 
     def apply(params: Tree, state: State, grads: Tree, **extra: Any) -> tuple[Tree, State]:
@@ -132,10 +132,9 @@ def chain(*links: Link, learning_rate: Hyperparam | None = None, name: str = "ch
         if gate:
             params, gate_state = gate.run_flush(params, state.get(gate.name, {}), extra)
             state = {**state, **entries({gate.name: gate_state})}
-        # A flush is no call: nothing counts or averages it. What must hold for the parameters still holds.
+        # Averages pass by, since a flush is no call; projections act.
         for link in parameter_links:
-            if link.stage == "projection":
-                params, _ = link.run_project(params, state.get(link.name, {}), extra)
+            params, _ = link.run_flush(params, state.get(link.name, {}), extra)
         return params, state
 
     only_projects = len(parameter_links) == len(named)
@@ -258,18 +257,22 @@ _FORBIDDEN: list[tuple[Stage, Stage, str]] = [
 
 
 def _check_stages(links: list[Transformation]) -> None:
-    seen: list[tuple[str, Stage]] = []
-    for name, stage in stages(links):
-        for earlier_name, earlier in seen:
+    seen: list[tuple[str, Stage, bool]] = []
+    for name, stage, partial in stages(links):
+        for earlier_name, earlier, earlier_partial in seen:
+            if partial and earlier_partial:
+                continue  # each acts on leaves of its own; within a part the order was checked when it was built
             for first, second, why in _FORBIDDEN:
                 if (earlier, stage) == (first, second):
                     raise ValueError(f"{name} stands after {earlier_name}, and cannot: {why}.")
-        seen.append((name, stage))
+        seen.append((name, stage, partial))
 
 
-def stages(links: list[Transformation] | tuple[Transformation, ...]) -> Iterator[tuple[str, Stage]]:
-    """What each link does, in the order in which they run, chains and gates opened."""
+def stages(
+    links: list[Transformation] | tuple[Transformation, ...], partial: bool = False
+) -> Iterator[tuple[str, Stage, bool]]:
+    """What each link does, and whether to some leaves only, in the order in which they run, all that hold links opened."""
     for link in links:
-        yield from stages(link.links)
+        yield from stages(link.links, partial or link.labels is not None)
         if link.stage:
-            yield link.name, link.stage
+            yield link.name, link.stage, partial

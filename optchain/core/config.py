@@ -61,6 +61,8 @@ def to_code(value: Any) -> str:
             return "{" + ", ".join(f"{key!r}: {to_code(item)}" for key, item in value.items()) + "}"
         case list():
             return "[" + ", ".join(map(to_code, value)) + "]"
+        case tuple():
+            return f"({', '.join(map(to_code, value))}{',' * (len(value) == 1)})"
         case _ if inspect.isroutine(value) or inspect.isclass(value):
             return getattr(value, "__qualname__", repr(value))
         case _:
@@ -105,7 +107,9 @@ def freeze(value: Any) -> Any:
         case dict():
             return ("dict", frozenset((key, freeze(item)) for key, item in value.items()))
         case list() | tuple() if not isinstance(value, optax.GradientTransformation):
-            return (type(value).__name__, tuple(freeze(item) for item in value))
+            # Of numbers or strings a list and a tuple mean the same (JSON has only lists); trees of bools differ by them.
+            plain = all(isinstance(item, int | float | str) and not isinstance(item, bool) for item in value)
+            return ("sequence" if plain else type(value).__name__, tuple(freeze(item) for item in value))
         case np.ndarray():
             return ("array", str(value.dtype), value.shape, value.tobytes())
     try:

@@ -34,20 +34,20 @@ def gate(
     """
 
     def init_with_inner(params: Tree) -> dict[str, Any]:
-        return {**init(params), **_entry(inner.run_init(params))}
+        return {**init(params), **inner_entry(inner.run_init(params))}
 
     def update(updates: Tree, state: dict[str, Any], params: Tree, **extra: Any) -> tuple[Tree, dict[str, Any]]:
         run_now, gradient, own = decide(updates, state, extra)
 
         def run(inner_state: State) -> tuple[Tree, State]:
             updates, inner_state = inner.run_update(gradient(), inner_state, params, extra)
-            return trees.force(updates), inner_state
+            return trees.widened(updates), inner_state
 
         def wait(inner_state: State) -> tuple[Tree, State]:
             return trees.zeros_like(trees.force(updates)), inner_state
 
         updates, inner_state = lax.cond(run_now, run, wait, state.get("inner", {}))
-        return updates, {**own, **_entry(inner_state)}
+        return updates, {**own, **inner_entry(inner_state)}
 
     def apply(params: Tree, state: dict[str, Any], grads: Tree, **extra: Any) -> tuple[Tree, dict[str, Any]]:
         return step(params, state, decide(grads, state, extra), extra)
@@ -56,7 +56,7 @@ def gate(
         if flush is not None:
             return step(params, state, flush(state), extra)
         params, inner_state = inner.run_flush(params, state.get("inner", {}), extra)
-        return params, {**state, **_entry(inner_state)}
+        return params, {**state, **inner_entry(inner_state)}
 
     def step(
         params: Tree, state: dict[str, Any], decision: Decision, extra: Mapping[str, Any]
@@ -70,7 +70,7 @@ def gate(
             return params, inner_state
 
         params, inner_state = lax.cond(run_now, run, wait, params, state.get("inner", {}))
-        return params, {**own, **_entry(inner_state)}
+        return params, {**own, **inner_entry(inner_state)}
 
     return Transformation(
         init_with_inner,
@@ -86,5 +86,5 @@ def gate(
     )
 
 
-def _entry(inner_state: State) -> dict[str, Any]:
+def inner_entry(inner_state: State) -> dict[str, Any]:
     return {} if isinstance(inner_state, dict) and not inner_state else {"inner": inner_state}

@@ -6,6 +6,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import jax
 import numpy as np
+import optax
 
 from optchain.core import trees
 from optchain.core.trees import Tree
@@ -104,6 +105,27 @@ def resolve_mask(name: str, mask: Mask | None, params: Tree) -> Tree:
         return jax.tree.map(lambda flag, part: jax.tree.map(lambda _: flag, part), chosen, params)
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{name} does not fit the parameters: {error}") from error
+
+
+def select(mask: Tree, tree: Tree | trees.Scaled) -> Any:
+    """The leaves that a resolved mask names, in a tree that has None in the others' places: no leaves there.
+
+    None, and not `optax.MaskedNode()`, because a checkpoint that is restored without a template has None there too.
+    """
+    if isinstance(tree, trees.Scaled):
+        return trees.Scaled(select(mask, tree.tree), tree.factor)
+    part = jax.tree.map(lambda chosen, leaf: leaf if chosen else None, mask, tree)
+    return optax.MaskedNode() if part is None else part  # a bare array left out; None would be "no parameters given"
+
+
+def invert(mask: Tree) -> Tree:
+    """A resolved mask of all other leaves."""
+    return jax.tree.map(lambda chosen: not chosen, mask)
+
+
+def merge(mask: Tree, chosen: Tree, others: Tree) -> Tree:
+    """The tree of which `select` took `chosen` and, with the inverted mask, `others`."""
+    return jax.tree.map(lambda flag, a, b: a if flag else b, mask, chosen, others)
 
 
 def _check_bools(name: str, mask: Tree) -> None:

@@ -42,10 +42,10 @@ def register(factory: Callable[..., optax.GradientTransformation] | None = None,
     Example:
       >>> import optax, optchain
       >>> @optchain.register
-      ... def add_noise(eta, gamma=0.55):
+      ... def optax_noise(eta, gamma=0.55):
       ...     return optax.add_noise(eta, gamma, key=0)
-      >>> add_noise(0.1)
-      add_noise(0.1)
+      >>> optax_noise(0.1)
+      optax_noise(0.1)
     """
     if factory is None:
         return functools.partial(register, name=name)

@@ -51,6 +51,7 @@ class Transformation(optax.GradientTransformationExtraArgs):
       links: the transformations it is composed of.
       takes: extra arguments that the rule uses without naming them.
       sequential: whether it runs `links` one after the other, and does nothing else.
+      labels: where each of the links acts on some leaves only: which, as a function of the parameters.
       takes_scaled: whether the rule accepts a `trees.Scaled` in place of a tree of updates.
       name: what error messages call it until a factory names it.
 
@@ -68,6 +69,8 @@ class Transformation(optax.GradientTransformationExtraArgs):
     stage: Stage | None
     sequential: bool
     """Whether `links` run one after the other and nothing else does: a chain."""
+    labels: Callable[[Tree], Tree] | None
+    """The parameters to a tree of the names under which the state has the link that acts on each leaf; None: all do on all."""
     fields: frozenset[str]
     """The entries that a state of this transformation must have."""
     optional_fields: frozenset[str]
@@ -105,6 +108,7 @@ class Transformation(optax.GradientTransformationExtraArgs):
         needs_params: bool = False,
         links: tuple["Transformation", ...] = (),
         sequential: bool = False,
+        labels: Callable[[Tree], Tree] | None = None,
         takes: Iterable[str] = (),
         takes_scaled: bool = False,
         name: str = "transformation",
@@ -133,6 +137,7 @@ class Transformation(optax.GradientTransformationExtraArgs):
                 "kind": kind or ("parameter" if project else "gate" if apply else "gradient"),
                 "stage": stage,
                 "sequential": sequential,
+                "labels": labels,
                 "fields": frozenset(fields) | hyperparams.fields,
                 "optional_fields": frozenset(optional_fields),
                 "takes": frozenset(taken.union(takes, (p.name for p in keywords))),
@@ -237,9 +242,9 @@ class Transformation(optax.GradientTransformationExtraArgs):
         updates = updates if self._takes_scaled else trees.force(updates)
         if self._update is None:
             assert params is not None
-            new_params = trees.add(params, updates)
-            projected, state = self.run_project(new_params, state, extra)
-            return (updates if projected is new_params else trees.subtract(projected, params)), state
+            applied = trees.add(params, updates)
+            projected, state = self.run_project(applied, state, extra)
+            return trees.updates_to(projected, applied, params, updates), state
         own, values, kept = self._enter(state, updates, extra)
         updates, own = self._update(updates, own, params, **values)
         return updates, {**kept, **own}
@@ -257,18 +262,26 @@ class Transformation(optax.GradientTransformationExtraArgs):
         return trees.add(params, trees.force(updates)), state
 
     def run_project(self, params: Tree, state: State, extra: Mapping[str, Any]) -> tuple[Tree, State]:
-        """A parameter link's rule: the new parameters in, the same object out where it leaves them alone."""
+        """A parameter link's rule: the new parameters in, the same leaves out where it leaves them alone."""
         assert self._project is not None
         own, values, kept = self._enter(state, params, extra)
         params, own = self._project(params, own, **values)
         return params, {**kept, **own}
 
     def run_flush(self, params: Tree, state: State, extra: Mapping[str, Any]) -> tuple[Tree, State]:
-        """Applies what gates within hold back, with the run-time values of the last call."""
-        if self._flush is None:
+        """Applies what gates within hold back, with the run-time values of the last call. It is no call: nothing counts it.
+
+        What must hold for the parameters is made to hold for the new ones: a projection acts.
+        """
+        projection = self._project if self.stage == "projection" else None
+        if self._flush is None and projection is None:
             return params, state
         self._check_state(state, params)
-        return self._flush(params, state, **{**extra, **self._hyperparams.last(state)})
+        values = {**extra, **self._hyperparams.last(state)}
+        if self._flush is not None:
+            return self._flush(params, state, **values)
+        assert projection is not None
+        return projection(params, state, **values)[0], state
 
     @property
     def projects(self) -> bool:
@@ -313,8 +326,7 @@ class Transformation(optax.GradientTransformationExtraArgs):
                     "another transformation's."
                 )
         for name in sorted(FULL_MIRRORS & state.keys()):
-            tree = reference.tree if isinstance(reference, trees.Scaled) else reference
-            trees.check_match(f'{self.name} state["{name}"]', state[name], "updates", tree)
+            trees.check_match(f'{self.name} state["{name}"]', state[name], "updates", trees.unscaled(reference))
 
     # The object ---------------------------------------------------------------------------------------------------------
 

@@ -100,6 +100,15 @@ def check_match(root: str, tree: Tree, reference_root: str, reference: Tree) -> 
             )
 
 
+def check_axes(owner: str, path: Path, leaf: Any, axes: tuple[int, ...]) -> None:
+    """Requires a leaf to have the axes over which a link reduces it."""
+    for axis in axes:
+        if not -jnp.ndim(leaf) <= axis < jnp.ndim(leaf):
+            raise ValueError(
+                f"{owner}: {path_string(path) or 'the array'} of shape {jnp.shape(leaf)} has no axis {axis}: leave it out by a mask"
+            )
+
+
 def _raise_structure(root: str, tree: Tree, reference_root: str, reference: Tree) -> None:
     ours, theirs = dict(leaves_with_paths(tree)), dict(leaves_with_paths(reference))
     for path in theirs:
@@ -258,10 +267,9 @@ def scale(updates: Tree | Scaled, factor: Any) -> Tree:
 
 def scale_each(updates: Tree | Scaled, factors: Tree) -> Tree:
     """Every leaf, made wide, times a scalar of its own."""
-    tree = updates.tree if isinstance(updates, Scaled) else updates
     if isinstance(updates, Scaled):
         factors = jax.tree.map(lambda factor: factor * cast(updates.factor, factor), factors)
-    return jax.tree.map(scale_leaf, tree, factors)
+    return jax.tree.map(scale_leaf, unscaled(updates), factors)
 
 
 def scale_leaf(x: Any, factor: Any) -> jax.Array:
@@ -277,9 +285,24 @@ def rescale(updates: Tree | Scaled, factor: jax.Array, *, mild: bool = False) ->
     return Scaled(updates, factor, mild)
 
 
+def unscaled(updates: Tree | Scaled) -> Tree:
+    """The tree without the factor: all that structure and shapes are read from."""
+    return updates.tree if isinstance(updates, Scaled) else updates
+
+
 def force(updates: Tree | Scaled) -> Tree:
     """The updates as a tree."""
     return scale(updates.tree, updates.factor) if isinstance(updates, Scaled) else updates
+
+
+def widened(updates: Tree | Scaled) -> Tree:
+    """The updates as a tree in the dtypes of :func:`wide`, in which links that contain links hand them on."""
+    return jax.tree.map(wide, force(updates))
+
+
+def for_norm(updates: Tree | Scaled) -> tuple[Tree, jax.Array | None]:
+    """A tree to take a norm of, and what the norm is then to be multiplied by, if anything."""
+    return updates.for_norm() if isinstance(updates, Scaled) else (updates, None)
 
 
 def add(params: Tree, updates: Tree) -> Tree:
@@ -287,9 +310,16 @@ def add(params: Tree, updates: Tree) -> Tree:
     return jax.tree.map(lambda p, u: astype(wide(p) + astype(u, wide(p).dtype), dtype_of(p)), params, updates)
 
 
-def subtract(new: Tree, old: Tree) -> Tree:
-    """The updates, wide, that take `old` to `new`."""
-    return jax.tree.map(lambda n, o: wide(n) - wide(o), new, old)
+def updates_to(new: Tree, applied: Tree, params: Tree, updates: Tree) -> Tree:
+    """The updates, wide, that take `params` to `new`, which was made of `applied`, the parameters plus some updates.
+
+    A leaf that is the same object in both was left alone: its update is what it was, to the bit and without a pass.
+    """
+
+    def update_to(n: Any, a: Any, p: Any, u: Any) -> Any:
+        return u if n is a else wide(n) - wide(p)
+
+    return jax.tree.map(update_to, new, applied, params, updates)
 
 
 # Norms ---------------------------------------------------------------------------------------------------------------
@@ -307,15 +337,20 @@ def abs_square(x: jax.Array) -> jax.Array:
     return jnp.square(x.real) + jnp.square(x.imag) if is_complex(x) else jnp.square(x)
 
 
-def sum_of_squares(x: Any) -> jax.Array:
-    """`Σ|x|²` of one leaf, accumulated wide."""
-    return jnp.sum(abs_square(wide(_apart(x))))
+def sum_of_squares(x: Any, axes: tuple[int, ...] | None = None) -> jax.Array:
+    """`Σ|x|²` of one leaf, accumulated wide; over some axes, which then have length 1."""
+    return jnp.sum(abs_square(wide(_apart(x))), axis=axes, keepdims=axes is not None)
+
+
+def mean(x: Any, axes: tuple[int, ...]) -> jax.Array:
+    """The mean of one leaf over some axes, which then have length 1, accumulated wide."""
+    return jnp.mean(wide(_apart(x)), axis=axes, keepdims=True)
 
 
 def _apart(x: Any) -> Any:
-    """The operand of a norm, kept apart from the update's where it is narrow.
+    """The operand of a norm or a mean, kept apart from the update's where it is narrow.
 
-    Without the barrier XLA's CPU backend shares the widened copy of a narrow leaf between the norm and the rule that
+    Without the barrier XLA's CPU backend shares the widened copy of a narrow leaf between the reduction and the rule that
     follows, and writes it out: 4 bytes per parameter of temporary memory.
     """
     return lax.optimization_barrier(x) if wide_dtype(dtype_of(x)) != dtype_of(x) else x
@@ -328,18 +363,19 @@ def norm(x: Any) -> jax.Array:
 
 def norms(updates: Tree | Scaled) -> Tree:
     """The Euclidean norm of each leaf."""
-    tree, factor = updates.for_norm() if isinstance(updates, Scaled) else (updates, None)
-    return jax.tree.map(lambda x: _times(norm(x), factor), tree)
+    tree, factor = for_norm(updates)
+    return jax.tree.map(lambda x: times(norm(x), factor), tree)
 
 
 def global_norm(updates: Tree | Scaled, axis_name: str | tuple[str, ...] | None = None) -> jax.Array:
     """The Euclidean norm of all leaves together, and over the devices of an axis, in JAX's default float."""
-    tree, factor = updates.for_norm() if isinstance(updates, Scaled) else (updates, None)
+    tree, factor = for_norm(updates)
     square = total(sum_of_squares(x) for x in jax.tree.leaves(tree))
-    return _times(root(square if axis_name is None else lax.psum(square, axis_name)), factor)
+    return times(root(square if axis_name is None else lax.psum(square, axis_name)), factor)
 
 
-def _times(norm: jax.Array, factor: jax.Array | None) -> jax.Array:
+def times(norm: jax.Array, factor: jax.Array | None) -> jax.Array:
+    """The norm times what :func:`for_norm` left over."""
     return norm if factor is None else norm * cast(factor, norm)
 
 

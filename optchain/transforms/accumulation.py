@@ -126,7 +126,8 @@ def flush(tx: optax.GradientTransformation, params: Tree, state: State) -> tuple
     """Applies what `accumulate` holds of a window that was not filled: the tail of an epoch.
 
     The inner transformation runs on the mean of what is there, with the hyperparameters of the last call. It is not a call:
-    chains and averages around the gate do not count it. Where nothing is held, nothing changes.
+    chains and averages around the gate do not count it; projections after the gate act. Where nothing is held, nothing
+    else changes.
 
     Args:
       tx: the transformation, with an `accumulate` in it.

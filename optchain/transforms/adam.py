@@ -1,5 +1,6 @@
 """Adam's rule: the first moment over the root of the second, with bias correction."""
 
+import functools
 from typing import Any, NotRequired, TypedDict
 
 import jax

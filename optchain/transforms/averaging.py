@@ -1,10 +1,12 @@
 """An average of the parameters over the run."""
 
+import contextlib
 import functools
 from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from optchain.core import arguments, trees
 from optchain.core.hyperparams import Hyperparam, Hyperparams
@@ -95,11 +97,14 @@ def average_params(
 def averaged_params(state: Any) -> Tree:
     """The average that `average_params` keeps in the state, in its own dtype. It is the state's own: copy before donating.
 
+    Averages of different parameters, as the groups of `multi_optimizer` keep, are one tree. It has None for parameters of
+    which there is no average, such as frozen ones; `finalize` fills them in.
+
     Args:
       state: any pytree with an optchain state in it.
 
     Raises:
-      ValueError: no average in the state, or two (the message names both).
+      ValueError: no average in the state, or two of the same parameter (the message names both).
 
     Example:
       >>> import jax.numpy as jnp, optchain
@@ -111,12 +116,11 @@ def averaged_params(state: Any) -> Tree:
         raise ValueError(
             "the state has no average of the parameters: add average_params() to the chain, or use_ema=True"
         )
-    _refuse_two(averages)
-    return averages[0][1]
+    return _united(averages)
 
 
 def finalize(params: Tree, state: Any) -> Tree:
-    """The parameters to evaluate and to save: the average in the parameters' dtypes if there is one, else `params`.
+    """The parameters to evaluate and to save: the average in the parameters' dtypes where there is one, else `params`.
 
     Keras's `finalize_variable_values`. What is returned is the state's or the caller's own: copy before donating.
 
@@ -125,7 +129,7 @@ def finalize(params: Tree, state: Any) -> Tree:
       state: any pytree with an optchain state in it.
 
     Raises:
-      ValueError: two averages (the message names both).
+      ValueError: two averages of the same parameter (the message names both).
 
     Example:
       >>> import jax.numpy as jnp, optchain
@@ -136,13 +140,32 @@ def finalize(params: Tree, state: Any) -> Tree:
     averages = find_trees(state, "average")
     if not averages:
         return params
-    _refuse_two(averages)
-    average = averages[0][1]
+    average = _united(averages)
+    with contextlib.suppress(ValueError):  # an average of other parameters: the check says which
+        average = jax.tree.map(lambda a, p: p if _is_absent(a) else a, average, params, is_leaf=_is_absent)
     trees.check_match("average", average, "params", params)
     return trees.cast_tree(average, params)
 
 
-def _refuse_two(averages: list[tuple[str, Tree]]) -> None:
-    if len(averages) > 1:
+def _united(averages: list[tuple[str, Tree]]) -> Tree:
+    """The averages, each of some of the parameters, as one tree."""
+    if len(averages) == 1:
+        return averages[0][1]
+
+    def only(*leaves: Any) -> Any:
+        present = [leaf for leaf in leaves if not _is_absent(leaf)]
+        if len(present) > 1:
+            raise ValueError("a parameter has two averages")
+        return present[0] if present else None
+
+    try:
+        return jax.tree.map(only, *(average for _, average in averages), is_leaf=_is_absent)
+    except ValueError as error:
         names = ", ".join(repr(name) for name, _ in averages)
-        raise ValueError(f"the state has {len(averages)} averages of the parameters, at {names}: take the one you mean")
+        raise ValueError(
+            f"the state has {len(averages)} averages of the parameters, at {names}: take the one you mean"
+        ) from error
+
+
+def _is_absent(node: Any) -> bool:
+    return node is None or isinstance(node, optax.MaskedNode)

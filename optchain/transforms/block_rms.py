@@ -12,27 +12,32 @@ from optchain.core.trees import Tree
 
 @register
 def clip_by_block_rms(threshold: Hyperparam) -> Transformation:
-    """Bounds the root mean square of each leaf: `u ← u / max(1, rms(u) / threshold)`.
+    """Clips each leaf by its root mean square: `g ← g / max(1, rms(g) / threshold)`, `rms(g) = ‖g‖ / √size`.
+
+    Unlike `clip_by_norm` it does not clip large leaves harder than small ones. Adafactor clips its updates so: Shazeer &
+    Stern, "Adafactor: Adaptive Learning Rates with Sublinear Memory Cost", 2018, arXiv:1804.04235, section 6.
+    `optax.clip_by_block_rms`.
 
     Args:
-      threshold: the largest root mean square of a leaf, > 0.
-
-    Source: Shazeer & Stern, "Adafactor", 2018, arXiv:1804.04235, section 6.
+      threshold: the largest root mean square of a leaf, > 0; in the units of the gradient.
 
     Example:
       >>> import jax.numpy as jnp, optchain
-      >>> optchain.clip_by_block_rms(1.0).update(jnp.array([2.0, -2.0]), {})[0]
-      Array([ 1., -1.], dtype=float32)
+      >>> tx = optchain.clip_by_block_rms(1.0)
+      >>> tx.update({"a": jnp.full(4, 8.0), "b": jnp.full(4, 0.5)}, {})[0]
+      {'a': Array([1., 1., 1., 1.], dtype=float32), 'b': Array([0.5, 0.5, 0.5, 0.5], dtype=float32)}
     """
 
     def update(updates: Tree, state: dict, params: Tree, *, threshold: jax.Array) -> tuple[Tree, dict]:
-        def factor(u: jax.Array) -> jax.Array:
-            rms = _rms(u)
-            return 1 / jnp.maximum(rms / trees.cast(threshold, rms), 1)
+        def factor(norm: jax.Array, g: jax.Array) -> jax.Array:
+            rms = norm / max(jnp.size(g), 1) ** 0.5
+            bound = trees.cast(threshold, rms)
+            return bound / jnp.maximum(rms, bound)
 
-        return trees.scale_each(updates, jax.tree.map(factor, updates)), state
+        factors = jax.tree.map(factor, trees.norms(updates), trees.unscaled(updates))
+        return trees.scale_each(updates, factors), state
 
-    return Transformation(update=update, hyperparams=Hyperparams(threshold=threshold))
+    return Transformation(update=update, hyperparams=Hyperparams(threshold=threshold), stage="clip", takes_scaled=True)
 
 
 @register
@@ -53,13 +58,9 @@ def scale_by_param_block_rms(min_scale: Hyperparam = 1e-3) -> Transformation:
 
     def update(updates: Tree, state: dict, params: Tree, *, min_scale: jax.Array) -> tuple[Tree, dict]:
         def factor(p: jax.Array) -> jax.Array:
-            rms = _rms(p)
+            rms = trees.root(trees.sum_of_squares(p) / max(jnp.size(p), 1))
             return jnp.maximum(rms, trees.cast(min_scale, rms))
 
         return trees.scale_each(updates, jax.tree.map(factor, params)), state
 
     return Transformation(update=update, hyperparams=Hyperparams(min_scale=min_scale), needs_params=True)
-
-
-def _rms(x: jax.Array) -> jax.Array:
-    return trees.root(trees.sum_of_squares(x) / max(jnp.size(x), 1))

@@ -1,4 +1,4 @@
-"""Clipping of gradients: by value, by each leaf's norm, by the norm of all leaves."""
+"""Clipping of gradients: by value, by each leaf's norm or root mean square, by the norm of all leaves."""
 
 from typing import TypedDict
 

@@ -145,7 +145,9 @@ def decay_first(
         decayed = jax.tree.map(lambda p, d: trees.wide(p) + d, params, step)
         seen = trees.cast_tree(decayed, params) if keeps_dtypes else decayed
         updates, inner_state = inner.run_update(updates, state.get("inner", {}), seen, extra)
-        updates = trees.subtract(trees.add(decayed, trees.force(updates)), params)
+        updates = jax.tree.map(
+            lambda n, p: trees.wide(n) - trees.wide(p), trees.add(decayed, trees.force(updates)), params
+        )
         return updates, entries({"inner": inner_state, "decay_weights": decay_state})
 
     return Transformation(

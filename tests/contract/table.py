@@ -27,6 +27,8 @@ class Row:
     """Whether its state is its own; an Optax link keeps Optax's tuples."""
     exports: bool = True
     """Whether `jax.export` takes a step: not with a callable that is read on the host."""
+    is_still: bool = True
+    """Whether zero gradients leave parameters that are zero where they are: not with noise."""
 
     def __str__(self) -> str:
         return self.name
@@ -63,6 +65,11 @@ ROWS = [
     Row("clip_by_norm", lambda: oc.clip_by_norm(0.5)),
     Row("clip_by_global_norm", lambda: oc.clip_by_global_norm(0.5)),
     Row("clip_by_global_norm_array", lambda: oc.clip_by_global_norm(jnp.array(0.5))),
+    Row("clip_by_block_rms", lambda: oc.clip_by_block_rms(0.5)),
+    Row("adaptive_grad_clip", lambda: oc.adaptive_grad_clip(0.5, jnp.array(0.1))),
+    Row("adaptive_grad_clip_axis", lambda: oc.masked(oc.adaptive_grad_clip(0.5, axis=[0, -1]), only_matrices)),
+    Row("centralize_gradients", lambda: oc.centralize_gradients()),
+    Row("add_noise", lambda: oc.add_noise(0.01, seed=3), is_still=False),
     Row("scale_by_adam", lambda: oc.scale_by_adam()),
     Row("scale_by_adam_amsgrad", lambda: oc.scale_by_adam(0.5, amsgrad=True)),
     Row("scale_by_adam_torch", lambda: oc.scale_by_adam(epsilon=1e-3, epsilon_hat=False)),
@@ -86,7 +93,47 @@ ROWS = [
     Row("accumulate_schedule", lambda: oc.accumulate(oc.sgd(0.1, 0.9), growing_window)),
     Row("skip_nonfinite", lambda: oc.skip_nonfinite(_body(), 2)),
     Row("dynamic_loss_scale", lambda: oc.dynamic_loss_scale(oc.accumulate(_body(), 2), 8.0, 2)),
+    Row("masked", lambda: oc.masked(oc.clip_by_global_norm(0.5), only_matrices)),
+    Row("masked_gate", lambda: oc.masked(oc.accumulate(_body(), 2), oc.matching("bias", allow_unmatched=True))),
+    Row("masked_average", lambda: oc.masked(oc.average_params(0.5), only_matrices)),
+    Row("freeze", lambda: oc.freeze(_body(), oc.matching("bias", "^0", allow_unmatched=True))),
+    Row(
+        "freeze_gate",
+        lambda: oc.freeze(
+            oc.adamw(0.1, weight_decay=0.1, use_ema=True, loss_scale_factor=8.0, gradient_accumulation_steps=3),
+            only_matrices,
+        ),
+    ),
+    Row(
+        "freeze_optax",
+        lambda: oc.freeze(OPTAX_ADAM, only_matrices),
+        has_code=False,
+        owns_all_state=False,
+    ),
+    Row(
+        "multi_optimizer",
+        lambda: oc.multi_optimizer(
+            ("matrices", only_matrices, oc.adamw(0.1, use_ema=True, gradient_accumulation_steps=2)),
+            ("biases", oc.matching("bias", allow_unmatched=True), oc.skip_nonfinite(oc.sgd(0.1, 0.9))),
+            default=oc.clip_by_norm(0.5),
+        ),
+    ),
+    Row(
+        "multi_optimizer_gradient",
+        lambda: oc.chain(
+            oc.unscale_gradients(2.0),
+            oc.multi_optimizer(("all", "", _body()), default=oc.adam(0.1)),
+            oc.average_params(0.5),
+        ),
+    ),
     Row("monitor", lambda: oc.monitor(per_subtree=True)),
+    Row("project_non_negative", lambda: oc.project_non_negative(), refuses_complex=True),
+    Row("project_unit_norm", lambda: oc.project_unit_norm(mask=only_matrices)),
+    Row("project_max_norm", lambda: oc.project_max_norm(jnp.array(0.5), [0, 1], mask=only_matrices)),
+    Row(
+        "project_min_max_norm",
+        lambda: oc.chain(oc.sgd(0.1), oc.project_min_max_norm(0.5, 1.0, 0.5, mask=only_matrices)),
+    ),
     Row("unscale_gradients", lambda: oc.unscale_gradients(1024.0)),
     Row("chain", lambda: oc.chain(_body(amsgrad=True), oc.average_params(0.9), name="outer")),
     Row(
@@ -177,6 +224,8 @@ FAMILY = [
 """Keras's other optimizers, and through them the links that they are made of."""
 
 ROWS += FAMILY
+ELSEWHERE = {"cross_replica_mean": "tests/transforms/test_replicas.py"}
+"""What no row can hold, since it works inside a named axis only, and where it is tested."""
 
 every_row = pytest.mark.parametrize("row", ROWS, ids=str)
 

@@ -112,7 +112,8 @@ def test_zero_gradients_and_parameters_stay_finite(row):
     state = tx.init(params)
     for _ in range(STEPS):
         params, state = apply_step(tx, params, state, jax.tree.map(jnp.zeros_like, params))
-    assert_same(params, jax.tree.map(jnp.zeros_like, params))
+    if row.is_still:
+        assert_same(params, jax.tree.map(jnp.zeros_like, params))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
 
 

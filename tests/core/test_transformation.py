@@ -16,7 +16,7 @@ GRADS = {"w": jnp.array([0.5, 0.25])}
 
 
 @oc.register
-def add_noise(eta: float, gamma: float = 0.55) -> optax.GradientTransformation:
+def noisy(eta: float, gamma: float = 0.55) -> optax.GradientTransformation:
     """An Optax transformation with a name."""
     return optax.add_noise(eta, gamma, key=0)
 
@@ -39,14 +39,14 @@ def unit_ball() -> oc.Transformation:
 
 
 def test_a_registered_optax_transformation_has_a_config_and_a_repr():
-    tx = add_noise(0.1)
-    assert repr(tx) == "add_noise(0.1)"
+    tx = noisy(0.1)
+    assert repr(tx) == "noisy(0.1)"
     assert dict(tx.config) == {"eta": 0.1, "gamma": 0.55}
-    assert tx == add_noise(0.1)
-    assert hash(tx) == hash(add_noise(0.1))
-    assert tx != add_noise(0.2)
+    assert tx == noisy(0.1)
+    assert hash(tx) == hash(noisy(0.1))
+    assert tx != noisy(0.2)
     assert pickle.loads(pickle.dumps(tx)) == tx
-    assert tx.name == "add_noise"
+    assert tx.name == "noisy"
 
 
 def test_a_registered_name_may_be_qualified_and_the_links_name_is_an_identifier():

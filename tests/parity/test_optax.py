@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -97,6 +98,51 @@ def test_a_link_with_the_name_of_one_of_optaxs_equals_it(link: str, dtype: str, 
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@given(seed=SEEDS, threshold=log_uniform(-2, 2))
+@few
+def test_clip_by_block_rms_equals_optax(dtype: str, seed: int, threshold: float, record_error: Callable) -> None:
+    check_link(dtype, seed, optchain.clip_by_block_rms(threshold), optax.clip_by_block_rms(threshold), record_error)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@given(seed=SEEDS, clipping=log_uniform(-3, 1), epsilon=log_uniform(-4, 0), axis=st.none() | st.sampled_from([0, -1]))
+@few
+def test_adaptive_grad_clip_equals_optax(
+    dtype: str, seed: int, clipping: float, epsilon: float, axis: int | None, record_error: Callable
+) -> None:
+    ours, theirs = (f(clipping, epsilon, axis=axis) for f in (optchain.adaptive_grad_clip, optax.adaptive_grad_clip))
+    check_link(dtype, seed, ours, theirs, record_error)
+
+
+@pytest.mark.parametrize(
+    "shape", [(), (4,), (1, 4), (4, 1, 1), (3, 4), (2, 3, 4), (2, 2, 3, 4), (2, 2, 2, 3, 2), (1, 1, 1, 1, 1, 4)]
+)
+def test_the_units_of_adaptive_grad_clip_are_those_of_optax_at_every_rank(shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(0)
+    params, grads = (jnp.asarray(rng.normal(size=shape), jnp.float32) for _ in range(2))
+    ours, theirs = (
+        f(0.3).update(grads, {}, params)[0] for f in (optchain.adaptive_grad_clip, optax.adaptive_grad_clip)
+    )
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@given(seed=SEEDS)
+@few
+def test_centralize_gradients_equals_optax_whose_outputs_are_axis_0(
+    dtype: str, seed: int, record_error: Callable
+) -> None:
+    check_link(dtype, seed, optchain.centralize_gradients(output_axis=0), optax.centralize(), record_error)
+
+
+def test_centralize_gradients_takes_the_mean_over_all_but_the_last_axis() -> None:
+    g = np.random.default_rng(0).normal(size=(2, 3, 4)).astype("float32")
+    ours, _ = optchain.centralize_gradients().update(jnp.asarray(g), {})
+    theirs, _ = optax.centralize().update(jnp.asarray(g.transpose(2, 0, 1)), optax.EmptyState())
+    np.testing.assert_allclose(ours, np.asarray(theirs).transpose(1, 2, 0), atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @given(seed=SEEDS, rate=RATES, steps=st.integers(1, 5))
 @few
 def test_accumulate_equals_optax_multi_steps(
@@ -122,6 +168,25 @@ def test_an_optax_link_sees_unscaled_gradients(
 def adam_chain(rate: float, rule: dict[str, float], *links: optchain.Transformation) -> optchain.Transformation:
     adam = optchain.scale_by_adam(rule["b1"], rule["b2"], rule["eps"], epsilon_hat=False)
     return optchain.chain(adam, optchain.scale_by_learning_rate(), *links, learning_rate=rate)
+
+
+def check_link(
+    dtype: str,
+    seed: int,
+    ours: optchain.Transformation,
+    theirs: optax.GradientTransformation,
+    record_error: Callable,
+) -> None:
+    """A link before the learning rate, in a run."""
+    rate = 0.1
+    check(
+        ours.name,
+        dtype,
+        seed,
+        optchain.chain(ours, optchain.scale_by_learning_rate(rate)),
+        optax.chain(theirs, optax.scale_by_learning_rate(rate)),
+        record_error,
+    )
 
 
 def check(

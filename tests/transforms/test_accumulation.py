@@ -122,3 +122,16 @@ def test_gates_nest_and_the_inner_one_counts_updates_of_the_outer():
     params, state = step(tx, params, state, grads(5))
     mean = sum(grads(number)["w"] for number in range(6)) / 6
     np.testing.assert_allclose(params["w"], PARAMS["w"] - mean, rtol=1e-5)
+
+
+@pytest.mark.parametrize("gate", [lambda tx: oc.accumulate(tx, 2), oc.skip_nonfinite], ids=["accumulate", "skip"])
+def test_a_gate_around_an_optax_link_takes_narrow_leaves_in_both_forms(gate):
+    """Optax gives back the dtype that it gets, and the two branches of a gate must agree."""
+    params = {"w": jnp.ones(2, jnp.bfloat16)}
+    tx = gate(optax.adamw(0.1))
+    state = tx.init(params)
+    for _ in range(2):
+        updates, by_update = tx.update(params, state, params)
+        new, state = tx.apply(params, state, grads=params)
+        assert equal(new, optax.apply_updates(params, updates))
+        assert equal(state, by_update)

@@ -49,7 +49,7 @@ def loss_scale_optimizer(
     if isinstance(inner, Transformation) and inner.config.get("loss_scale_factor") is not None:
         inner = inner.rebuilt(loss_scale_factor=None)
     gate = dynamic_loss_scale(inner, initial_scale, growth_steps)
-    for owner, stage in stages(gate.links):
+    for owner, stage, _ in stages(gate.links):
         if stage == "unscale":
             raise ValueError(f"{owner} within the loss_scale_optimizer would divide the gradients a second time")
     return gate

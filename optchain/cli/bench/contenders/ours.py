@@ -12,13 +12,18 @@ from optchain.core.trees import Tree
 
 
 def apply_form(recipe: Recipe) -> StepFunctions:
-    tx = transformation(recipe)
-    return StepFunctions(tx.init, lambda params, state, grads: tx.apply(params, state, grads=grads))
+    return applying(transformation(recipe))
 
 
 def update_form(recipe: Recipe) -> StepFunctions:
-    tx = transformation(recipe)
+    return updating(transformation(recipe))
 
+
+def applying(tx: optchain.Transformation) -> StepFunctions:
+    return StepFunctions(tx.init, lambda params, state, grads: tx.apply(params, state, grads=grads))
+
+
+def updating(tx: optax.GradientTransformation) -> StepFunctions:
     def step(params: Tree, state: Any, grads: Tree) -> tuple[Tree, Any]:
         updates, state = tx.update(grads, state, params)
         return optax.apply_updates(params, updates), state

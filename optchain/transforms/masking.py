@@ -1,0 +1,168 @@
+"""Transformations of some parameters only: `masked` and `freeze`."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optchain.core import trees
+from optchain.core.gates import inner_entry
+from optchain.core.masks import Mask, check_mask, invert, merge, resolve_mask, select
+from optchain.core.optax_link import as_transformation
+from optchain.core.registry import register
+from optchain.core.transformation import State, Transformation
+from optchain.core.trees import Tree
+
+
+@register
+def masked(inner: optax.GradientTransformation, mask: Mask) -> Transformation:
+    """Runs `inner` on the leaves where the mask is True; the updates of the others pass through as they are.
+
+    For `inner` the others do not exist: they have no state, and no part in a norm or in the verdict of a gate. It is
+    `optax.masked`, for gates and parameter links too. An average of some parameters is `masked(average_params(), mask)`;
+    a recipe for some of them is `freeze`, several recipes are `multi_optimizer`.
+
+    Args:
+      inner: a transformation of optchain or Optax. One that divides by a loss scale is refused: the loss is scaled for
+        all parameters, and so belongs around this.
+      mask: a tree of bools (or a prefix of one), or a callable of the parameters that returns one, such as
+        `matching("kernel")`.
+
+    Returns:
+      A transformation of the kind of `inner`, with state `inner`: trees in it have None for the leaves left out.
+
+    Raises:
+      ValueError: when called, a mask that does not fit the parameters, or of which no pattern matches any.
+
+    Example:
+      >>> import jax.numpy as jnp, optchain
+      >>> tx = optchain.masked(optchain.clip_by_global_norm(1.0), optchain.matching("kernel"))
+      >>> grads = {"kernel": jnp.array([3.0, 4.0]), "bias": jnp.array([12.0])}
+      >>> tx.update(grads, tx.init(grads))[0]
+      {'bias': Array([12.], dtype=float32), 'kernel': Array([0.6, 0.8], dtype=float32)}
+    """
+    wrapped = as_transformation(inner, "inner")
+    refuse_loss_scale("masked", wrapped)
+    check_mask("mask", mask)
+
+    return _part(
+        wrapped,
+        chosen=lambda params: resolve_mask("mask", mask, params),
+        update_others=trees.widened,
+        apply_others=lambda params, grads: trees.add(params, trees.force(grads)),
+        others="passed",
+    )
+
+
+@register
+def freeze(inner: optax.GradientTransformation, mask: Mask) -> Transformation:
+    """Runs `inner` on the leaves where the mask is False; the others are frozen: no step changes a bit of them.
+
+    Frozen parameters do not decay, have no state and no part in a norm or an average; what their gradients are does not
+    matter, not even to a gate that looks for NaN, and a compiled step does not compute them. Put it around a whole recipe:
+    a link that comes after it sees their updates, zero, and would let them decay. `averaged_params` has None for them,
+    `finalize` takes them from the parameters.
+
+    Args:
+      inner: a transformation of optchain or Optax.
+      mask: which parameters are frozen: a tree of bools (or a prefix of one), or a callable of the parameters that returns
+        one, such as `matching("^encoder/")`.
+
+    Returns:
+      A transformation of the kind of `inner`, with state `inner`: trees in it have None for frozen leaves.
+
+    Raises:
+      ValueError: when called, a mask that does not fit the parameters, or of which no pattern matches any.
+
+    Example:
+      >>> import jax.numpy as jnp, optchain
+      >>> tx = optchain.freeze(optchain.sgd(0.5, weight_decay=0.5), optchain.matching("^encoder/"))
+      >>> params = {"encoder": {"kernel": jnp.ones(2)}, "head": jnp.ones(2)}
+      >>> params, state = tx.apply(params, tx.init(params), grads=params)
+      >>> params
+      {'encoder': {'kernel': Array([1., 1.], dtype=float32)}, 'head': Array([0.25, 0.25], dtype=float32)}
+    """
+    check_mask("mask", mask)
+
+    def trained(params: Tree) -> Tree:
+        return invert(resolve_mask("mask", mask, params))
+
+    def stand_still(updates: Tree) -> Tree:
+        # −0 and not 0: added to a number it leaves every one as it is, −0 too.
+        return jax.tree.map(jnp.negative, trees.zeros_like(trees.unscaled(updates)))
+
+    return _part(
+        as_transformation(inner, "inner"),
+        chosen=trained,
+        update_others=stand_still,
+        apply_others=lambda params, grads: params,
+        others="frozen",
+    )
+
+
+def _part(
+    inner: Transformation,
+    *,
+    chosen: Callable[[Tree], Tree],
+    update_others: Callable[[Tree], Tree],
+    apply_others: Callable[[Tree, Tree], Tree],
+    others: str,
+) -> Transformation:
+    """`inner` on the leaves that `chosen` names; the others' new updates and parameters by a function each.
+
+    Everything here is done when a step is traced: trees are taken apart and put together, and no operation is added.
+    """
+
+    def init(params: Tree) -> dict[str, Any]:
+        return inner_entry(inner.run_init(select(chosen(params), params)))
+
+    def update(updates: Tree, state: dict[str, Any], params: Tree | None, **extra: Any) -> tuple[Tree, dict[str, Any]]:
+        mask = chosen(trees.unscaled(updates) if params is None else params)
+        inner_params = None if params is None else select(mask, params)
+        new, inner_state = inner.run_update(select(mask, updates), state.get("inner", {}), inner_params, extra)
+        rest = update_others(select(invert(mask), updates))
+        return merge(mask, trees.widened(new), rest), inner_entry(inner_state)
+
+    def apply(params: Tree, state: dict[str, Any], grads: Tree, **extra: Any) -> tuple[Tree, dict[str, Any]]:
+        mask = chosen(params)
+        others = invert(mask)
+        new, inner_state = inner.run_apply(select(mask, params), state.get("inner", {}), select(mask, grads), extra)
+        rest = apply_others(select(others, params), select(others, grads))
+        return merge(mask, new, rest), inner_entry(inner_state)
+
+    def project(params: Tree, state: dict[str, Any], **extra: Any) -> tuple[Tree, dict[str, Any]]:
+        return on_part(params, lambda part: inner.run_project(part, state.get("inner", {}), extra))
+
+    def flush(params: Tree, state: dict[str, Any], **extra: Any) -> tuple[Tree, dict[str, Any]]:
+        return on_part(params, lambda part: inner.run_flush(part, state.get("inner", {}), extra))
+
+    def on_part(params: Tree, act: Callable[[Tree], tuple[Tree, State]]) -> tuple[Tree, dict[str, Any]]:
+        mask = chosen(params)
+        new, inner_state = act(select(mask, params))
+        return merge(mask, new, params), inner_entry(inner_state)
+
+    return Transformation(
+        init,
+        update,
+        apply=apply,
+        project=project if inner.projects else None,
+        flush=flush,
+        kind=inner.kind,
+        optional_fields=["inner"],
+        links=(inner,),
+        labels=lambda params: jax.tree.map(lambda flag: "inner" if flag else others, chosen(params)),
+        takes_scaled=True,
+    )
+
+
+def refuse_loss_scale(owner: str, link: Transformation) -> None:
+    """Refuses a link that divides by a loss scale where it would not see all gradients: the loss is scaled for all."""
+    if link.stage == "unscale" or "loss_scale" in link.fields:
+        raise ValueError(
+            f"{owner} would unscale the gradients of some parameters only ({link.name}), and the loss is scaled for all: "
+            f"put {link.name} around {owner}"
+        )
+    for below in link.links:
+        refuse_loss_scale(owner, below)

@@ -1,0 +1,197 @@
+"""Projections of the parameters after the update: Keras's constraints, as parameter links.
+
+In a chain they come last: after a gate, so that they act at every call, and after an average, which sees the parameters as
+the update left them. That is Keras's order.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from optchain.core import arguments, trees
+from optchain.core.hyperparams import Hyperparam, Hyperparams
+from optchain.core.masks import Mask
+from optchain.core.registry import register
+from optchain.core.transformation import Transformation
+from optchain.core.trees import Tree
+from optchain.transforms.masking import masked
+
+EPSILON = 1e-7  # keras.config.epsilon()
+Axis = int | Sequence[int]
+
+
+@register
+def project_non_negative(*, mask: Mask | None = None) -> Transformation:
+    """Keeps parameters from being negative: `p ← max(p, 0)`. A parameter link; Keras's `NonNeg`.
+
+    Args:
+      mask: which parameters: a tree of bools (or a prefix of one), or a callable of the parameters that returns one, such
+        as `matching("kernel$")`. None for all.
+
+    Raises:
+      TypeError: on complex leaves, which have no order.
+
+    Example:
+      >>> import jax.numpy as jnp, optchain
+      >>> tx = optchain.chain(optchain.sgd(1.0), optchain.project_non_negative())
+      >>> params = jnp.array([1.0, 3.0])
+      >>> tx.apply(params, tx.init(params), grads=jnp.array([2.0, 2.0]))[0]
+      Array([0., 1.], dtype=float32)
+    """
+    if mask is not None:
+        return masked(project_non_negative(), mask)
+
+    def check(params: Tree) -> None:
+        for path, leaf in trees.leaves_with_paths(params):
+            if trees.is_complex(leaf):
+                raise TypeError(
+                    f"project_non_negative cannot order complex values, and {trees.path_string(path)} is "
+                    f"{trees.dtype_of(leaf)}: leave it out by a mask"
+                )
+
+    return _projection(lambda p: jnp.maximum(trees.wide(p), 0), check, Hyperparams())
+
+
+@register
+def project_unit_norm(axis: Axis = 0, *, mask: Mask | None = None) -> Transformation:
+    """Keeps each unit's weights at norm 1: `p ← p / (ε + ‖p‖)`, ε = 1e-7. A parameter link; Keras's `UnitNorm`.
+
+    Args:
+      axis: the axis or axes over which norms are taken, those of a unit's inputs: 0 for the kernel of a dense layer,
+        `(0, 1, 2)` for a kernel of a two-dimensional convolution.
+      mask: which parameters: a tree of bools (or a prefix of one), or a callable of the parameters that returns one, such
+        as `matching("kernel$")`. None for all.
+
+    Raises:
+      ValueError: when called, a parameter that has no such axis.
+
+    Example:
+      >>> import jax.numpy as jnp, optchain
+      >>> tx = optchain.chain(optchain.sgd(1.0), optchain.project_unit_norm(mask=optchain.matching("kernel")))
+      >>> params = {"kernel": jnp.array([[3.0], [4.0]]), "bias": jnp.ones(1)}
+      >>> tx.apply(params, tx.init(params), grads={"kernel": jnp.zeros((2, 1)), "bias": jnp.zeros(1)})[0]["kernel"]
+      Array([[0.6],
+             [0.8]], dtype=float32)
+    """
+    if mask is not None:
+        return masked(project_unit_norm(axis), mask)
+    return _norm_projection("project_unit_norm", axis, jnp.ones_like, Hyperparams())
+
+
+@register
+def project_max_norm(max_value: Hyperparam = 2.0, axis: Axis = 0, *, mask: Mask | None = None) -> Transformation:
+    """Keeps the norm of each unit's weights from growing: `p ← p · min(‖p‖, max_value) / (ε + ‖p‖)`, ε = 1e-7.
+
+    A parameter link; Keras's `MaxNorm`. See Srivastava et al., "Dropout: A Simple Way to Prevent Neural Networks from
+    Overfitting", 2014, section 5.1.
+
+    Args:
+      max_value: the largest norm, > 0.
+      axis: the axis or axes over which norms are taken, those of a unit's inputs: 0 for the kernel of a dense layer,
+        `(0, 1, 2)` for a kernel of a two-dimensional convolution.
+      mask: which parameters: a tree of bools (or a prefix of one), or a callable of the parameters that returns one, such
+        as `matching("kernel$")`. None for all.
+
+    Raises:
+      ValueError: when called, a parameter that has no such axis.
+
+    Example:
+      >>> import jax.numpy as jnp, optchain
+      >>> tx = optchain.project_max_norm(1.0)
+      >>> params = jnp.array([[3.0, 0.3], [4.0, 0.4]])
+      >>> tx.apply(params, tx.init(params), grads=jnp.zeros((2, 2)))[0].round(3)
+      Array([[0.6, 0.3],
+             [0.8, 0.4]], dtype=float32)
+    """
+    if mask is not None:
+        return masked(project_max_norm(max_value, axis), mask)
+
+    def desired(norm: jax.Array, *, max_value: jax.Array) -> jax.Array:
+        return jnp.minimum(norm, trees.cast(max_value, norm))
+
+    return _norm_projection("project_max_norm", axis, desired, Hyperparams(max_value=max_value))
+
+
+@register
+def project_min_max_norm(
+    min_value: Hyperparam = 0.0,
+    max_value: Hyperparam = 1.0,
+    rate: Hyperparam = 1.0,
+    axis: Axis = 0,
+    *,
+    mask: Mask | None = None,
+) -> Transformation:
+    """Moves the norm of each unit's weights into an interval, or, with a `rate` below 1, towards it:
+
+        p ← p · (rate · min(max(‖p‖, min_value), max_value) + (1 − rate) · ‖p‖) / (ε + ‖p‖),   ε = 1e-7
+
+    A parameter link; Keras's `MinMaxNorm`. Weights that are all zero stay zero.
+
+    Args:
+      min_value: the smallest norm, >= 0.
+      max_value: the largest norm, > 0.
+      rate: the part of the way that one call goes, in [0, 1].
+      axis: the axis or axes over which norms are taken, those of a unit's inputs: 0 for the kernel of a dense layer,
+        `(0, 1, 2)` for a kernel of a two-dimensional convolution.
+      mask: which parameters: a tree of bools (or a prefix of one), or a callable of the parameters that returns one, such
+        as `matching("kernel$")`. None for all.
+
+    Raises:
+      ValueError: `min_value` above `max_value`; when called, a parameter that has no such axis.
+
+    Example:
+      >>> import jax.numpy as jnp, optchain
+      >>> tx = optchain.project_min_max_norm(min_value=1.0, max_value=2.0, rate=0.5)
+      >>> params = jnp.array([[6.0, 0.0], [0.0, 0.25]])
+      >>> tx.apply(params, tx.init(params), grads=jnp.zeros((2, 2)))[0].round(3)
+      Array([[4.   , 0.   ],
+             [0.   , 0.625]], dtype=float32)
+    """
+    if mask is not None:
+        return masked(project_min_max_norm(min_value, max_value, rate, axis), mask)
+    hyperparams = Hyperparams(min_value=min_value, max_value=max_value, rate=rate)
+    constants = hyperparams.constants
+    if {"min_value", "max_value"} <= constants.keys() and constants["min_value"] > constants["max_value"]:
+        raise ValueError(f"min_value must be at most max_value; got {min_value} and {max_value}")
+
+    def desired(norm: jax.Array, *, min_value: jax.Array, max_value: jax.Array, rate: jax.Array) -> jax.Array:
+        low, high, part = (trees.cast(value, norm) for value in (min_value, max_value, rate))
+        return part * jnp.clip(norm, low, high) + (1 - part) * norm
+
+    return _norm_projection("project_min_max_norm", axis, desired, hyperparams)
+
+
+def _norm_projection(
+    name: str, axis: Axis, desired: Callable[..., jax.Array], hyperparams: Hyperparams
+) -> Transformation:
+    """Gives each unit's weights the norm `desired(norm, …)`."""
+    axes = arguments.check_axes("axis", axis)
+
+    def check(params: Tree) -> None:
+        for path, leaf in trees.leaves_with_paths(params):
+            trees.check_axes(name, path, leaf, axes)
+
+    def project(p: jax.Array, **values: Any) -> jax.Array:
+        norm = trees.root(trees.sum_of_squares(p, axes))
+        return trees.scale_leaf(p, desired(norm, **values) / (EPSILON + norm))
+
+    return _projection(project, check, hyperparams)
+
+
+def _projection(
+    rule: Callable[..., jax.Array], check: Callable[[Tree], None], hyperparams: Hyperparams
+) -> Transformation:
+    """A parameter link from the rule of a leaf, which gets the leaf and the hyperparameters, and returns a wide one."""
+
+    def init(params: Tree) -> dict:
+        check(params)
+        return {}
+
+    def project(params: Tree, state: dict, **extra: Any) -> tuple[Tree, dict]:
+        check(params)
+        values = {name: extra[name] for name in hyperparams.names}
+        return trees.cast_tree(jax.tree.map(lambda p: rule(p, **values), params), params), state
+
+    return Transformation(init, project=project, hyperparams=hyperparams, stage="projection")
