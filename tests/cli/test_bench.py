@@ -1,0 +1,119 @@
+"""`optchain bench` on trees so small that it takes seconds: who is in the report, what is counted, what is left out."""
+
+import importlib
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from typer.testing import CliRunner
+
+from optchain.cli.app import app
+from optchain.cli.bench import trees
+from optchain.cli.bench.contenders import optax_chain, ours
+from optchain.cli.bench.names import ContenderName, RecipeName, TreeName
+from optchain.cli.bench.recipes import RECIPES
+from optchain.cli.bench.traffic import Traffic, traffic
+
+ON_JAX = [ContenderName.APPLY, ContenderName.UPDATE, ContenderName.OPTAX, ContenderName.KERAS]
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    small_tree = ("two small layers", lambda: trees.transformer(layers=2, width=8))
+    monkeypatch.setitem(trees.TREES, TreeName.TRANSFORMER, small_tree)
+
+
+def bench(*arguments: str) -> dict:
+    result = CliRunner().invoke(app, ["bench", "--json", "--steps", "4", *arguments])
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+@pytest.mark.usefixtures("small")
+def test_every_contender_has_a_row_and_the_files_say_what_the_report_says(tmp_path: Path) -> None:
+    report = bench("--recipe", "adamw", "--recipe", "accumulate", "--out", str(tmp_path), *only(ON_JAX))
+    assert {(row["recipe"], row["contender"]) for row in report["rows"]} == {
+        (recipe, contender) for recipe in ("adamw", "accumulate") for contender in ON_JAX
+    }
+    assert json.loads((tmp_path / "bench.json").read_text()) == report
+    assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
+    for row in report["rows"]:
+        assert row["milliseconds"] > 0
+        assert row["state_bytes"] == pytest.approx(8 if row["recipe"] == "adamw" else 12, rel=0.02)
+        assert (row["over_apply"] == 1) == (row["contender"] == ContenderName.APPLY)
+        assert (row["waiting_milliseconds"] is None) == (row["recipe"] == "adamw")
+
+
+@pytest.mark.usefixtures("small")
+def test_what_cannot_run_is_named_and_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.import_module
+
+    def without_torch(name: str, *rest: str) -> object:
+        if name == "torch":
+            raise ModuleNotFoundError("No module named 'torch'", name="torch")
+        return find(name, *rest)
+
+    monkeypatch.setattr(importlib, "import_module", without_torch)
+    chosen = [ContenderName.APPLY, ContenderName.KERAS, ContenderName.TORCH_FUSED]
+    report = bench("--recipe", "skip-nonfinite", *only(chosen))
+    assert [row["contender"] for row in report["rows"]] == [ContenderName.APPLY]
+    assert {entry["contender"]: entry["reason"] for entry in report["left_out"]} == {
+        "keras": "Keras has no argument that skips non-finite gradients",
+        "torch-fused": "torch is not installed",
+    }
+
+
+def only(contenders: list[ContenderName]) -> list[str]:
+    return [word for contender in contenders for word in ("--contender", contender)]
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in RECIPES if name not in (RecipeName.SKIP_NONFINITE, RecipeName.CLIP_BY_NORM)], ids=str
+)
+def test_optchain_and_optax_run_the_same_recipe(name: RecipeName) -> None:
+    """Else the times would compare different things. What differs is where ε stands, which tiny gradients feel."""
+    start = trees.filled(trees.transformer(layers=1, width=8), seed=0, scale=1.0)
+    ends = []
+    for functions in (ours.apply_form(RECIPES[name]), optax_chain.step_functions(RECIPES[name])):
+        params, state, step = start, functions.init(start), jax.jit(functions.step)
+        for seed in range(8):
+            params, state = step(params, state, trees.filled(start, seed, 1.0))
+        ends.append(params)
+    for before, mine, theirs in zip(*map(jax.tree.leaves, (start, *ends)), strict=True):
+        assert jnp.linalg.norm(mine - theirs) <= 0.01 * jnp.linalg.norm(theirs - before)
+
+
+@pytest.mark.parametrize(
+    ("name", "floor"),
+    [
+        (RecipeName.ADAMW, 28),
+        (RecipeName.GLOBAL_CLIP, 32),
+        (RecipeName.AVERAGE, 36),
+        (RecipeName.SKIP_NONFINITE, 32),
+        (RecipeName.ACCUMULATE, (3 * 12 + 32) / 4),
+        (RecipeName.SGD, 20),
+    ],
+)
+def test_the_floor_of_a_recipe_is_what_must_be_read_and_written(name: RecipeName, floor: float) -> None:
+    assert RECIPES[name].floor() == floor
+
+
+def test_traffic_is_what_instructions_read_and_write() -> None:
+    x = jax.ShapeDtypeStruct((1000,), jnp.float32)
+    assert traffic(jax.jit(lambda a, b: 2 * a + b * b).lower(x, x).compile().as_text()) == Traffic(12000, 12000)
+
+
+def test_traffic_looks_at_each_branch_of_a_condition() -> None:
+    x, flag = jax.ShapeDtypeStruct((1000,), jnp.float32), jax.ShapeDtypeStruct((), jnp.bool_)
+    program = jax.jit(lambda flag, a: jax.lax.cond(flag, lambda a: jnp.sin(a) + 1, lambda a: a, a), donate_argnums=1)
+    counted = traffic(program.lower(flag, x).compile().as_text())
+    assert counted.least < 100
+    assert 8000 <= counted.most < 8100
+
+
+def test_an_unknown_topology_is_one_clear_line() -> None:
+    result = CliRunner().invoke(app, ["bench", "--topology", "abacus:1x1", "--recipe", "sgd"])
+    assert result.exit_code == 2
+    assert "libtpu" in result.stderr
