@@ -128,9 +128,8 @@ def _line(step: int, noticed: dict[str, Any], settings: Settings) -> Line:
     """A line of the record. Of a recipe, all that was noticed: what is inside a gate, at its last update."""
     if settings.recipe is None:
         chosen = {"loss": noticed["loss"], "learning_rate": noticed["learning_rate"]}
-        if (
-            step % settings.accumulation_steps == 0
-        ):  # a step that only accumulates makes no update, and has no norm of one
+        # A step that only accumulates makes no update, and has no norm of one.
+        if step % settings.accumulation_steps == 0:
             chosen["gradient_norm"] = noticed["global_norm"]
         noticed = chosen | {name: value for name, value in noticed.items() if name.startswith("test_accuracy")}
     values = {"loss": noticed["loss"]} | noticed  # the loss first
