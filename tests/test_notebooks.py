@@ -6,12 +6,14 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the Jupyter client, on its way to a new event loop
 def test_notebook_runs_and_its_outputs_are_kept(path, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # of all copies this one
     monkeypatch.setenv("PYTHONWARNINGS", "ignore::FutureWarning")
     kept = nbformat.read(path, as_version=4)
     outputs = [output for cell in kept.cells for output in cell.get("outputs", [])]

@@ -1,7 +1,10 @@
 """The README's code runs as it stands there."""
 
+import json
 import re
 from pathlib import Path
+
+from optchain.cli import main
 
 ROOT = Path(__file__).parents[1]
 
@@ -17,6 +20,17 @@ def test_python_blocks_run(capsys):
         exec(block, namespace)
     assert blocks
     assert "learning_rate" in capsys.readouterr().out
+
+
+def test_the_recipe_trains(tmp_path):
+    (block,) = code_blocks("toml")
+    (tmp_path / "recipe.toml").write_text(block)
+    command = ["train", "--recipe", tmp_path / "recipe.toml", "--steps", 20, "--out", tmp_path / "run"]
+    assert main(list(map(str, command))) == 0
+    rates = [
+        json.loads(line)["learning_rate"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert max(rates) == 0.2
 
 
 def test_there_are_exactly_two_set_up_commands_each_complete_on_a_fresh_machine():

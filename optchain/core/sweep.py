@@ -58,14 +58,17 @@ def sweep(state: Any, values: Mapping[str, Any] | None = None, /, **named: Any) 
 
     axes = jax.tree_util.tree_map_with_path(lambda path, _: None if _is_counter(path) else 0, state)
     batched = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: leaf if _is_counter(path) else jnp.repeat(jnp.asarray(leaf)[None], members, axis=0), state
+        lambda path, leaf: (
+            jnp.array(leaf) if _is_counter(path) else jnp.repeat(jnp.asarray(leaf)[None], members, axis=0)
+        ),
+        state,
     )
     fields = {key: find_settable(state, key) for key in arrays}
     for key, field in fields.items():
         arguments.check_values(field.name, arrays[key])
-    return replace_fields(
-        batched, {field.path: arrays[key].astype(field.value.dtype) for key, field in fields.items()}
-    ), axes
+    # Copies, as the counters are: a step that donates its state would else delete the caller's own.
+    values_by_path = {field.path: jnp.array(arrays[key], field.value.dtype) for key, field in fields.items()}
+    return replace_fields(batched, values_by_path), axes
 
 
 def _is_counter(path: Path) -> bool:

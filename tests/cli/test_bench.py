@@ -82,7 +82,7 @@ def test_optchain_and_optax_run_the_same_recipe(name: RecipeName) -> None:
             params, state = step(params, state, trees.filled(start, seed, 1.0))
         ends.append(params)
     for before, mine, theirs in zip(*map(jax.tree.leaves, (start, *ends)), strict=True):
-        assert jnp.linalg.norm(mine - theirs) <= 0.01 * jnp.linalg.norm(theirs - before)
+        assert jnp.linalg.norm(mine - theirs) <= 0.03 * jnp.linalg.norm(theirs - before)
 
 
 @pytest.mark.parametrize(

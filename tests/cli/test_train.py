@@ -18,8 +18,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+import optchain
 from optchain.cli import main
-from optchain.cli.train import checkpoints, digits
+from optchain.cli.train import checkpoints, digits, recipe
 
 COMMAND = [sys.executable, "-W", "error", "-m", "optchain.cli", "train"]
 PNG_SIZE = (1800, 1200)
@@ -457,11 +458,198 @@ def test_a_change_that_a_resumed_run_cannot_have_is_refused(
     assert contents(run.parent) == before
 
 
+# Recipes --------------------------------------------------------------------------------------------------------------
+
+PLAIN = optchain.sgd(0.1)
+ALL = optchain.skip_nonfinite(
+    optchain.dynamic_loss_scale(
+        optchain.chain(
+            optchain.clip_by_global_norm(0.5),
+            optchain.scale_by_learning_rate(),
+            optchain.monitor(),
+            optchain.average_params(0.9),
+            learning_rate=optchain.schedules.CosineDecay(0.1, 20),
+        )
+    ),
+    max_consecutive=3,
+)
+DIVERGES = optchain.skip_nonfinite(optchain.sgd(1e30), max_consecutive=3)
+
+
+def write(tx: optchain.Transformation, folder: Path) -> Path:
+    """A recipe file."""
+    file = folder / "recipe.json"
+    file.write_text(json.dumps(optchain.to_config(tx)))
+    return file
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of 20 steps of a recipe with nothing but a rate."""
+    folder = tmp_path_factory.mktemp("plain")
+    train("--recipe", write(PLAIN, folder), "--out", folder / "run", "--steps", 20)
+    return folder / "run"
+
+
+def test_a_recipe_is_the_same_from_json_toml_and_keras(tmp_path: Path):
+    import keras
+
+    rate = keras.optimizers.schedules.CosineDecay(0.1, 20)
+    serialized = keras.optimizers.serialize(keras.optimizers.SGD(rate, momentum=0.9))
+    (tmp_path / "keras.json").write_text(json.dumps(serialized))
+    (tmp_path / "recipe.TOML").write_text("""
+        optchain = 1
+        transformation = "sgd"
+        [arguments]
+        momentum = 0.9
+        learning_rate = { schedule = "CosineDecay", arguments = { initial_learning_rate = 0.1, decay_steps = 20 } }
+    """)
+    ours = optchain.sgd(optchain.schedules.CosineDecay(0.1, 20), momentum=0.9)
+    for file in (write(ours, tmp_path), tmp_path / "recipe.TOML", tmp_path / "keras.json"):
+        assert optchain.from_config(recipe.read(file)) == ours
+
+
+def test_a_recipe_without_average_clipping_and_accumulation_has_no_columns_of_them(
+    plain: Path, capsys: pytest.CaptureFixture[str]
+):
+    for line in lines(plain):
+        accuracy = ["test_accuracy"] if line["step"] == 20 else []
+        assert list(line) == ["step", "loss", "learning_rate", *accuracy]
+    train("--resume", plain)
+    shown = capsys.readouterr().out
+    assert "raw" in shown
+    assert "averaged" not in shown
+    assert (plain / "report.png").stat().st_size > 10_000
+
+
+def test_all_that_a_recipe_measures_is_in_the_record_at_every_step(tmp_path: Path):
+    train("--recipe", write(ALL, tmp_path), "--out", tmp_path / "run", "--steps", 20)
+    measured = {"learning_rate", "global_norm", "clipped_fraction", "loss_scale", "skipped_steps", "consecutive"}
+    measured |= {"max_consecutive", "update_norm", "param_norm", "update_ratio"}
+    written = lines(tmp_path / "run")
+    assert [line["step"] for line in written] == list(range(1, 21))
+    for line in written:
+        accuracies = {"test_accuracy", "test_accuracy_averaged"} if line["step"] == 20 else set()
+        assert set(line) == {"step", "loss"} | measured | accuracies
+        assert line["loss_scale"] == 2**15
+        assert line["update_norm"] == pytest.approx(line["learning_rate"] * min(line["global_norm"], 0.5), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "tx", [optchain.sgd(0.1, loss_scale_factor=1024.0), optchain.dynamic_loss_scale(PLAIN)], ids=["static", "dynamic"]
+)
+def test_the_loss_is_scaled_for_a_recipe_that_takes_it_so(tx: optchain.Transformation, plain: Path, tmp_path: Path):
+    train("--recipe", write(tx, tmp_path), "--out", tmp_path / "run", "--steps", 10)
+    expected = [line["loss"] for line in lines(plain)[:10]]
+    assert [line["loss"] for line in lines(tmp_path / "run")] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_resumed_run_goes_on_with_its_recipe(tmp_path: Path):
+    tx = optchain.adamw(0.003, gradient_accumulation_steps=3, use_ema=True, exclude_from_weight_decay=["bias$"])
+    file = write(tx, tmp_path)
+    train("--recipe", file, "--out", tmp_path / "whole", "--steps", 20)
+    train("--recipe", file, "--out", tmp_path / "halves", "--steps", 7)
+    train("--resume", tmp_path / "halves", "--steps", 14, "--recipe", file)  # it is the same: no contradiction
+    file.unlink()
+    train("--resume", tmp_path / "halves", "--steps", 20)
+    assert_same_run(tmp_path / "whole", tmp_path / "halves")
+
+
+def test_a_run_that_reaches_the_recipes_limit_of_bad_steps_ends_with_one_line_and_a_good_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    folder = tmp_path / "run"
+    arguments = ["train", "--recipe", write(DIVERGES, tmp_path), "--out", folder, "--steps", 60]
+    assert main(list(map(str, arguments))) == 1
+    output, errors = capsys.readouterr()
+    stopped = checkpoints.latest(folder)
+    assert 0 < stopped.step < 60
+    assert errors.startswith(
+        f"optchain: stopped with the checkpoint {stopped.path}: the gradients were not finite in 3 steps"
+    )
+    assert errors.count("\n") == 1
+    assert "see " not in output
+    assert all(np.isfinite(array).all() for array in arrays(folder).values())
+    assert [line["step"] for line in lines(folder)] == list(range(1, stopped.step + 1))
+    assert lines(folder)[-1]["skipped_steps"] == stopped.step - 1
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("recipe.yaml", "", "the file's name must end in .json or .toml"),
+        ("recipe.json", None, "No such file or directory"),
+        ("recipe.json", "{", "Expecting property name"),
+        ("recipe.json", "[" * 100_000, "it is nested too deep"),
+        ("recipe.json", "[]", "a config must be a mapping"),
+        ("recipe.toml", "optchain: 1", "Expected '='"),
+        ("recipe.toml", "optchain = 2", 'config["optchain"] must be 1'),
+        ("recipe.json", '{"optchain": 1, "transformation": "lamb"}', "no transformation is registered as 'lamb'"),
+        ("recipe.json", json.dumps({"class_name": "Nadam", "config": {}}), "Keras's 'Nadam' has no counterpart here"),
+        (
+            "recipe.toml",
+            'optchain = 1\ntransformation = "sgd"\narguments = { learning_rate = -0.1 }',
+            "learning_rate must be a finite number >= 0; got -0.1",
+        ),
+        (
+            "recipe.json",
+            json.dumps(optchain.to_config(optchain.skip_nonfinite(PLAIN, axis_name="hosts"))),
+            "unbound axis name: hosts",
+        ),
+    ],
+)
+def test_a_recipe_file_that_cannot_be_used_is_named_and_nothing_is_written(
+    name: str, text: str | None, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    before = contents(tmp_path)
+    errors = refused(["train", "--recipe", tmp_path / name, "--out", tmp_path / "run", "--steps", 20], capsys)
+    assert errors.startswith(f"optchain: --recipe {tmp_path / name}: ")
+    assert said in errors
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "option", [["--optimizer", "sgd"], ["--learning-rate", 0.1], ["--schedule", "cosine"], ["--schedule-steps", 9]]
+)
+def test_an_option_that_a_recipe_takes_the_place_of_is_refused(
+    option: list[object], plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    file = tmp_path / "recipe.json"
+    errors = refused(["train", "--recipe", file, "--out", tmp_path / "run", *option], capsys)
+    assert f"{option[0]} {option[1]}: --recipe {file} says it already" in errors
+    before = contents(plain)
+    assert "has a recipe, and keeps it" in refused(["train", "--resume", plain, *option], capsys)
+    assert contents(plain) == before
+
+
+def test_another_recipe_on_resume_is_refused(
+    run: Path, plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    file = write(DIVERGES, tmp_path)
+    assert "has optimizer adamw, and keeps it" in refused(["train", "--resume", run, "--recipe", file], capsys)
+    assert "has another recipe, and keeps it" in refused(["train", "--resume", plain, "--recipe", file], capsys)
+
+
+def test_a_checkpoint_from_before_there_were_recipes_is_resumed(run: Path):
+    file = run / "checkpoints" / "60" / "settings.json"
+    about = json.loads(file.read_text())
+    assert about["settings"].pop("recipe") is None
+    file.write_text(json.dumps(about))
+    train("--resume", run, "--steps", 61)
+    assert len(lines(run)) == 61
+
+
+# Around it ------------------------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("package", ["typer", "sklearn", "orbax"])
 def test_a_missing_package_is_named_with_the_extra_that_brings_it(package: str, tmp_path: Path):
     code = f"import sys; sys.modules[{package!r}] = None; from optchain.cli import main; sys.exit(main())"
     command = [sys.executable, "-c", code, "train"]
-    process = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    env = os.environ | {"PYTHONPATH": str(Path(optchain.__file__).parents[1])}  # of all copies this one
+    process = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env, check=False)
     assert process.returncode == 2
     assert re.fullmatch(rf'optchain: [^\n]*{package}[^\n]* pip install "optchain\[demo\]"\n', process.stderr)
     assert list(tmp_path.iterdir()) == []

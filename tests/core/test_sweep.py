@@ -178,6 +178,16 @@ def test_the_state_that_was_swept_is_left_as_it_was() -> None:
     assert oc.get_hyperparams(state)["learning_rate"].shape == ()
 
 
+def test_a_step_that_donates_leaves_the_callers_values_and_state() -> None:
+    tx = oc.sgd(0.1)
+    rates, params = jnp.array(RATES), jnp.zeros(2)
+    state = tx.init(params)
+    states, axes = oc.sweep(state, learning_rate=rates)
+    step = jax.vmap(step_of(tx), in_axes=(0, axes, None), out_axes=(0, axes))
+    jax.jit(step, donate_argnums=1)(jnp.zeros((MEMBERS, 2)), states, params)
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((rates, state)))
+
+
 def test_a_path_tells_two_rates_apart() -> None:
     tx = oc.chain(("body", oc.sgd(0.1)), ("extra", oc.chain(oc.decay_weights(jnp.array(0.5), learning_rate=0.3))))
     states, _ = oc.sweep(tx.init(PARAMS), {"body/learning_rate": RATES})

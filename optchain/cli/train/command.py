@@ -14,9 +14,11 @@ from optchain.cli.train.settings import DEFAULT_LEARNING_RATES, DEFAULT_STEPS, O
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from optchain.cli.train.digits import Digits
     from optchain.cli.train.loop import Run
 
 DEFAULT_OUT = Path("runs/digits")
+REPLACED_BY_RECIPE = ("optimizer", "learning_rate", "schedule", "schedule_steps")
 RATES = ", ".join(f"{rate} for {optimizer.value}" for optimizer, rate in DEFAULT_LEARNING_RATES.items())
 
 
@@ -44,6 +46,14 @@ def train(
     schedule_steps: Annotated[
         int | None, typer.Option(help="The steps that the cosine is laid out over.", show_default="--steps")
     ] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON or TOML: an optimizer of your own, in the place of the four options above.",
+            show_default=False,
+            metavar="FILE",
+        ),
+    ] = None,
     checkpoint_every: Annotated[int | None, typer.Option(help="Steps between checkpoints.", show_default="250")] = None,
     resume: Annotated[
         Path | None, typer.Option(help="Go on with the run in this folder.", show_default=False, metavar="DIR")
@@ -53,6 +63,10 @@ def train(
 
     With clipping by the global norm, weight decay of the kernels alone (adamw), gradient accumulation and an average of
     the weights. Writes report.png, metrics.jsonl (a line a step) and checkpoints.
+
+    --recipe FILE trains with what optchain.from_config makes of the file: a config as optchain.to_config or
+    keras.optimizers.serialize writes it, as .json, or the same tables as .toml. metrics.jsonl then has all that the recipe
+    measures.
 
     Ctrl-C leaves a checkpoint; --resume DIR goes on from the last one, to the same numbers as if nothing had happened. A run
     keeps its optimizer, its seed and the shape of its schedule. What you give besides --resume is changed:
@@ -75,8 +89,9 @@ def train(
     if resume is not None and out is not None:
         raise UserError("--out is for a new run, and --resume goes on in the folder that it names: give one of them")
     folder = resume or out or DEFAULT_OUT
+    _check_one_optimizer(given, recipe)
     try:
-        _train(folder, given, resumed=resume is not None)
+        _train(folder, given, recipe, resumed=resume is not None)
     except KeyboardInterrupt:
         from optchain.cli.train import checkpoints
 
@@ -85,21 +100,24 @@ def train(
         raise typer.Exit(130) from None
 
 
-def _train(folder: Path, given: dict[str, Any], resumed: bool) -> None:
+def _train(folder: Path, given: dict[str, Any], file: Path | None, resumed: bool) -> None:
     settings = None if resumed else _chosen(given)  # a mistake is told before anything slow is imported
 
     import jax
     from rich.console import Console
 
-    from optchain.cli.train import checkpoints, digits, loop, record, report
+    from optchain.cli.train import checkpoints, digits, loop, recipe, record, report
     from optchain.cli.train.interruption import Interruption
     from optchain.cli.train.progress import say
 
     console = Console()
     path = folder / "metrics.jsonl"
+    config = None if file is None else recipe.read(file)
     if settings is None:
         checkpoint = checkpoints.latest(folder)
-        settings = _changed(folder, checkpoint.settings, checkpoint.step, given)
+        settings = _changed(folder, checkpoint.settings, checkpoint.step, given, config)
+        data = digits.load(settings.seed)
+        _check_recipe(f"--resume {folder}: its recipe", settings, data)
         expected = jax.eval_shape(lambda: loop.begin(settings).arrays)
         run = loop.Run(checkpoint.step, **checkpoints.restore(checkpoint, expected))
         kept = record.bytes_up_to(path, run.step)
@@ -108,8 +126,10 @@ def _train(folder: Path, given: dict[str, Any], resumed: bool) -> None:
         run = _with_changes(console, run, checkpoint.settings, settings)
     else:
         _check_free(folder)
+        settings = dataclasses.replace(settings, recipe=config)
+        data = digits.load(settings.seed)
+        _check_recipe(f"--recipe {file}", settings, data)
         run, kept = loop.begin(settings), 0
-    data = digits.load(settings.seed)
 
     began, first = time.perf_counter(), run.step
     with Interruption() as stop:
@@ -117,8 +137,13 @@ def _train(folder: Path, given: dict[str, Any], resumed: bool) -> None:
             # A checkpoint at the very beginning: a run that is killed at any later moment can be resumed.
             folder.mkdir(parents=True, exist_ok=True)
             checkpoints.save(folder, 0, run.arrays, settings)
-        with record.Record(path, kept) as lines:
-            run = loop.train(run, settings, data, folder, lines, stop, console)
+        try:
+            with record.Record(path, kept) as lines:
+                run = loop.train(run, settings, data, folder, lines, stop, console)
+        except FloatingPointError as error:
+            at = checkpoints.latest(folder).path
+            typer.echo(f"optchain: stopped with the checkpoint {at}: {error}", err=True)
+            raise typer.Exit(1) from None
     seconds = time.perf_counter() - began
     if stop.signal is not None:
         say(console, f"stopped at step {run.step} of {settings.steps}; {_how_to_resume(folder)}")
@@ -131,7 +156,8 @@ def _train(folder: Path, given: dict[str, Any], resumed: bool) -> None:
         say(console, f"steps {first + 1} to {run.step} took {seconds:.1f} s, compilation included")
     _print_accuracies(console, accuracies, len(data.test_labels))
     if written and written[-1]["loss"] is None:
-        say(console, "the loss is not finite any more: a lower --learning-rate may help")
+        lower = "--learning-rate" if settings.recipe is None else "learning rate in the recipe"
+        say(console, f"the loss is not finite any more: a lower {lower} may help")
     say(console, f"see {folder / 'report.png'}")
 
 
@@ -144,8 +170,17 @@ def _chosen(given: dict[str, Any]) -> Settings:
     return settings
 
 
-def _changed(folder: Path, saved: Settings, step: int, given: dict[str, Any]) -> Settings:
+def _changed(
+    folder: Path, saved: Settings, step: int, given: dict[str, Any], config: dict[str, Any] | None
+) -> Settings:
     """The settings of a run that goes on."""
+    if config not in (None, saved.recipe):
+        has = f"optimizer {saved.optimizer}" if saved.recipe is None else "another recipe"
+        raise UserError(f"--recipe: the run in {folder} has {has}, and keeps it")
+    if saved.recipe is not None:
+        for name in REPLACED_BY_RECIPE:
+            if name in given:
+                raise UserError(f"{_flag(name)} {given[name]}: the run in {folder} has a recipe, and keeps it")
     for name in ("optimizer", "seed", "schedule"):
         if given.get(name, getattr(saved, name)) != getattr(saved, name):
             was = getattr(saved, name)
@@ -157,6 +192,24 @@ def _changed(folder: Path, saved: Settings, step: int, given: dict[str, Any]) ->
     if settings.steps == step and dataclasses.replace(settings, steps=saved.steps) != saved:
         raise UserError(f"{folder} is complete at step {step}: a change needs --steps above it")
     return settings
+
+
+def _check_one_optimizer(given: dict[str, Any], recipe: Path | None) -> None:
+    for name in REPLACED_BY_RECIPE:
+        if recipe is not None and name in given:
+            raise UserError(f"{_flag(name)} {given[name]}: --recipe {recipe} says it already, give one of them")
+
+
+def _check_recipe(whose: str, settings: Settings, data: "Digits") -> None:
+    """Refuses a recipe that does not go with this run, before anything is written."""
+    from optchain.cli.train import loop
+
+    if settings.recipe is None:
+        return
+    try:
+        loop.check(settings, data)
+    except (TypeError, ValueError, NameError) as error:  # the last is JAX's for an axis that is not there
+        raise UserError(f"{whose}: {error}") from error
 
 
 def _check_schedule(settings: Settings, given: dict[str, Any]) -> None:
@@ -182,6 +235,8 @@ def _with_changes(console: "Console", run: "Run", old: Settings, new: Settings) 
     from optchain.cli.train import recipe
     from optchain.cli.train.progress import say
 
+    if new.recipe is not None:
+        return run
     if new.schedule is Shape.CONSTANT:
         if new.learning_rate == old.learning_rate:
             return run
@@ -208,9 +263,13 @@ def _print_accuracies(console: "Console", accuracies: dict[str, float], images: 
     table = Table("weights", title=f"Test accuracy on {images} images")
     table.add_column("accuracy", justify="right")
     table.add_column("errors", justify="right")
-    for name, accuracy in zip(("raw", "averaged"), accuracies.values(), strict=True):
+    for name, accuracy in zip(("raw", "averaged"), accuracies.values(), strict=False):  # without an average, the first
         table.add_row(name, f"{accuracy:.2%}", str(round((1 - accuracy) * images)))
     console.print(table)
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _how_to_resume(folder: Path) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from rich.console import Console
 
 import optchain
@@ -13,6 +14,7 @@ from optchain.cli.train.interruption import Interruption
 from optchain.cli.train.progress import progress
 from optchain.cli.train.record import Line, Record
 from optchain.cli.train.settings import Settings
+from optchain.training import Step
 
 READ_EVERY = 20
 
@@ -36,57 +38,104 @@ def begin(settings: Settings) -> Run:
 
 
 def test_accuracies(run: Run, data: digits.Digits) -> dict[str, jax.Array]:
-    """The accuracies with the raw and with the averaged weights. Computed asynchronously."""
+    """The accuracies with the raw weights and, if there are any, with the averaged ones. Computed asynchronously."""
+    weights = {"test_accuracy": run.params}
     averaged = optchain.finalize(run.params, run.state)
-    return {
-        "test_accuracy": digits.accuracy(run.params, data.test_images, data.test_labels),
-        "test_accuracy_averaged": digits.accuracy(averaged, data.test_images, data.test_labels),
-    }
+    if averaged is not run.params:
+        weights["test_accuracy_averaged"] = averaged
+    return {name: digits.accuracy(params, data.test_images, data.test_labels) for name, params in weights.items()}
+
+
+def check(settings: Settings, data: digits.Digits) -> None:
+    """Traces all that a run computes, and runs nothing.
+
+    Raises:
+      TypeError, ValueError, NameError: what its recipe does not go with: parameters that it expects, a second average, an
+        axis of devices.
+    """
+    step = _step(settings)
+
+    def once(images: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
+        run = begin(settings)
+        params, state, _ = step(run.params, run.state, images, labels)
+        return test_accuracies(Run(1, params, state), data)
+
+    jax.eval_shape(once, *digits.batch(data, settings.seed, 0, settings.batch_size))
 
 
 def train(
     run: Run, settings: Settings, data: digits.Digits, folder: Path, record: Record, stop: Interruption, out: Console
 ) -> Run:
-    """Trains to the last step, or to the end of the step in which `stop` is asked for; ends with a checkpoint."""
-    loss = functools.partial(digits.loss, label_smoothing=settings.label_smoothing)
-    take_step = optchain.make_step(loss, recipe.optimizer(settings))
+    """Trains to the last step, or to the end of the step in which `stop` is asked for; ends with a checkpoint.
+
+    Raises:
+      FloatingPointError: `optchain.check` raised it, of the first step that it did not like. There is a checkpoint of the
+        last step: the recipe let nothing through that is not finite.
+    """
+    take_step = _step(settings)
+    saved = run.step
+    failures: list[FloatingPointError] = []
     with progress(out, run.step, settings.steps) as shown:
         unread: list[tuple[int, dict[str, Any]]] = []
 
         def read(count: int) -> None:
             """Takes the oldest `count` from the device: into the record, and the last of them to the screen."""
-            lines = [_line(step, noticed, settings) for step, noticed in jax.device_get(unread[:count])]
+            taken = jax.device_get(unread[:count])
+            lines = [_line(step, noticed, settings) for step, noticed in taken]
             del unread[:count]
             record.append(lines)
             for line in lines:
                 shown.show(line)
+            for _, noticed in taken:
+                try:
+                    optchain.check(noticed)
+                except FloatingPointError as error:
+                    failures.append(error)
 
-        while run.step < settings.steps:
+        def save() -> None:
+            nonlocal saved
+            read(len(unread))
+            record.sync()
+            checkpoints.save(folder, run.step, run.arrays, settings)
+            saved = run.step
+
+        while run.step < settings.steps and stop.signal is None and not failures:
             images, labels = digits.batch(data, settings.seed, run.step, settings.batch_size)
             params, state, noticed = take_step(run.params, run.state, images, labels)
             run = Run(run.step + 1, params, state)
-            last = run.step == settings.steps or stop.signal is not None
             # Nothing special at the last step: a run that trains on later has the lines of one that never stopped.
             if run.step % settings.evaluate_every == 0:
                 noticed = noticed | test_accuracies(run, data)
             unread.append((run.step, noticed))
-            if last or run.step % settings.checkpoint_every == 0:
-                read(len(unread))
-                record.sync()
-                checkpoints.save(folder, run.step, run.arrays, settings)
+            if run.step % settings.checkpoint_every == 0:
+                save()
             elif len(unread) == 2 * READ_EVERY:
                 # The older half: the device goes on with the younger one, and nobody waits for the other.
                 read(READ_EVERY)
-            if last:
-                break
+        if saved != run.step:
+            save()
+    if failures:
+        raise failures[0]
     return run
 
 
+def _step(settings: Settings) -> Step:
+    loss = functools.partial(digits.loss, label_smoothing=settings.label_smoothing)
+    return optchain.make_step(loss, recipe.optimizer(settings))
+
+
 def _line(step: int, noticed: dict[str, Any], settings: Settings) -> Line:
-    """A line of the record. A step that only accumulates makes no update, and has no norm of one."""
-    line = {"step": step, "loss": noticed["loss"], "learning_rate": noticed["learning_rate"]}
-    if step % settings.accumulation_steps == 0:
-        line["gradient_norm"] = noticed["global_norm"]
-    line |= {name: value for name, value in noticed.items() if name.startswith("test_accuracy")}
+    """A line of the record. Of a recipe, all that was noticed: what is inside a gate, at its last update."""
+    if settings.recipe is None:
+        chosen = {"loss": noticed["loss"], "learning_rate": noticed["learning_rate"]}
+        # A step that only accumulates makes no update, and has no norm of one.
+        if step % settings.accumulation_steps == 0:
+            chosen["gradient_norm"] = noticed["global_norm"]
+        noticed = chosen | {name: value for name, value in noticed.items() if name.startswith("test_accuracy")}
+    values = {"loss": noticed["loss"]} | noticed  # the loss first
+    return {"step": step, **{name: _number(value) for name, value in values.items()}}
+
+
+def _number(value: np.ndarray) -> float | int:
     # Through its text a float32 becomes the shortest number that is read back as it: 0.003, not 0.003000000026077032.
-    return {name: value if name == "step" else float(str(value[()])) for name, value in line.items()}
+    return int(value) if np.issubdtype(value.dtype, np.integer) else float(str(value[()]))

@@ -33,7 +33,7 @@ def say(console: Console, text: str) -> None:
 
 
 def _described(line: dict[str, Any]) -> str:
-    names = {"loss": "loss", "learning_rate": "rate", "gradient_norm": "gradient"}
+    names = {"loss": "loss", "learning_rate": "rate", "gradient_norm": "gradient", "global_norm": "gradient"}
     return "  ".join(f"{name} {line[key]:<9.3g}" for key, name in names.items() if key in line).rstrip()
 
 

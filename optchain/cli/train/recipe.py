@@ -1,7 +1,16 @@
-"""The optimizer of a run, from its settings."""
+"""The optimizer of a run, from its settings, and a recipe file that goes into them."""
+
+import json
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import optchain
+from optchain.cli.errors import UserError
 from optchain.cli.train.settings import Optimizer, Settings, Shape
+
+PARSERS: dict[str, Callable[[str], Any]] = {".json": json.loads, ".toml": tomllib.loads}
 
 # Anchored at the last part of the path: a layer that is called "bias_free" decays.
 NOT_DECAYED = [r"(^|/)bias$", r"(^|/)scale$"]
@@ -20,6 +29,25 @@ def learning_rate(settings: Settings) -> float | optchain.schedules.Schedule:
     )
 
 
+def read(path: Path) -> dict[str, Any]:
+    """The config in a file, in the words of `to_config`, so that equal recipes are equal however they were written.
+
+    Raises:
+      UserError: there is no such file, it is neither JSON nor TOML, or what it holds is no config.
+    """
+    parse = PARSERS.get(path.suffix.lower())
+    if parse is None:
+        raise UserError(f"--recipe {path}: the file's name must end in {' or '.join(PARSERS)}")
+    try:
+        return optchain.to_config(optchain.from_config(parse(path.read_text(encoding="utf-8"))))
+    except OSError as error:
+        raise UserError(f"--recipe {path}: {error.strerror}") from error
+    except RecursionError as error:
+        raise UserError(f"--recipe {path}: it is nested too deep") from error
+    except (TypeError, ValueError) as error:
+        raise UserError(f"--recipe {path}: {error}") from error
+
+
 def rate_at(settings: Settings, step: int) -> float:
     """The learning rate of the batch after `step` batches."""
     rate = learning_rate(settings)
@@ -27,7 +55,9 @@ def rate_at(settings: Settings, step: int) -> float:
 
 
 def optimizer(settings: Settings) -> optchain.Transformation:
-    """Clipping, the rule, decay of the kernels alone, accumulation, an average of the weights."""
+    """What the recipe says; without one clipping, the rule, decay of the kernels alone, accumulation, an average."""
+    if settings.recipe is not None:
+        return optchain.from_config(settings.recipe)
     rate = learning_rate(settings)
     common = {
         "global_clipnorm": settings.clip_norm,

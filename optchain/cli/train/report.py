@@ -26,7 +26,7 @@ def draw(path: Path, lines: Sequence[Line], settings: Settings) -> None:
     FigureCanvasAgg(figure)  # without pyplot, which keeps figures and looks for a display
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12, wspace=0.04, hspace=0.05)  # pyright: ignore
     figure.suptitle(
-        f"Handwritten digits with optchain.{settings.optimizer}  ·  steps: {settings.steps}  ·  seed: {settings.seed}",
+        f"Handwritten digits with optchain.{settings.transformation}  ·  steps: {settings.steps}  ·  seed: {settings.seed}",
         fontsize=16,
         fontweight="bold",
     )
@@ -35,7 +35,7 @@ def draw(path: Path, lines: Sequence[Line], settings: Settings) -> None:
         axes.set_xlim(0, settings.steps)
     _draw_loss(loss, lines, settings.label_smoothing)
     _draw_rate(rate, lines)
-    _draw_norm(norm, lines, settings.clip_norm)
+    _draw_norm(norm, lines, settings.clip_norm if settings.recipe is None else None)
     _draw_accuracy(accuracy, lines)
     partial = path.with_suffix(".partial.png")
     figure.savefig(partial)
@@ -54,19 +54,24 @@ def _draw_loss(axes: Axes, lines: Sequence[Line], label_smoothing: float) -> Non
 
 
 def _draw_rate(axes: Axes, lines: Sequence[Line]) -> None:
-    axes.plot(*_column(lines, "learning_rate"), color=BLUE, linewidth=2)
+    steps, rates = _column(lines, "learning_rate")
+    axes.plot(steps, rates, color=BLUE, linewidth=2)
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter("{x:g}")
     _finish(axes, "Learning rate", "learning rate")
+    if not rates:
+        _note(axes, "the recipe has none, or more than one")
 
 
-def _draw_norm(axes: Axes, lines: Sequence[Line], clip_norm: float) -> None:
-    steps, norms = _column(lines, "gradient_norm")
-    clipped = [(step, norm) for step, norm in zip(steps, norms, strict=True) if norm > clip_norm]
+def _draw_norm(axes: Axes, lines: Sequence[Line], clip_norm: float | None) -> None:
+    """The norms before clipping. Of a recipe it is not known at which norm it clips, or whether at one."""
+    steps, norms = _column(lines, "global_norm" if clip_norm is None else "gradient_norm")
     axes.plot(steps, norms, color=BLUE, linewidth=1, label="each update, before clipping")
-    share = f"{len(clipped)} of {len(norms)} updates clipped ({len(clipped) / max(len(norms), 1):.1%})"
-    axes.plot(*zip(*clipped, strict=True) if clipped else ([], []), "o", color=ORANGE, markersize=3.5, label=share)
-    axes.axhline(clip_norm, color=GREY, linestyle="--", linewidth=1.2, label=f"clipped above {clip_norm:g}")
+    if clip_norm is not None:
+        clipped = [(step, norm) for step, norm in zip(steps, norms, strict=True) if norm > clip_norm]
+        share = f"{len(clipped)} of {len(norms)} updates clipped ({len(clipped) / max(len(norms), 1):.1%})"
+        axes.plot(*zip(*clipped, strict=True) if clipped else ([], []), "o", color=ORANGE, markersize=3.5, label=share)
+        axes.axhline(clip_norm, color=GREY, linestyle="--", linewidth=1.2, label=f"clipped above {clip_norm:g}")
     positive = [norm for norm in norms if norm > 0]
     if positive:
         axes.set_yscale("log")
@@ -75,7 +80,10 @@ def _draw_norm(axes: Axes, lines: Sequence[Line], clip_norm: float) -> None:
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter(NullFormatter())
     _finish(axes, "Gradient norm", "global norm of the gradient")
-    axes.legend(loc="upper right")
+    if norms or clip_norm is not None:
+        axes.legend(loc="upper right")
+    else:
+        _note(axes, "the recipe measures none, or more than one")
 
 
 def _draw_accuracy(axes: Axes, lines: Sequence[Line]) -> None:
@@ -83,9 +91,11 @@ def _draw_accuracy(axes: Axes, lines: Sequence[Line]) -> None:
     final: list[float] = []
     for name, (key, color) in series.items():
         steps, shares = _column(lines, key)
+        if not shares:  # the recipe keeps no average
+            continue
         percents = [100 * share for share in shares]
         final += percents[-1:]
-        label = f"{name} weights, {percents[-1]:.1f} % at the end" if percents else f"{name} weights"
+        label = f"{name} weights, {percents[-1]:.1f} % at the end"
         axes.plot(steps, percents, marker="o", markersize=3, color=color, linewidth=1.5, alpha=0.85, label=label)
     # The first evaluations of a good run are far below all others, and would take the room of what is to be compared.
     bottom = 80 if final and min(final) > 90 else 0
@@ -93,6 +103,12 @@ def _draw_accuracy(axes: Axes, lines: Sequence[Line]) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     _finish(axes, "Test accuracy" + (f" (above {bottom} %)" if bottom else ""), "accuracy (%)")
     axes.legend(loc="lower right")
+
+
+def _note(axes: Axes, text: str) -> None:
+    """Says in a panel why there is nothing in it."""
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", fontsize=11, color=GREY)
+    axes.set_yticks([])
 
 
 def _finish(axes: Axes, title: str, label: str) -> None:

@@ -55,6 +55,8 @@ class Settings:
     warmup_share: float = 0.1
     final_share: float = 0.01
     """The share of the highest rate at which the schedule ends."""
+    recipe: dict[str, Any] | None = None
+    """A config that takes the place of all that says something of the optimizer above, or None."""
 
     def __post_init__(self) -> None:
         for field in ("steps", "schedule_steps", "checkpoint_every", "evaluate_every", "batch_size"):
@@ -67,6 +69,11 @@ class Settings:
     def warmup_steps(self) -> int:
         return int(self.schedule_steps * self.warmup_share)
 
+    @property
+    def transformation(self) -> str:
+        """The name of the function of optchain that builds the optimizer."""
+        return self.recipe["transformation"] if self.recipe else self.optimizer.value
+
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
@@ -78,9 +85,14 @@ class Settings:
           ValueError, TypeError: these are not settings of this version.
         """
         known = {field.name: field for field in dataclasses.fields(cls)}
+        values = {"recipe": None} | values  # there were runs before there were recipes
         if set(values) != set(known):
             raise ValueError(f"the settings {', '.join(sorted(set(values) ^ set(known)))} are missing or unknown")
+        if not isinstance(values["recipe"], dict | None):
+            raise TypeError(f"recipe is {values['recipe']!r}")
         for name, field in known.items():
+            if name == "recipe":
+                continue
             expected = str if issubclass(type(field.default), str) else type(field.default)
             if type(values[name]) is not expected and not (expected is float and type(values[name]) is int):
                 raise TypeError(f"{name} is {values[name]!r}")
