@@ -1,16 +1,33 @@
-"""The README's code runs as it stands there."""
+"""The code of the README and of the pages in `docs` runs as it stands there."""
 
 import json
 import re
 from pathlib import Path
+
+import pytest
 
 from optchain.cli import main
 
 ROOT = Path(__file__).parents[1]
 
 
-def code_blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}$\n(.*?)^```$", (ROOT / "README.md").read_text(), flags=re.MULTILINE | re.DOTALL)
+README = ROOT / "README.md"
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+
+
+def code_blocks(language: str, page: Path = README) -> list[str]:
+    return re.findall(rf"^```{language}$\n(.*?)^```$", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_code_of_a_page_runs(page):
+    namespace = {}
+    blocks = code_blocks("python", page)
+    for block in blocks:
+        exec(block, namespace)
+    assert blocks
+    tx, params = namespace["tx"], namespace["params"]
+    tx.apply(params, tx.init(params), grads=params)
 
 
 def test_python_blocks_run(capsys):
