@@ -54,9 +54,9 @@ class Description:
         for row in self.rows:
             kept = ", ".join(f"{name}: {what}" for name, what in row.entries.items())
             table.append(("  " * row.depth + row.code, kept or "-", _size(row.bytes) if row.bytes else "-"))
-        lines = _aligned(table, "<<>")
+        lines = aligned(table, "<<>")
         if self.groups:
-            lines += ["", *_aligned([("parameter", "acted on by"), *self.groups.items()], "<<")]
+            lines += ["", *aligned([("parameter", "acted on by"), *self.groups.items()], "<<")]
         total = (
             f"{self.parameters:,} parameters ({_size(self.parameter_bytes)}), state {_size(self.state_bytes)}: "
             f"{self.state_bytes_per_parameter:.2f} bytes per parameter"
@@ -112,20 +112,20 @@ def _groups(link: Transformation, params: Tree, path: str) -> dict[str, list[str
     """What acts on each parameter, by the links' paths, as far as something within does not act on all."""
     labels = None if link.labels is None else link.labels(params)
     found: dict[str, list[str]] = {}
-    for name, inner in _inner(link):
+    for name, inner in inner_links(link):
         seen = (
             params if labels is None else select(jax.tree.map(lambda label, name=name: label == name, labels), params)
         )
         for parameter, names in _groups(inner, seen, f"{path}/{name}").items():
             found.setdefault(parameter, []).extend(names)
     for place, label in [] if labels is None else leaves_with_paths(labels):
-        acting = f"{path}/{label}" if label in dict(_inner(link)) else label
+        acting = f"{path}/{label}" if label in dict(inner_links(link)) else label
         found.setdefault(path_string(place), [acting])
     return {path_string(place): found[path_string(place)] for place, _ in leaves_with_paths(params)} if found else {}
 
 
 def _rows(link: Transformation, state: Any, path: str, depth: int) -> Iterator[LinkRow]:
-    below = dict(_inner(link))
+    below = dict(inner_links(link))
     own = (
         {name: entry for name, entry in state.items() if name not in below}
         if isinstance(state, dict)
@@ -149,7 +149,7 @@ HIDDEN = {"links", "inner", "groups", "default", "name"}
 """Arguments that hold transformations, and the name, which stands before them."""
 
 
-def _inner(link: Transformation) -> list[tuple[str, Transformation]]:
+def inner_links(link: Transformation) -> list[tuple[str, Transformation]]:
     """The transformations within, by the names of their states."""
     entries = link.fields | link.optional_fields
     return [(inner.name if inner.name in entries else "inner", inner) for inner in link.links]
@@ -167,7 +167,7 @@ def _bytes(tree: Any) -> int:
     return sum(leaf.size * dtype_of(leaf).itemsize for leaf in jax.tree.leaves(tree))
 
 
-def _aligned(table: Sequence[tuple[str, ...]], alignments: str) -> list[str]:
+def aligned(table: Sequence[tuple[str, ...]], alignments: str) -> list[str]:
     """The lines of a table, with a rule under the first."""
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     columns = list(zip(alignments, widths, strict=True))

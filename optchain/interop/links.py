@@ -1,0 +1,100 @@
+"""The links of a transformation, each with its place in the state and the parameters that it acts on."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from optchain.core.masks import select
+from optchain.core.transformation import State, Transformation
+from optchain.core.trees import Tree, leaves_with_paths, path_names
+from optchain.description import inner_links
+from optchain.interop.report import Names
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Place:
+    """A link, where it stands, and what it acts on."""
+
+    link: Transformation
+    path: Names
+    """Where its state is."""
+    params: Tree
+    """The parameters that it acts on."""
+    follows_rate: bool
+    """Whether what it is handed is multiplied by the learning rate already."""
+
+    @property
+    def rule(self) -> str:
+        """What built it: `scale_by_adam`."""
+        return self.link.registered_name if self.link.is_registered else type(self.link).__name__
+
+    @property
+    def parameters(self) -> list[Names]:
+        """The paths of the parameters that it acts on."""
+        return [path_names(path) for path, _ in leaves_with_paths(self.params)]
+
+    @property
+    def gate(self) -> str | None:
+        """The name of a gate in it, so that what it counts are calls, and not updates; None if there is none."""
+        return next((link.name for link in _all(self.link) if _is_gate(link)), None)
+
+    @property
+    def settable(self) -> frozenset[str]:
+        """The hyperparameters that are values in its state, but for the rate that a decay has of its own."""
+        names = frozenset(self.link.own_hyperparams.settable)
+        return names - {"learning_rate"} if self.link.stage == "decay" else names
+
+    def within(self, other: "Place") -> bool:
+        return self.path[: len(other.path)] == other.path
+
+    def state(self, state: State) -> dict[str, Any]:
+        """Its own state, out of the whole; empty if it has none."""
+        for name in self.path:
+            state = state.get(name, {})
+        return state
+
+    def __str__(self) -> str:
+        return "/".join(self.path) or self.link.name
+
+
+def places(tx: Transformation, params: Tree) -> list[Place]:
+    """All links of a transformation, those around others first."""
+    return list(_places(tx, (), params, False))
+
+
+def schedule_entries(place: Place, calls: int) -> dict[Names, Any]:
+    """What the state of a link with schedules has after so many calls, by path."""
+    schedules = place.link.own_hyperparams.schedules
+    last = jnp.asarray(max(calls - 1, 0), jnp.int32)
+    values = {name: schedule(last) for name, schedule in schedules.items()}
+    entries = {(*place.path, "scheduled", name): value for name, value in values.items()}
+    return entries | ({(*place.path, "count"): calls} if schedules else {}) | measured(place, values)
+
+
+def measured(place: Place, values: dict[str, Any]) -> dict[Names, Any]:
+    """The learning rate that a link shows among its metrics, if it owns one."""
+    return {(*place.path, "metrics", name): value for name, value in values.items() if name == "learning_rate"}
+
+
+def _places(link: Transformation, path: Names, params: Tree, follows_rate: bool) -> Iterator[Place]:
+    yield Place(link, path, params, follows_rate)
+    labels = None if link.labels is None else link.labels(params)
+    for name, inner in inner_links(link):
+        seen = params
+        if labels is not None:
+            seen = select(jax.tree.map(lambda label, name=name: label == name, labels), params)
+        yield from _places(inner, (*path, name), seen, follows_rate)
+        follows_rate = follows_rate or (link.sequential and any(part.stage == "learning_rate" for part in _all(inner)))
+
+
+def _is_gate(link: Transformation) -> bool:
+    return link.kind == "gate" and not link.sequential and link.labels is None
+
+
+def _all(link: Transformation) -> Iterator[Transformation]:
+    yield link
+    for inner in link.links:
+        yield from _all(inner)

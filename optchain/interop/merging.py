@@ -1,0 +1,202 @@
+"""A saved state, brought into a state that was just initialized: by names, and with a report.
+
+It asks for no library: `saved` is what any of them restores, with named tuples turned into dicts, tuples into lists and
+integer keys into strings.
+"""
+
+from collections.abc import Mapping
+from typing import Any, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from optchain.core.lookup import MIRRORS
+from optchain.core.trees import Tree, dtype_of, leaves_with_paths, path_names
+from optchain.interop.report import Choice, Names, Report, Row, listed, split
+
+
+def merge(saved: Any, target: Tree, *, hyperparams: Choice) -> tuple[Tree, Report]:
+    """A saved state in the structure of another one: links matched by name, what is new initialized, all of it reported.
+
+    An array goes where it was. A link whose place changed, say into a gate, is found by its name, if it is the only one of
+    that name on both sides. Nothing is matched by position or by shape.
+
+    Args:
+      saved: any pytree of arrays: a state, or what a serializer made of it, with dicts for named tuples, lists for tuples and
+        strings for integer keys. Entries without arrays, such as None, are nothing.
+      target: a tree of the wanted structure: `tx.init(params)`, or `{"params": params, "state": tx.init(params)}`. What was
+        not saved is taken from it; a `jax.ShapeDtypeStruct` may stand for what surely was. It is not changed.
+      hyperparams: which of the hyperparameters that are values in the state the run goes on with: the `"saved"` ones, or
+        those that the transformation was `"configured"` with now. A schedule is always the transformation's own, and goes on at
+        the saved count.
+
+    Returns:
+      `(tree, report)`: copies, in the structure, dtypes and shardings of `target`; and what became of each array. `print` shows
+      it, `report.new` and `report.gone` are lists of paths.
+
+    Raises:
+      ValueError: a shape that differs, parameters of another model, nothing that matches at all; the message names both sides.
+
+    Example:
+      >>> import jax.numpy as jnp, optchain
+      >>> from optchain.interop.merging import merge
+      >>> params = {"w": jnp.ones(2)}
+      >>> saved = optchain.adam(0.1).init(params)
+      >>> tx = optchain.adam(0.3, use_ema=True)
+      >>> state, report = merge(saved, tx.init(params), hyperparams="configured")
+      >>> print(report)
+      entry                      arrays            note
+      -------------------------  ------  --------  ---------------------
+      average_params/average          1  new
+      average_params/count            1  new
+      hyperparams/learning_rate       1  restored  configured, saved 0.1
+      metrics/learning_rate           1  restored
+      scale_by_adam/count             1  restored
+      scale_by_adam/mu                1  restored
+      scale_by_adam/nu                1  restored
+      <BLANKLINE>
+      hyperparameters: configured
+    """
+    return merge_entries(by_names(saved), target, hyperparams=hyperparams)
+
+
+def merge_entries(saved: Mapping[Names, Any], target: Tree, *, hyperparams: Choice) -> tuple[Tree, Report]:
+    """The same of arrays by their paths."""
+    check_choice(hyperparams)
+    wanted = by_names(target)
+    moved = _moved(saved, wanted)
+    sources = {names: moved.get(names, names) for names in wanted if moved.get(names, names) in saved}
+    _check_model(saved, wanted, sources)
+    _check_shapes(saved, wanted, sources)
+    rows, leaves = [], []
+    for names, like in wanted.items():
+        if names not in sources:
+            leaves.append(_initialized(names, like))
+            rows.append(Row(names, "new"))
+            continue
+        value, source = saved[sources[names]], sources[names]
+        note = [] if source == names else [f"from {'/'.join(_entry(source))}"]
+        if hyperparams == "configured" and _is_hyperparam(names):
+            if not np.array_equal(np.asarray(value, dtype_of(like)), np.asarray(like)):
+                note.append(f"configured, saved {_number(value, like)}")
+            leaves.append(_initialized(names, like))
+        else:
+            if np.result_type(value) != dtype_of(like) and not isinstance(value, int | float):
+                note.append(f"{np.result_type(value)} to {dtype_of(like)}")
+            leaves.append(_placed(value, like))
+        rows.append(Row(names, "restored", ", ".join(note)))
+    used = set(sources.values())
+    rows += [Row(names, "gone") for names in saved if names not in used]
+    order = sorted(rows, key=lambda row: (row.fate == "gone", row.path))
+    return jax.tree.unflatten(jax.tree.structure(target), leaves), Report(tuple(order), hyperparams)
+
+
+def by_names(tree: Tree) -> dict[Names, Any]:
+    """The arrays of a tree by their paths, in which the kind of a container does not show."""
+    found: dict[Names, Any] = {}
+    for path, leaf in leaves_with_paths(tree):
+        names = path_names(path)
+        if names in found:
+            raise ValueError(
+                f"two entries have the path {'/'.join(names)}: an integer and a string are the same key here"
+            )
+        found[names] = leaf
+    return found
+
+
+def check_choice(hyperparams: Any) -> None:
+    if hyperparams not in get_args(Choice):
+        raise ValueError(f"hyperparams must be one of {', '.join(map(repr, get_args(Choice)))}; got {hyperparams!r}")
+
+
+def _moved(saved: Mapping[Names, Any], wanted: Mapping[Names, Any]) -> dict[Names, Names]:
+    """The saved paths of links that stand elsewhere now, by the new ones: those of a name that only one on each side has."""
+    left = {owner: name for owner, name in _links(saved).items() if owner not in _links(wanted)}
+    missing = {owner: name for owner, name in _links(wanted).items() if owner not in _links(saved)}
+    pairs = {}
+    for owner, name in missing.items():
+        same = [old for old, old_name in left.items() if old_name == name]
+        if len(same) == 1 and list(missing.values()).count(name) == 1:
+            pairs[owner] = same[0]
+    moved = {}
+    for names in wanted:
+        owner, field, rest = split(names)
+        if owner in pairs:
+            moved[names] = (*pairs[owner], field, *rest)
+    return moved
+
+
+def _links(entries: Mapping[Names, Any]) -> dict[Names, str]:
+    """The places of links that have a name of their own, with the name."""
+    owners = {split(names)[0] for names in entries}
+    return {owner: owner[-1] for owner in owners if owner and owner[-1] != "inner" and not owner[-1].isdecimal()}
+
+
+def _check_model(saved: Mapping[Names, Any], wanted: Mapping[Names, Any], sources: Mapping[Names, Names]) -> None:
+    """Refuses the state of another model: trees of parameters of which each side has some that the other lacks."""
+    if wanted and saved and not sources:
+        entries = (sorted({"/".join(_entry(names)) for names in side}) for side in (saved, wanted))
+        theirs, ours = map(listed, entries)
+        raise ValueError(f"nothing of what is saved belongs here: saved are {theirs}; expected are {ours}")
+    used = set(sources.values())
+    origin = {_entry(names): _entry(source) for names, source in sources.items()}
+    for entry, source in origin.items():
+        if entry[-1] not in MIRRORS:
+            continue
+        lacking = ["/".join(split(names)[2]) for names in wanted if _entry(names) == entry and names not in sources]
+        surplus = ["/".join(split(names)[2]) for names in saved if _entry(names) == source and names not in used]
+        if lacking and (surplus or entry[-1] == "params"):
+            raise ValueError(
+                f"{'/'.join(entry)} is that of another model: expected and not saved are {listed(lacking)}; "
+                f"saved and not expected are {listed(surplus)}"
+            )
+
+
+def _check_shapes(saved: Mapping[Names, Any], wanted: Mapping[Names, Any], sources: Mapping[Names, Names]) -> None:
+    for names, source in sources.items():
+        value, like = saved[source], wanted[names]
+        if np.shape(value) != np.shape(like):
+            raise ValueError(f"{'/'.join(names)}: saved with shape {np.shape(value)}, expected {np.shape(like)}")
+        kind = np.result_type(value)
+        if not isinstance(value, int | float) and not _fits(kind, dtype_of(like)):
+            raise ValueError(f"{'/'.join(names)}: saved as {kind}, expected {dtype_of(like)}")
+
+
+def _fits(kind: Any, wanted: Any) -> bool:
+    """Whether numbers of a dtype may be cast to another: floats to floats, however wide, integers to integers."""
+    kinds = (jnp.floating, jnp.complexfloating, jnp.integer, jnp.bool_)
+    if any(jnp.issubdtype(kind, group) and jnp.issubdtype(wanted, group) for group in kinds):
+        return True
+    return jnp.issubdtype(kind, jnp.floating) and jnp.issubdtype(wanted, jnp.complexfloating)
+
+
+def _entry(names: Names) -> Names:
+    owner, field, _ = split(names)
+    return (*owner, field)
+
+
+def _is_hyperparam(names: Names) -> bool:
+    return len(names) >= 2 and names[-2] == "hyperparams" and MIRRORS.isdisjoint(names[:-1])
+
+
+def _initialized(names: Names, like: Any) -> jax.Array:
+    if isinstance(like, jax.ShapeDtypeStruct):
+        raise ValueError(f"{'/'.join(names)} was not saved, and the target has no value for it: give tx.init(params)")
+    return jnp.array(like, dtype_of(like), copy=True)
+
+
+def _placed(value: Any, like: Any) -> jax.Array:
+    """A copy of the value, in the dtype and on the devices of another array."""
+    sharding = getattr(like, "sharding", None)
+    copied = isinstance(value, jax.Array) and sharding is not None and value.sharding == sharding
+    if not copied:
+        value = np.asarray(value)  # from wherever it is, so that it may go anywhere
+    made = jnp.array(value, dtype_of(like), copy=True)
+    committed = isinstance(like, jax.ShapeDtypeStruct) or getattr(like, "committed", False)
+    return jax.device_put(made, sharding) if sharding is not None and committed else made
+
+
+def _number(value: Any, like: Any) -> str:
+    # Through its text a float32 becomes the shortest number that is read back as it.
+    return str(np.asarray(value, dtype_of(like))[()]) if np.ndim(value) == 0 else "others"

@@ -1,0 +1,163 @@
+"""The state of PyTorch's optimizers, made of ours."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import optax
+
+from optchain.core import arguments
+from optchain.core.optax_link import as_transformation
+from optchain.core.transformation import State
+from optchain.core.trees import Tree, leaves_with_paths, path_names
+from optchain.interop.links import Place, places
+from optchain.interop.mapping import Entry, entries, match
+from optchain.interop.merging import by_names
+from optchain.interop.report import Names, listed
+from optchain.interop.torch.layouts import Axes, Transforms, inverse, layouts
+from optchain.interop.torch.parameters import native
+from optchain.interop.torch.recipes import class_name, to_group
+from optchain.interop.torch.rules import COUNT, HYPERPARAMS, SCALARS, entries_of, flat, folded
+from optchain.interop.torch.state import Correspondence
+
+
+def to_state_dict(
+    tx: optax.GradientTransformation,
+    params: Tree,
+    state: State,
+    names: Correspondence,
+    transforms: Transforms | None = None,
+    *,
+    step: int | None = None,
+    lossy: bool = False,
+) -> dict[str, Any]:
+    """The state for `optimizer.load_state_dict`, with which PyTorch goes on where `tx` stopped.
+
+    Args:
+      tx: the recipe: a preset of `presets.torch`, a `multi_optimizer` of these, or a chain with one in it.
+      params: the parameters.
+      state: their state.
+      names: our paths in the order in which PyTorch's optimizer was given its parameters, group by group; or a table of our
+        paths to PyTorch's names, in that order: then the groups have `param_names`.
+      transforms: as in `load_state_dict`.
+      step: the number of steps made, for RMSprop and Adagrad, of which our state has none; 0 if None. Nothing depends on it but
+        Adagrad's `lr_decay`, with which our state does have it.
+      lossy: whether what PyTorch's optimizers have no place for, such as an average of the parameters, may be left behind.
+
+    Returns:
+      `{"state": …, "param_groups": …}`, with the learning rate that the next call would use.
+
+    Raises:
+      ValueError: a parameter that no preset of `presets.torch` trains or that has no name, groups out of order, or something
+        that PyTorch has no place for (the message says what).
+
+    Example:
+      >>> import jax.numpy as jnp, optchain
+      >>> from optchain.interop.torch import to_state_dict
+      >>> tx, params = optchain.presets.torch.adamw(0.1), {"kernel": jnp.ones((3, 2))}
+      >>> params, state = tx.apply(params, tx.init(params), grads=params)
+      >>> state_dict = to_state_dict(tx, params, state, ["kernel"])
+      >>> state_dict["state"][0]["exp_avg"].shape, state_dict["param_groups"][0]["params"]
+      (torch.Size([2, 3]), [0])
+    """
+    if step is not None:
+        step = arguments.check_integer("step", step, minimum=0)
+    link = as_transformation(tx, "tx")
+    found = places(link, params)
+    presets = [place for place in found if class_name(place.link)]
+    if not lossy:
+        _check_nothing_lost(found, state)
+    paths, axes = _ordered(params, presets, names), layouts(params, transforms)
+    made, groups, seen = {}, [], []
+    for number, path in enumerate(paths):
+        preset = next(place for place in presets if path in place.parameters)
+        if not seen or preset is not seen[-1]:
+            if preset in seen:
+                raise ValueError(
+                    f"names must be in the order of PyTorch's groups: {'/'.join(path)} belongs to an earlier one"
+                )
+            seen.append(preset)
+            groups.append(_group(preset, found, state) | {"params": []})
+            if isinstance(names, Mapping):
+                groups[-1]["param_names"] = []
+        groups[-1]["params"].append(number)
+        if isinstance(names, Mapping):
+            groups[-1]["param_names"].append(names["/".join(path)])
+        slot = _slot(preset, found, state, path, axes[path], step or 0)
+        if slot:
+            made[number] = slot
+    return {"state": made, "param_groups": groups}
+
+
+def _ordered(params: Tree, presets: list[Place], names: Correspondence) -> list[Names]:
+    """The paths of the parameters in PyTorch's order."""
+    trained = {path for place in presets for path in place.parameters}
+    everything = [path_names(path) for path, _ in leaves_with_paths(params)]
+    ours = [entry for entry, path in zip(entries(params), everything, strict=True) if path in trained]
+    paths = [path for path in everything if path in trained]
+    if not paths:
+        raise ValueError("no part of tx is a preset of presets.torch, so that PyTorch has no optimizer for it")
+    theirs = [Entry(name, ()) for name in (names.values() if isinstance(names, Mapping) else names)]
+    return [paths[position] for position in match(ours, theirs, names, "PyTorch's optimizer")]
+
+
+def _slot(preset: Place, found: list[Place], state: State, path: Names, axes: Axes, step: int) -> dict[str, Any]:
+    """What PyTorch keeps of one parameter; nothing before the first step."""
+    import torch
+
+    slot: dict[str, Any] = {}
+    count = None
+    for place in found:
+        if not (place.within(preset) and path in place.parameters):
+            continue
+        own = place.state(state)
+        known = entries_of(place, state)
+        trees = {entry: by_names(own[entry]) for entry in known if entry not in SCALARS}
+        for entry, tree in trees.items():
+            slot[known[entry]] = torch.from_numpy(native(np.asarray(tree[path]).transpose(inverse(axes))))
+        if "mu_product" in known:
+            slot["mu_product"] = torch.tensor(float(own["mu_product"]))
+        if "count" in own and (known or place.link.own_hyperparams.schedules) and not place.gate:
+            count = int(own["count"])
+    if count == 0:
+        return {}
+    if class_name(preset.link) != "SGD":
+        slot[COUNT] = torch.tensor(float(step if count is None else count))
+    return slot
+
+
+def _group(preset: Place, found: list[Place], state: State) -> dict[str, Any]:
+    """The arguments of a group: the recipe's, and the values that are in the state or that its schedules have next."""
+    group = flat(to_group(preset.link))
+    for place in found:
+        if place.within(preset):
+            values, _ = place.link.own_hyperparams.read(place.state(state)) if place.state(state) else ({}, {})
+            changing = place.settable | place.link.own_hyperparams.schedules.keys()
+            group |= {
+                HYPERPARAMS[name]: float(str(values[name])) for name in changing if HYPERPARAMS.get(name) in group
+            }
+    return folded(group)
+
+
+def _check_nothing_lost(found: list[Place], state: State) -> None:
+    """Requires every entry of the state to have a place in PyTorch."""
+    lost = []
+    for place in found:
+        own, below = place.state(state), {other.path for other in found}
+        names = [entry for entry in own if (*place.path, entry) not in below]
+        lost += ["/".join((*place.path, entry)) for entry in names if not _has_place(place, state, entry)]
+    if lost:
+        raise ValueError(
+            f"PyTorch's optimizers have no place for {listed(lost)}: take what you need of it, such as averaged_params(state), and "
+            "say lossy=True. Gradients that wait in accumulate are applied by flush(tx, params, state)"
+        )
+
+
+def _has_place(place: Place, state: State, entry: str) -> bool:
+    if entry in ("metrics", "hyperparams", "scheduled") or entry in entries_of(place, state):
+        return True
+    if entry == "count" and place.link.own_hyperparams.schedules:
+        return True
+    if place.rule == "accumulate":  # between two windows it holds nothing
+        return entry == "updates" or int(place.state(state)["count"]) == 0
+    return False

@@ -1,0 +1,101 @@
+"""How PyTorch lays out a weight, by kinds of layers, and arrays from its tensors.
+
+| layer | PyTorch | here | kind |
+|---|---|---|---|
+| Linear, Dense | (out, in) | (in, out) | `linear` |
+| Conv1d, Conv2d, Conv3d | (out, in, …) | (…, in, out) | `conv` |
+| ConvTranspose, `transpose_kernel=True` in Flax | (in, out, …) | (…, out, in) | `conv` |
+| Embedding | (rows, features) | the same | `embedding` |
+| norms, biases | (features,) | the same | `norm` |
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from optchain.core.masks import check_patterns, first_match
+from optchain.core.trees import Tree, leaves_with_paths, path_names, path_string
+from optchain.interop.report import Names
+
+Axes: TypeAlias = tuple[int, ...]
+Transforms: TypeAlias = Mapping[str, str | Sequence[int]]
+"""Patterns of our paths, to a kind of `LAYOUTS` or to the order in which we have PyTorch's axes."""
+
+LAYOUTS: dict[str, str] = {
+    "linear": "a weight of two axes: (out, in) there, (in, out) here",
+    "conv": "a kernel: (out, in, …) there, (…, in, out) here",
+    "embedding": "rows of features, on both sides",
+    "norm": "the same on both sides",
+}
+SAME = ("embedding", "scale", "bias", "weight")
+"""Last components of paths for which both sides agree; `weight` is Equinox's, which has PyTorch's layout."""
+
+
+def layouts(params: Tree, transforms: Transforms | None) -> dict[Names, Axes]:
+    """For each parameter, the order in which it has the axes of PyTorch's: `ours = theirs.transpose(axes)`."""
+    chosen: dict[Names, Any] = {}
+    if transforms is not None:
+        check_patterns("transforms", transforms)
+        choices = first_match("transforms", {pattern: (choice,) for pattern, choice in transforms.items()}, (), params)
+        chosen = {
+            path_names(path): choice[0]
+            for (path, _), choice in zip(leaves_with_paths(params), _leaves(choices, params), strict=True)
+            if choice
+        }
+    made = {}
+    for path, leaf in leaves_with_paths(params):
+        names, ndim = path_names(path), jnp.ndim(leaf)
+        kind = chosen[names] if names in chosen else _kind(path_string(path), names, ndim)
+        made[names] = _axes(path_string(path), kind, ndim)
+    return made
+
+
+def inverse(axes: Axes) -> Axes:
+    return tuple(int(axis) for axis in np.argsort(axes))
+
+
+def to_array(tensor: Any) -> np.ndarray:
+    """A tensor of PyTorch as an array on the host; anything else as NumPy takes it."""
+    if not hasattr(tensor, "detach"):
+        return np.asarray(tensor)
+    tensor = tensor.detach().cpu()
+    if str(tensor.dtype) == "torch.bfloat16":  # which NumPy has only through ml_dtypes
+        return np.asarray(tensor.float().numpy(), jnp.bfloat16)
+    return tensor.numpy()
+
+
+def _kind(path: str, names: Names, ndim: int) -> str:
+    if ndim < 2 or names[-1] in SAME:
+        return "norm"
+    if names[-1] == "kernel":
+        return "linear" if ndim == 2 else "conv"
+    raise ValueError(
+        f"{path}: its name does not tell how PyTorch lays it out: give transforms={{{path!r}: kind}}, where kind is one of "
+        f"{', '.join(map(repr, LAYOUTS))}, or the order of the axes"
+    )
+
+
+def _axes(path: str, kind: Any, ndim: int) -> Axes:
+    match kind:
+        case "linear" if ndim == 2:
+            return (1, 0)
+        case "conv" if ndim >= 3:
+            return (*range(2, ndim), 1, 0)
+        case "embedding" | "norm":
+            return tuple(range(ndim))
+        case str():
+            known = "; ".join(f"{name!r}, {what}" for name, what in LAYOUTS.items())
+            raise ValueError(f"transforms: {path} has {ndim} axes and cannot be {kind!r}; there are: {known}")
+    if not isinstance(kind, Sequence) or sorted(kind) != list(range(ndim)):
+        raise ValueError(
+            f"transforms: {path} needs an order of its {ndim} axes, such as {tuple(range(ndim))}; got {kind!r}"
+        )
+    return tuple(kind)
+
+
+def _leaves(choices: Tree, params: Tree) -> list[Any]:
+    """One choice for each parameter, which is a tuple and so no leaf by itself."""
+    return jax.tree.structure(params).flatten_up_to(choices)

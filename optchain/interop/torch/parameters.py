@@ -1,0 +1,86 @@
+"""Parameters: a model's `state_dict` and a tree."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from optchain.core.trees import Tree, dtype_of, leaves_with_paths, path_names, path_string
+from optchain.interop.mapping import Entry, entries, match
+from optchain.interop.torch.layouts import Transforms, inverse, layouts, to_array
+
+
+def load_params(
+    params: Tree, state_dict: Mapping[str, Any], names: Mapping[str, str], transforms: Transforms | None = None
+) -> Tree:
+    """The parameters of a model of PyTorch, as a tree like `params`.
+
+    Args:
+      params: a tree of the wanted structure, shapes and dtypes; arrays or `jax.ShapeDtypeStruct`.
+      state_dict: the model's parameters by name: its `state_dict()` without buffers, or `dict(model.named_parameters())`.
+      names: our path to PyTorch's name, of every parameter: `{"dense/kernel": "fc.weight"}`.
+      transforms: how weights are laid out, where their paths do not tell: patterns of our paths to a kind of `LAYOUTS`, or to
+        the order in which we have PyTorch's axes.
+
+    Raises:
+      ValueError: a parameter that only one side has (the message prints both), or a shape that differs.
+
+    Example:
+      >>> import jax.numpy as jnp, torch
+      >>> from optchain.interop.torch import load_params
+      >>> model = torch.nn.Linear(3, 2)
+      >>> params = {"kernel": jnp.zeros((3, 2)), "bias": jnp.zeros(2)}
+      >>> load_params(params, model.state_dict(), {"kernel": "weight", "bias": "bias"})["kernel"].shape
+      (3, 2)
+    """
+    theirs = [Entry(name, tuple(np.shape(tensor))) for name, tensor in state_dict.items()]
+    ours = entries(params)
+    position = {index: name for index, name in zip(match(ours, theirs, names, "PyTorch"), state_dict, strict=True)}
+    axes = layouts(params, transforms)
+    leaves = []
+    for index, (path, like) in enumerate(leaves_with_paths(params)):
+        value = to_array(state_dict[position[index]])
+        leaves.append(transposed(value, axes[path_names(path)], like, path_string(path), position[index]))
+    return jax.tree.unflatten(jax.tree.structure(params), [jax.numpy.array(leaf) for leaf in leaves])
+
+
+def params_to_state_dict(
+    params: Tree, names: Mapping[str, str], transforms: Transforms | None = None
+) -> dict[str, Any]:
+    """The parameters as a `state_dict` for `model.load_state_dict`: the inverse of `load_params`.
+
+    Args:
+      params: the parameters.
+      names: our path to PyTorch's name, of every parameter.
+      transforms: as in `load_params`.
+
+    Raises:
+      ValueError: names that are not those of the parameters.
+    """
+    import torch
+
+    theirs = [Entry(name, ()) for name in names.values()]
+    leaves, axes = leaves_with_paths(params), layouts(params, transforms)
+    made = {}
+    for name, index in zip(names.values(), match(entries(params), theirs, names, "PyTorch"), strict=True):
+        path, leaf = leaves[index]
+        made[name] = torch.from_numpy(native(np.asarray(leaf).transpose(inverse(axes[path_names(path)]))))
+    return made
+
+
+def transposed(value: np.ndarray, axes: tuple[int, ...], like: Any, path: str, name: str) -> np.ndarray:
+    """PyTorch's array in our layout and dtype; an error that names both shapes if it has not the shape of ours."""
+    made = value.transpose(axes) if value.ndim == len(axes) else value
+    if made.shape != np.shape(like):
+        asked = tuple(np.shape(like)[axis] for axis in inverse(axes))
+        raise ValueError(
+            f"{name} has shape {value.shape} in PyTorch, and {path}, of shape {np.shape(like)}, needs {asked} there"
+        )
+    return np.asarray(made, dtype_of(like))
+
+
+def native(array: np.ndarray) -> np.ndarray:
+    """A fresh array that PyTorch takes: in order, and float32 where NumPy's dtype is none of its own."""
+    wide = array.dtype if array.dtype.isbuiltin == 1 else np.float32
+    return np.array(array, wide, order="C", copy=True)

@@ -1,0 +1,112 @@
+"""Optimizers of PyTorch as recipes, and the arguments of recipes as PyTorch's groups."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from optchain.core.masks import matching
+from optchain.core.transformation import Transformation
+from optchain.interop.torch.layouts import to_array
+from optchain.presets import torch as presets
+from optchain.transforms.multi_optimizer import multi_optimizer
+
+PRESETS: dict[str, Callable[..., Transformation]] = {
+    "AdamW": presets.adamw,
+    "Adam": presets.adam,
+    "NAdam": presets.nadam,
+    "RAdam": presets.radam,
+    "Adamax": presets.adamax,
+    "RMSprop": presets.rmsprop,
+    "Adagrad": presets.adagrad,
+    "SGD": presets.sgd,
+}
+SWITCHES: dict[str, dict[str, Any]] = {
+    "foreach": dict.fromkeys(PRESETS),
+    "fused": dict.fromkeys(["AdamW", "Adam", "Adagrad", "SGD"]),
+    "capturable": dict.fromkeys(["AdamW", "Adam", "NAdam", "RAdam", "Adamax", "RMSprop"], False),
+    "differentiable": dict.fromkeys(PRESETS, False),
+}
+"""What chooses one of PyTorch's implementations and changes no number, with the default of each class that has it."""
+
+
+def from_torch(optimizer: Any, names: Sequence[str] | Mapping[str, str] | None = None) -> Transformation:
+    """The recipe of one of PyTorch's optimizers: the preset of its class, with its arguments as they are now.
+
+    Several groups become a `multi_optimizer`, whose groups are `group_0`, `group_1`, …; one group is the preset alone. The
+    learning rate is the present one: a scheduler is no part of an optimizer, and has a counterpart in `optchain.schedules`.
+
+    Args:
+      optimizer: a `torch.optim` `AdamW`, `Adam`, `SGD`, `NAdam`, `RAdam`, `RMSprop`, `Adagrad` or `Adamax`.
+      names: with several groups, which parameters are in them: our paths, `dense/kernel`, in the order of the optimizer's
+        parameters, group by group; or a table of our paths to PyTorch's names, in that order.
+
+    Returns:
+      A transformation with the same numbers, step for step.
+
+    Raises:
+      TypeError: an optimizer of another class.
+      ValueError: several groups and no names, or not as many names as parameters.
+
+    Example:
+      >>> import torch
+      >>> from optchain.interop.torch import from_torch
+      >>> from_torch(torch.optim.AdamW([torch.zeros(2, requires_grad=True)], lr=0.1, betas=(0.9, 0.99)))
+      presets.torch.adamw(lr=0.1, betas=(0.9, 0.99))
+    """
+    kind = type(optimizer)
+    preset = PRESETS.get(kind.__name__)
+    if preset is None or not kind.__module__.startswith("torch.optim"):
+        raise TypeError(
+            f"optimizer must be one of torch.optim's {', '.join(PRESETS)}; got {kind.__module__}.{kind.__qualname__}"
+        )
+    groups = optimizer.param_groups
+    links = [preset(**_arguments(kind.__name__, group, optimizer.defaults)) for group in groups]
+    if len(links) == 1:
+        return links[0]
+    count = sum(len(group["params"]) for group in groups)
+    if names is None or len(names) != count:
+        given = "no names" if names is None else f"{len(names)} names"
+        raise ValueError(
+            f"the optimizer has {len(groups)} groups with {count} parameters, and {given} were given: names must have our paths "
+            "in the order of its parameters, group by group"
+        )
+    paths = iter(names)
+    parts = []
+    for number, (group, link) in enumerate(zip(groups, links, strict=True)):
+        patterns = [f"^{re.escape(next(paths))}$" for _ in group["params"]]
+        if patterns:
+            parts.append((f"group_{number}", matching(*patterns), link))
+    return multi_optimizer(*parts)
+
+
+def to_group(preset: Transformation) -> dict[str, Any]:
+    """The arguments of a preset as PyTorch has them in `param_groups`, without the parameters."""
+    kind = class_name(preset)
+    group = {name: list(value) if isinstance(value, list) else value for name, value in preset.config.items()}
+    if "betas" in group:
+        group["betas"] = tuple(group["betas"])
+    if kind == "AdamW":
+        group["decoupled_weight_decay"] = True
+    switches = {name: defaults[kind] for name, defaults in SWITCHES.items() if kind in defaults}
+    return group | switches
+
+
+def class_name(link: Transformation) -> str | None:
+    """The name of the class in `torch.optim` that a preset has the numbers of; None for anything else."""
+    name = link.registered_name if link.is_registered else ""
+    return next((kind for kind in PRESETS if name == f"presets.torch.{kind.lower()}"), None)
+
+
+def _arguments(kind: str, group: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of the preset, out of a group of PyTorch's."""
+    own = {name: group[name] for name in defaults if name not in SWITCHES}
+    if kind == "AdamW":
+        own.pop("decoupled_weight_decay", None)
+    return {name: plain(value) for name, value in own.items()}
+
+
+def plain(value: Any) -> Any:
+    """An argument without tensors: PyTorch takes them for numbers."""
+    if isinstance(value, tuple | list):
+        return tuple(map(plain, value))
+    return to_array(value).item() if hasattr(value, "detach") else value

@@ -1,0 +1,63 @@
+"""What PyTorch calls the entries of our links' states, and our hyperparameters."""
+
+from typing import Any
+
+from optchain.core.transformation import State
+from optchain.interop.links import Place
+
+COUNT = "step"
+
+MOMENTS = {"mu": "exp_avg", "nu": "exp_avg_sq", "count": COUNT}
+ENTRIES: dict[str, dict[str, str]] = {
+    "scale_by_adam": MOMENTS | {"nu_max": "max_exp_avg_sq"},
+    "scale_by_nadam": MOMENTS | {"mu_product": "mu_product"},
+    "scale_by_radam": MOMENTS,
+    "scale_by_adamax": MOMENTS | {"nu": "exp_inf"},
+    "scale_by_rms": {"nu": "square_avg", "mu": "grad_avg", "count": COUNT},
+    "scale_by_rss": {"sum_of_squares": "sum"},
+    "apply_momentum": {"velocity": "momentum_buffer", "count": COUNT},
+}
+"""By the function that builds the link."""
+SCALARS = ("count", "mu_product")
+OPTIONAL = ("momentum_buffer",)
+"""What PyTorch makes in the first step with a gradient, and what is zero for us until then."""
+
+HYPERPARAMS = {
+    "learning_rate": "lr",
+    "weight_decay": "weight_decay",
+    "epsilon": "eps",
+    "beta_1": "betas[0]",
+    "beta_2": "betas[1]",
+    "momentum": "momentum",
+    "dampening": "dampening",
+    "rho": "alpha",
+    "momentum_decay": "momentum_decay",
+}
+
+
+def entries_of(place: Place, state: State) -> dict[str, str]:
+    """The entries of a link's state that PyTorch has too, with its words for them.
+
+    Raises:
+      ValueError: a velocity that has the learning rate in it, as Keras's.
+    """
+    known = ENTRIES.get(place.rule, {})
+    if place.rule == "apply_momentum" and place.follows_rate:
+        raise ValueError(
+            f"{place} comes after the learning rate, so that its velocity has the rate in it, and PyTorch's has not: "
+            "use presets.torch.sgd, or put apply_momentum before scale_by_learning_rate"
+        )
+    return {entry: known[entry] for entry in place.state(state) if entry in known}
+
+
+def flat(group: dict[str, Any]) -> dict[str, Any]:
+    """A group of PyTorch's with each of the two betas by itself."""
+    betas = group.get("betas")
+    return group | ({} if betas is None else {f"betas[{i}]": beta for i, beta in enumerate(betas)})
+
+
+def folded(group: dict[str, Any]) -> dict[str, Any]:
+    """The inverse of `flat`."""
+    betas = {key: group[key] for key in ("betas[0]", "betas[1]") if key in group}
+    rest = {key: value for key, value in group.items() if key not in betas}
+    return rest | ({"betas": tuple(betas.values())} if betas else {})

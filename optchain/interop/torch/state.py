@@ -1,0 +1,288 @@
+"""The state of PyTorch's optimizers, brought in."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import optax
+
+from optchain.core import arguments
+from optchain.core.optax_link import as_transformation
+from optchain.core.transformation import State
+from optchain.core.trees import Tree, leaves_with_paths, path_names
+from optchain.interop.links import Place, measured, places, schedule_entries
+from optchain.interop.mapping import Entry, entries, match
+from optchain.interop.merging import check_choice, merge_entries
+from optchain.interop.report import Choice, Names, Report, listed
+from optchain.interop.torch.layouts import Transforms, layouts, to_array, transposed
+from optchain.interop.torch.recipes import class_name, plain
+from optchain.interop.torch.rules import COUNT, HYPERPARAMS, OPTIONAL, SCALARS, entries_of, flat
+
+Correspondence = Mapping[str, str] | Sequence[str]
+
+
+def load_state_dict(
+    tx: optax.GradientTransformation,
+    params: Tree,
+    state_dict: Mapping[str, Any],
+    names: Correspondence,
+    transforms: Transforms | None = None,
+    *,
+    hyperparams: Choice = "saved",
+    step: int | None = None,
+) -> State:
+    """The state with which `tx` goes on where an optimizer of PyTorch stopped.
+
+    `step`, `exp_avg`, `exp_avg_sq`, `max_exp_avg_sq`, `momentum_buffer` and what else the optimizers of `presets.torch` keep,
+    transposed where the weight is. What PyTorch has no word for, an average of the parameters, starts anew.
+
+    Args:
+      tx: the recipe: what `from_torch` made of the optimizer, a preset of `presets.torch`, or a chain with the same rule in it.
+      params: the parameters as they are now, in our layout.
+      state_dict: `optimizer.state_dict()`, or what `read(path).optimizer` found in a file.
+      names: which parameters the optimizer has: our paths, `dense/kernel`, in the order in which it was given them, group by
+        group; or a table of our paths to PyTorch's names. The optimizer knows names if it was made of `named_parameters()`; if not,
+        the table is taken to be in its order.
+      transforms: how weights are laid out, where their paths do not tell: patterns of our paths to a kind of `LAYOUTS`, or to
+        the order in which we have PyTorch's axes. A `kernel` of two axes is that of a Linear layer, of more a convolution's.
+      hyperparams: `"saved"`, as PyTorch does: the learning rate is that of the groups, and a constant that differs from theirs is
+        an error; or `"configured"`: those of `tx`, whatever was saved. A schedule is the recipe's own in both cases.
+      step: the number of calls made, for the schedules of `tx`, where PyTorch does not know: SGD does not count its steps.
+
+    Returns:
+      The state, all of it fresh arrays.
+
+    Raises:
+      ValueError: something else than the state of an optimizer, parameters that only one side has (the message prints both), a
+        shape that differs, moments that only one side has, hyperparameters that differ, steps that differ within a group.
+
+    Example:
+      >>> import jax.numpy as jnp, torch
+      >>> from optchain.interop.torch import from_torch, load_state_dict
+      >>> layer = torch.nn.Linear(3, 2)
+      >>> optimizer = torch.optim.AdamW(layer.parameters())
+      >>> layer(torch.ones(1, 3)).sum().backward()
+      >>> optimizer.step()
+      >>> params = {"kernel": jnp.array(layer.weight.detach().T), "bias": jnp.array(layer.bias.detach())}
+      >>> tx = from_torch(optimizer)
+      >>> state = load_state_dict(tx, params, optimizer.state_dict(), ["kernel", "bias"])
+      >>> state["scale_by_adam"]["count"], state["scale_by_adam"]["mu"]["kernel"].shape
+      (Array(1, dtype=int32), (3, 2))
+    """
+    return load_with_report(tx, params, state_dict, names, transforms, hyperparams=hyperparams, step=step)[0]
+
+
+def load_with_report(
+    tx: optax.GradientTransformation,
+    params: Tree,
+    state_dict: Mapping[str, Any],
+    names: Correspondence,
+    transforms: Transforms | None = None,
+    *,
+    hyperparams: Choice = "saved",
+    step: int | None = None,
+) -> tuple[State, Report]:
+    """`load_state_dict`, with a report of what became of each entry."""
+    check_choice(hyperparams)
+    if step is not None:
+        step = arguments.check_integer("step", step, minimum=0)
+    link = as_transformation(tx, "tx")
+    found = places(link, params)
+    fresh = link.init(params)
+    source = _Source(params, found, state_dict, names, transforms)
+    saved: dict[Names, Any] = {}
+    for place in found:
+        saved |= _rule_entries(place, fresh, source)
+        if place.link.own_hyperparams.schedules:
+            saved |= schedule_entries(place, source.calls(place, step))
+        if hyperparams == "saved":
+            _check_constants(place, source)
+            saved |= _hyperparam_entries(place, source)
+    source.check_all_used(link.name)
+    return merge_entries(saved, fresh, hyperparams=hyperparams)
+
+
+class _Source:
+    """What PyTorch's optimizer has of each parameter, by our paths."""
+
+    def __init__(
+        self,
+        params: Tree,
+        found: list[Place],
+        state_dict: Mapping[str, Any],
+        names: Correspondence,
+        transforms: Transforms | None,
+    ):
+        _check_state_dict(state_dict)
+        groups = state_dict["param_groups"]
+        ids = [number for group in groups for number in group["params"]]
+        trained = {path for place in found if not place.link.links for path in place.parameters}
+        leaves = {path_names(path): leaf for path, leaf in leaves_with_paths(params)}
+        ours = [entry for entry, path in zip(entries(params), leaves, strict=True) if path in trained]
+        paths = [path for path in leaves if path in trained]
+        labels = _labels(groups, names, len(ids))
+        theirs = [
+            Entry(label, _shape(state_dict["state"].get(number, {}))) for label, number in zip(labels, ids, strict=True)
+        ]
+        positions = match(ours, theirs, names, "PyTorch's optimizer")
+        self.axes = layouts(params, transforms)
+        self.params = leaves
+        self.labels = {paths[position]: label for position, label in zip(positions, labels, strict=True)}
+        self.slots: dict[Names, dict[str, Any]] = {
+            paths[position]: {
+                key: value for key, value in state_dict["state"].get(number, {}).items() if value is not None
+            }
+            for position, number in zip(positions, ids, strict=True)
+        }
+        by_number = {number: flat(plain_group(group)) for group in groups for number in group["params"]}
+        self.groups = {paths[position]: by_number[number] for position, number in zip(positions, ids, strict=True)}
+        self.used: set[tuple[Names, str]] = {(path, COUNT) for path in paths}
+
+    def array(self, path: Names, field: str) -> np.ndarray | None:
+        """A tensor in our layout; None where PyTorch has not made it yet."""
+        self.used.add((path, field))
+        slot = self.slots[path]
+        if field not in slot:
+            if slot and field not in OPTIONAL:
+                raise ValueError(
+                    f"the recipe needs {field} of {'/'.join(path)}, and PyTorch's state of {self.labels[path]} has {listed(slot)}"
+                )
+            return None
+        name = f"{field} of {self.labels[path]}"
+        return transposed(to_array(slot[field]), self.axes[path], self.params[path], "/".join(path), name)
+
+    def steps(self, place: Place) -> int | None:
+        """How many steps the parameters of a link have made; None if PyTorch does not know.
+
+        Raises:
+          ValueError: not all of them as many.
+        """
+        slots = [self.slots[path] for path in place.parameters]
+        if all(COUNT not in slot for slot in slots):
+            return None
+        steps = {path: int(to_array(self.slots[path].get(COUNT, 0))) for path in place.parameters}
+        if len(set(steps.values())) > 1:
+            counted = listed(f"{'/'.join(path)} {number}" for path, number in steps.items())
+            raise ValueError(
+                f"{place} has one count for its parameters, and in PyTorch they have made different numbers of steps: {counted}. "
+                "Give those that differ groups of their own: multi_optimizer"
+            )
+        return next(iter(steps.values()))
+
+    def calls(self, place: Place, step: int | None) -> int:
+        """How many calls a link with a schedule has seen."""
+        counted = None if place.gate else self.steps(place)
+        if step is None and counted is None:
+            why = (
+                f"the gate {place.gate} makes steps of calls"
+                if place.gate
+                else "PyTorch's state does not tell how many"
+            )
+            raise ValueError(f"{place} has a schedule that counts calls, and {why}: give step=")
+        return counted if step is None else step  # pyright: ignore[reportReturnType]
+
+    def check_all_used(self, name: str) -> None:
+        for path, slot in self.slots.items():
+            for field in slot:
+                if (path, field) not in self.used:
+                    raise ValueError(
+                        f"PyTorch's state has {field} of {self.labels[path]}, for which {name} has no place: it is another "
+                        "recipe's state"
+                    )
+
+
+def _rule_entries(place: Place, fresh: State, source: _Source) -> dict[Names, Any]:
+    """The entries of a link's state that come from PyTorch, by path."""
+    known = entries_of(place, fresh)
+    saved: dict[Names, Any] = {}
+    for entry, field in known.items():
+        if entry in SCALARS:
+            continue
+        for path in place.parameters:
+            array = source.array(path, field)
+            if array is not None:
+                saved[(*place.path, entry, *path)] = array
+    if "count" in known:
+        steps = source.steps(place)
+        if steps is None:  # SGD, which only knows whether a first step was made
+            made = {path for path in place.parameters if source.slots[path]}
+            if made and made != set(place.parameters):
+                raise ValueError(f"{place}: only {listed('/'.join(path) for path in made)} have made a step in PyTorch")
+            steps = int(bool(made))
+        saved[(*place.path, "count")] = steps
+    if "mu_product" in known and (slot := source.slots[place.parameters[0]]):
+        saved[(*place.path, "mu_product")] = float(to_array(slot["mu_product"]))
+        source.used |= {(path, "mu_product") for path in place.parameters}
+    return saved
+
+
+def _hyperparam_entries(place: Place, source: _Source) -> dict[Names, Any]:
+    values: dict[str, Any] = {}
+    for name in sorted(place.settable):
+        theirs = HYPERPARAMS.get(name)
+        given = {source.groups[path][theirs] for path in place.parameters if theirs in source.groups[path]}
+        if len(given) > 1:
+            raise ValueError(
+                f"PyTorch's groups have the {theirs} {listed(map(str, sorted(given)))}, and {place} has one for all: use "
+                "multi_optimizer, as from_torch(optimizer, names) does"
+            )
+        if given:
+            values[name] = given.pop()
+    found: dict[Names, Any] = {(*place.path, "hyperparams", name): value for name, value in values.items()}
+    return found | measured(place, values)
+
+
+def _check_constants(place: Place, source: _Source) -> None:
+    """Requires the constants of a preset to be those of PyTorch's groups."""
+    kind = class_name(place.link)
+    if kind is None:
+        return
+    configured = flat(dict(place.link.config)) | ({"decoupled_weight_decay": True} if kind == "AdamW" else {})
+    constants = {
+        key: value
+        for key, value in configured.items()
+        if isinstance(value, bool | int | float) and key not in ("lr", "betas")
+    }
+    for path in place.parameters:
+        group = source.groups[path]
+        wrong = [
+            f"{key} {group[key]}, configured {constants[key]}"
+            for key in constants
+            if group.get(key, constants[key]) != constants[key]
+        ]
+        if wrong:
+            raise ValueError(
+                f"{place} has other hyperparameters than PyTorch's group of {source.labels[path]}: saved {'; '.join(wrong)}. "
+                'Build it with the saved ones, or choose hyperparams="configured"'
+            )
+
+
+def plain_group(group: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: plain(value) for key, value in group.items() if key not in ("params", "param_names")}
+
+
+def _check_state_dict(state_dict: Any) -> None:
+    expected = "expected is what optimizer.state_dict() returns, with 'state' and 'param_groups'"
+    if not isinstance(state_dict, Mapping):
+        raise TypeError(f"{expected}; got {type(state_dict).__name__}")
+    if not {"state", "param_groups"} <= state_dict.keys():
+        raise ValueError(f"{expected}; got {listed(map(str, state_dict))}")
+    state, groups = state_dict["state"], state_dict["param_groups"]
+    shaped = isinstance(state, Mapping) and all(isinstance(slot, Mapping) for slot in state.values())
+    if not shaped or not isinstance(groups, Sequence) or not all("params" in group for group in groups):
+        raise ValueError(f"{expected}: a dict by parameter, and a list of groups with 'params'")
+
+
+def _labels(groups: Sequence[Mapping[str, Any]], names: Correspondence, count: int) -> list[str]:
+    """What to call PyTorch's parameters: by the names that it has, or those of a table in its order."""
+    known = [name for group in groups for name in group.get("param_names", [])]
+    if len(known) == count:
+        return known
+    if isinstance(names, Mapping) and len(names) == count:
+        return list(names.values())
+    return [f"parameter {number}" for number in range(count)]
+
+
+def _shape(slot: Mapping[str, Any]) -> tuple[int, ...]:
+    shapes = [tuple(np.shape(value)) for field, value in slot.items() if field not in (COUNT, "mu_product")]
+    return next(iter(shapes), ())
