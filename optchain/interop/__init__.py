@@ -1,0 +1,1 @@
+"""Recipes and optimizer state, from other libraries and back."""
