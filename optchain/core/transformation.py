@@ -352,6 +352,11 @@ class Transformation(optax.GradientTransformationExtraArgs):
         )
 
     @property
+    def hyperparams(self) -> Hyperparams:
+        """The hyperparameters that it owns itself, not those of its links."""
+        return self._hyperparams
+
+    @property
     def is_registered(self) -> bool:
         """Whether a registered factory built it, so that it has a config."""
         return self._factory is not None

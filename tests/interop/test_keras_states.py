@@ -1,0 +1,139 @@
+"""The state of every optimizer of Keras's, there and back; what Keras cannot say; which parameter is which variable."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import keras
+import numpy as np
+import pytest
+
+import optchain
+from optchain.interop.keras import from_keras, load_state, save_state, to_keras
+
+SHAPES = {"dense": {"bias": (2,), "kernel": (3, 2)}, "head": {"kernel": (2, 2)}, "norm": {"scale": (2,)}}
+NAMES = ["dense/kernel", "dense/bias", "norm/gamma", "head/kernel"]
+"""The variables in Keras's order, which is not the tree's; and `gamma` is `scale` here."""
+OURS = ["dense/kernel", "dense/bias", "norm/scale", "head/kernel"]
+
+SHARED = {"weight_decay": 0.1, "use_ema": True}
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "Adadelta": ("Adadelta", {"learning_rate": 0.5}),
+    "Adafactor": ("Adafactor", {"learning_rate": 0.1}),
+    "Adafactor, decay": ("Adafactor", {"learning_rate": 0.1, **SHARED}),
+    "Adagrad": ("Adagrad", {"learning_rate": 0.1, "global_clipnorm": 1.0}),
+    "Adam": ("Adam", {"learning_rate": 0.1, "gradient_accumulation_steps": 2}),
+    "Adam, AMSGrad": ("Adam", {"learning_rate": 0.1, "amsgrad": True}),
+    "AdamW": ("AdamW", {"learning_rate": 0.1, "gradient_accumulation_steps": 3, **SHARED}),
+    "Adamax": ("Adamax", {"learning_rate": 0.1}),
+    "Ftrl": ("Ftrl", {"learning_rate": 0.1, "l1_regularization_strength": 0.01, **SHARED}),
+    "Lamb": ("Lamb", {"learning_rate": 0.1, "weight_decay": 0.1, "gradient_accumulation_steps": 2}),
+    "Lion": ("Lion", {"learning_rate": 0.1}),
+    "Muon": ("Muon", {"learning_rate": 0.1, "exclude_layers": ["head"]}),
+    "Nadam": ("Nadam", {"learning_rate": 0.1, "gradient_accumulation_steps": 2}),
+    "RMSprop": ("RMSprop", {"learning_rate": 0.1, "momentum": 0.9, "centered": True}),
+    "RMSprop, plain": ("RMSprop", {"learning_rate": 0.1}),
+    "SGD": ("SGD", {"learning_rate": 0.1, "momentum": 0.9, "nesterov": True}),
+    "SGD, plain": ("SGD", {"learning_rate": 0.1}),
+    "ScheduleFreeAdamW": ("ScheduleFreeAdamW", {"learning_rate": 0.1, "warmup_steps": 7, **SHARED}),
+}
+STEPS = 5
+
+
+def random(seed: int) -> Any:
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda shape: rng.normal(size=shape).astype("float32"), SHAPES, is_leaf=is_shape)
+
+
+def is_shape(node: Any) -> bool:
+    return isinstance(node, tuple)
+
+
+def in_order(tree: Any) -> list[Any]:
+    """The leaves in Keras's order."""
+    return [tree[layer][name] for layer, name in (path.split("/") for path in OURS)]
+
+
+def variables(tree: Any) -> list[keras.Variable]:
+    made = []
+    for path, value in zip(NAMES, in_order(tree), strict=True):
+        layer, name = path.split("/")
+        with keras.name_scope(layer):
+            made.append(keras.Variable(value, name=name))
+    return made
+
+
+def as_tree(theirs: list[keras.Variable]) -> Any:
+    tree: dict[str, Any] = {}
+    for path, variable in zip(OURS, theirs, strict=True):
+        layer, name = path.split("/")
+        tree.setdefault(layer, {})[name] = np.array(variable.numpy())
+    return tree
+
+
+def built(optimizer: keras.optimizers.Optimizer, seed: int = 0) -> tuple[keras.optimizers.Optimizer, list]:
+    trained = variables(random(seed))
+    optimizer.build(trained)
+    return optimizer, trained
+
+
+def steps(optimizer: keras.optimizers.Optimizer, trained: list, first: int, last: int) -> Any:
+    for step in range(first, last):
+        optimizer.apply([jnp.asarray(g) for g in in_order(random(100 + step))], trained)
+    return as_tree(trained)
+
+
+def make(case: str) -> keras.optimizers.Optimizer:
+    if case == "LossScaleOptimizer":
+        inner = keras.optimizers.AdamW(0.1, gradient_accumulation_steps=3, **SHARED)
+        return keras.optimizers.LossScaleOptimizer(inner, initial_scale=8.0, dynamic_growth_steps=3)
+    name, given = CASES[case]
+    return getattr(keras.optimizers, name)(**given)
+
+
+def bits(tree: Any) -> list[tuple[Any, str, bytes]]:
+    return [
+        (path, str(leaf.dtype), np.asarray(leaf).tobytes()) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    ]
+
+
+def the_optimizer(case: str) -> tuple[keras.optimizers.Optimizer, list]:
+    """An optimizer of a case after some steps, with its variables."""
+    optimizer, trained = built(make(case))
+    steps(optimizer, trained, 0, STEPS)
+    return optimizer, trained
+
+
+def counted(case: str) -> bool:
+    """Whether the state has any count: not where nothing depends on it."""
+    return not any(case.startswith(name) for name in ("Adadelta", "Adagrad", "Lion", "RMSprop", "SGD"))
+
+
+def is_read(case: str, variable: keras.Variable) -> bool:
+    """Whether Keras ever reads what is in the variable: not Adafactor's `v` of a matrix, which it computes first."""
+    return not (case.startswith("Adafactor") and variable.path.endswith("_velocity") and len(variable.shape) > 1)
+
+
+# There and back -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", [*CASES, "LossScaleOptimizer"])
+def test_the_state_of_every_class_moves_in_and_out_to_the_bit(case: str) -> None:
+    optimizer, trained = the_optimizer(case)
+    tx, params = from_keras(optimizer), as_tree(trained)
+    state = load_state(tx, params, optimizer)
+    assert jax.tree.structure(state) == jax.tree.structure(tx.init(params))
+
+    other, _ = built(make(case), seed=1)
+    save_state(tx, params, state, other, calls=None if counted(case) else STEPS)
+    for ours, theirs in zip(other.variables, optimizer.variables, strict=True):
+        if is_read(case, ours):
+            assert ours.numpy().tobytes() == theirs.numpy().tobytes(), ours.path
+    assert bits(load_state(tx, params, other)) == bits(state)
+
+    # And both go on alike.
+    for step in range(STEPS, 2 * STEPS):
+        params, state = tx.apply(params, state, grads=random(100 + step))
+    expected = steps(optimizer, trained, STEPS, 2 * STEPS)
+    for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(expected), strict=True):
+        assert np.max(np.abs(a - b)) <= 5e-6 * (np.max(np.abs(b)) + 1e-3)
