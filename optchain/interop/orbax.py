@@ -134,12 +134,12 @@ def latest(folder: str | os.PathLike) -> Checkpoint:
         raise FileNotFoundError(f"{folder}: the folder holds no checkpoint, {folder / '<step>'}")
     try:
         return _checked(folder / str(found[-1]))
-    except DamagedCheckpoint as error:
+    except DamagedCheckpointError as error:
         instead = f"; remove {folder / str(found[-1])} to go on from {found[-2]}" if len(found) > 1 else ""
-        raise DamagedCheckpoint(f"{error}{instead}") from error
+        raise DamagedCheckpointError(f"{error}{instead}") from error
 
 
-class DamagedCheckpoint(ValueError):
+class DamagedCheckpointError(ValueError):
     """Files that are not as they were written."""
 
 
@@ -228,7 +228,7 @@ def _checked(path: Path) -> Checkpoint:
         raise ValueError(f"{foreign}, and {ABOUT} is none: {type(error).__name__}, {error}") from error
     for name, digest in files.items():
         if not (path / name).is_file() or _digest(path / name) != digest:
-            raise DamagedCheckpoint(f"{path}: the checkpoint is damaged, {name} is not as written")
+            raise DamagedCheckpointError(f"{path}: the checkpoint is damaged, {name} is not as written")
     return Checkpoint(path, about["step"], metadata, arrays)
 
 

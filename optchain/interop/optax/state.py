@@ -1,6 +1,5 @@
 """The state of Optax's optimizers, brought in."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np

@@ -14,8 +14,7 @@ from optchain.interop.links import Place, places
 from optchain.interop.mapping import Entry, entries, match
 from optchain.interop.merging import by_names
 from optchain.interop.report import Names, listed
-from optchain.interop.torch.layouts import Axes, Transforms, inverse, layouts
-from optchain.interop.torch.parameters import native
+from optchain.interop.torch.layouts import Axes, Transforms, inverse, layouts, native
 from optchain.interop.torch.recipes import class_name, to_group
 from optchain.interop.torch.rules import COUNT, HYPERPARAMS, SCALARS, entries_of, flat, folded
 from optchain.interop.torch.state import Correspondence

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optchain.core.masks import check_patterns, first_match
-from optchain.core.trees import Tree, leaves_with_paths, path_names, path_string
+from optchain.core.trees import Tree, dtype_of, leaves_with_paths, path_names, path_string
 from optchain.interop.report import Names
 
 Axes: TypeAlias = tuple[int, ...]
@@ -65,6 +65,23 @@ def to_array(tensor: Any) -> np.ndarray:
     if str(tensor.dtype) == "torch.bfloat16":  # which NumPy has only through ml_dtypes
         return np.asarray(tensor.float().numpy(), jnp.bfloat16)
     return tensor.numpy()
+
+
+def transposed(value: np.ndarray, axes: tuple[int, ...], like: Any, path: str, name: str) -> np.ndarray:
+    """PyTorch's array in our layout and dtype; an error that names both shapes if it has not the shape of ours."""
+    made = value.transpose(axes) if value.ndim == len(axes) else value
+    if made.shape != np.shape(like):
+        asked = tuple(np.shape(like)[axis] for axis in inverse(axes))
+        raise ValueError(
+            f"{name} has shape {value.shape} in PyTorch, and {path}, of shape {np.shape(like)}, needs {asked} there"
+        )
+    return np.asarray(made, dtype_of(like))
+
+
+def native(array: np.ndarray) -> np.ndarray:
+    """A fresh array that PyTorch takes: in order, and float32 where NumPy's dtype is none of its own."""
+    wide = array.dtype if array.dtype.isbuiltin == 1 else np.float32
+    return np.array(array, wide, order="C", copy=True)
 
 
 def _kind(path: str, names: Names, ndim: int) -> str:

@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from optchain.core.trees import Tree, dtype_of, leaves_with_paths, path_names, path_string
+from optchain.core.trees import Tree, leaves_with_paths, path_names, path_string
 from optchain.interop.mapping import Entry, entries, match
-from optchain.interop.torch.layouts import Transforms, inverse, layouts, to_array
+from optchain.interop.torch.layouts import Transforms, inverse, layouts, native, to_array, transposed
 
 
 def load_params(
@@ -36,13 +37,13 @@ def load_params(
     """
     theirs = [Entry(name, tuple(np.shape(tensor))) for name, tensor in state_dict.items()]
     ours = entries(params)
-    position = {index: name for index, name in zip(match(ours, theirs, names, "PyTorch"), state_dict, strict=True)}
+    position = dict(zip(match(ours, theirs, names, "PyTorch"), state_dict, strict=True))
     axes = layouts(params, transforms)
     leaves = []
     for index, (path, like) in enumerate(leaves_with_paths(params)):
         value = to_array(state_dict[position[index]])
         leaves.append(transposed(value, axes[path_names(path)], like, path_string(path), position[index]))
-    return jax.tree.unflatten(jax.tree.structure(params), [jax.numpy.array(leaf) for leaf in leaves])
+    return jax.tree.unflatten(jax.tree.structure(params), [jnp.array(leaf) for leaf in leaves])
 
 
 def params_to_state_dict(
@@ -67,20 +68,3 @@ def params_to_state_dict(
         path, leaf = leaves[index]
         made[name] = torch.from_numpy(native(np.asarray(leaf).transpose(inverse(axes[path_names(path)]))))
     return made
-
-
-def transposed(value: np.ndarray, axes: tuple[int, ...], like: Any, path: str, name: str) -> np.ndarray:
-    """PyTorch's array in our layout and dtype; an error that names both shapes if it has not the shape of ours."""
-    made = value.transpose(axes) if value.ndim == len(axes) else value
-    if made.shape != np.shape(like):
-        asked = tuple(np.shape(like)[axis] for axis in inverse(axes))
-        raise ValueError(
-            f"{name} has shape {value.shape} in PyTorch, and {path}, of shape {np.shape(like)}, needs {asked} there"
-        )
-    return np.asarray(made, dtype_of(like))
-
-
-def native(array: np.ndarray) -> np.ndarray:
-    """A fresh array that PyTorch takes: in order, and float32 where NumPy's dtype is none of its own."""
-    wide = array.dtype if array.dtype.isbuiltin == 1 else np.float32
-    return np.array(array, wide, order="C", copy=True)

@@ -1,0 +1,353 @@
+"""What PyTorch's optimizers keep, in and out, and what is refused."""
+
+import os
+import pickle
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import optchain
+from optchain.interop import torch as interop
+
+torch = pytest.importorskip("torch", reason="PyTorch parity tests were left out: pip install torch==2.13.0")
+
+presets = optchain.presets.torch
+PATHS = {"dense/kernel": "dense.weight", "dense/bias": "dense.bias"}
+PARAMS = {"dense": {"kernel": jnp.zeros((3, 2)), "bias": jnp.ones(2)}}
+ORDER = ["dense/kernel", "dense/bias"]
+
+# Each with what makes it keep all that it can.
+OPTIMIZERS = {
+    "AdamW": {"amsgrad": True, "weight_decay": 0.1},
+    "Adam": {"weight_decay": 0.1},
+    "NAdam": {"decoupled_weight_decay": True},
+    "RAdam": {},
+    "Adamax": {"betas": (0.8, 0.9)},
+    "RMSprop": {"momentum": 0.9, "centered": True},
+    "Adagrad": {"lr_decay": 0.1, "initial_accumulator_value": 0.1},
+    "SGD": {"momentum": 0.9, "dampening": 0.5, "maximize": True},
+}
+every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
+
+
+def torch_leaves(params: Any = PARAMS) -> list[Any]:
+    kernel, bias = params["dense"]["kernel"], params["dense"]["bias"]
+    return [
+        torch.tensor(np.array(kernel).T.copy(), requires_grad=True),
+        torch.tensor(np.array(bias), requires_grad=True),
+    ]
+
+
+def optimizer_of(name: str, steps: int = 2, named: bool = False, **options: Any) -> Any:
+    leaves = torch_leaves()
+    given = list(zip(PATHS.values(), leaves, strict=True)) if named else leaves
+    optimizer = getattr(torch.optim, name)(given, **(OPTIMIZERS[name] | options))
+    for number in range(steps):
+        for i, leaf in enumerate(leaves):
+            leaf.grad = torch.tensor(np.random.default_rng(10 * number + i).normal(size=leaf.shape), dtype=leaf.dtype)
+        optimizer.step()
+    return optimizer
+
+
+def assert_same_state_dict(actual: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert actual["param_groups"] == expected["param_groups"]
+    assert [list(group) and set(group) for group in actual["param_groups"]] == [
+        set(g) for g in expected["param_groups"]
+    ]
+    assert actual["state"].keys() == expected["state"].keys()
+    for number, slot in expected["state"].items():
+        assert actual["state"][number].keys() == slot.keys()
+        for field, value in slot.items():
+            made = actual["state"][number][field]
+            assert made.dtype == value.dtype
+            np.testing.assert_array_equal(made.numpy(), value.detach().numpy(), err_msg=field)
+
+
+@every_optimizer
+def test_a_state_dict_comes_back_as_it_went_in(name):
+    optimizer = optimizer_of(name)
+    tx, there = interop.from_torch(optimizer), optimizer.state_dict()
+    assert tx == getattr(presets, name.lower())(**OPTIMIZERS[name])
+    state = interop.load_state_dict(tx, PARAMS, there, ORDER)
+    back = interop.to_state_dict(tx, PARAMS, state, ORDER, step=2)
+    assert_same_state_dict(back, there)
+    getattr(torch.optim, name)(torch_leaves()).load_state_dict(back)
+
+
+@every_optimizer
+def test_a_state_before_the_first_step_moves_too(name):
+    optimizer = optimizer_of(name, steps=0)
+    tx = interop.from_torch(optimizer)
+    step = 0 if name == "Adagrad" else None  # whose decaying rate has a count
+    state = interop.load_state_dict(tx, PARAMS, optimizer.state_dict(), ORDER, step=step)
+    fresh = tx.init(PARAMS)
+    assert jax.tree.structure(state) == jax.tree.structure(fresh)
+    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(fresh), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_parameters_are_matched_by_the_names_that_an_optimizer_knows():
+    there = optimizer_of("Adam", named=True).state_dict()
+    assert there["param_groups"][0]["param_names"] == list(PATHS.values())
+    backwards = dict(reversed(PATHS.items()))
+    tx = presets.adam(weight_decay=0.1)
+    a = interop.load_state_dict(tx, PARAMS, there, backwards)
+    b = interop.load_state_dict(tx, PARAMS, there, ORDER)
+    np.testing.assert_array_equal(a["scale_by_adam"]["mu"]["dense"]["bias"], b["scale_by_adam"]["mu"]["dense"]["bias"])
+    assert interop.to_state_dict(tx, PARAMS, a, PATHS)["param_groups"] == there["param_groups"]
+
+
+def test_the_rate_of_a_group_is_saved_or_configured_as_chosen():
+    there = optimizer_of("Adam", lr=0.25).state_dict()
+    tx = presets.adam(0.5, weight_decay=0.1)
+    saved = interop.load_state_dict(tx, PARAMS, there, ORDER)
+    configured = interop.load_state_dict(tx, PARAMS, there, ORDER, hyperparams="configured")
+    assert optchain.get_hyperparams(saved)["learning_rate"] == 0.25
+    assert optchain.get_hyperparams(configured)["learning_rate"] == 0.5
+    assert configured["scale_by_adam"]["count"] == 2
+
+
+def test_a_schedule_goes_on_at_the_count_of_torch():
+    tx = presets.adam(optchain.schedules.StepLR(0.5, step_size=1), weight_decay=0.1)
+    state = interop.load_state_dict(tx, PARAMS, optimizer_of("Adam", steps=3).state_dict(), ORDER)
+    assert state["count"] == 3
+    assert interop.to_state_dict(tx, PARAMS, state, ORDER)["param_groups"][0]["lr"] == pytest.approx(0.5e-3)
+
+
+def test_the_recipe_may_be_a_part_of_a_chain_and_what_surrounds_it_starts_anew():
+    tx = optchain.chain(
+        optchain.clip_by_global_norm(1.0),
+        optchain.skip_nonfinite(presets.adam(weight_decay=0.1)),
+        optchain.average_params(0.9),
+    )
+    state, report = interop.load_with_report(tx, PARAMS, optimizer_of("Adam").state_dict(), ORDER)
+    assert state["skip_nonfinite"]["inner"]["scale_by_adam"]["count"] == 2
+    assert {"average_params/count", "skip_nonfinite/skipped_steps"} <= set(report.new)
+    assert "skip_nonfinite/inner/scale_by_adam/mu/dense/kernel" in report.restored
+    assert report.gone == []
+    with pytest.raises(ValueError, match=r"no place for .*average_params/average.*lossy=True"):
+        interop.to_state_dict(tx, PARAMS, state, ORDER)
+    back = interop.to_state_dict(tx, PARAMS, state, ORDER, lossy=True)
+    assert back["state"][0]["step"] == 2
+
+
+def test_gradients_that_wait_in_a_window_are_not_left_behind_silently():
+    tx = optchain.accumulate(presets.sgd(0.1, momentum=0.9), 2)
+    params, state = tx.apply(PARAMS, tx.init(PARAMS), grads=PARAMS)
+    with pytest.raises(ValueError, match="accumulate are applied by flush"):
+        interop.to_state_dict(tx, params, state, ORDER)
+    params, state = optchain.flush(tx, params, state)
+    assert interop.to_state_dict(tx, params, state, ORDER)["state"][1]["momentum_buffer"].tolist() == [1.0, 1.0]
+
+
+def test_groups_of_torch_become_a_multi_optimizer_by_our_paths():
+    kernel, bias = torch_leaves()
+    optimizer = torch.optim.SGD([{"params": [bias], "lr": 0.5}, {"params": [kernel]}], lr=0.1)
+    tx = interop.from_torch(optimizer, ["dense/bias", "dense/kernel"])
+    assert tx == optchain.multi_optimizer(
+        ("group_0", optchain.matching("^dense/bias$"), presets.sgd(0.5)),
+        ("group_1", optchain.matching("^dense/kernel$"), presets.sgd(0.1)),
+    )
+    with pytest.raises(ValueError, match="2 groups with 2 parameters, and no names were given"):
+        interop.from_torch(optimizer)
+    three = {"a": jnp.ones(1), "b": jnp.ones(1), "c": jnp.ones(1)}
+    split = optchain.multi_optimizer(("b", "b", presets.sgd(0.5)), default=presets.sgd(0.1))
+    with pytest.raises(ValueError, match="in the order of PyTorch's groups"):
+        interop.to_state_dict(split, three, split.init(three), ["a", "b", "c"])
+
+
+def test_an_optimizer_of_another_class_is_refused():
+    with pytest.raises(TypeError, match=r"torch\.optim's AdamW, .* got torch\.optim\.adadelta\.Adadelta"):
+        interop.from_torch(torch.optim.Adadelta(torch_leaves()))
+
+
+# Weights in PyTorch's layout -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "ours", "theirs"),
+    [
+        ("kernel", (3, 2), (2, 3)),
+        ("kernel", (5, 3, 2), (2, 3, 5)),
+        ("kernel", (5, 6, 3, 2), (2, 3, 5, 6)),
+        ("embedding", (3, 2), (3, 2)),
+        ("scale", (3,), (3,)),
+        ("weight", (3, 2), (3, 2)),
+    ],
+)
+def test_weights_are_laid_out_by_the_kind_of_layer(kind, ours, theirs):
+    values = np.arange(np.prod(theirs), dtype=np.float32).reshape(theirs)
+    there = {"w": torch.tensor(values)}
+    names = {f"layer/{kind}": "w"}
+    params = interop.load_params({"layer": {kind: jnp.zeros(ours)}}, there, names)
+    assert params["layer"][kind].shape == ours
+    assert params["layer"][kind].sum() == values.sum()
+    np.testing.assert_array_equal(interop.params_to_state_dict(params, names)["w"].numpy(), values)
+
+
+def test_a_weight_whose_name_does_not_tell_its_layout_needs_to_be_told():
+    there, names = {"w": torch.arange(4.0).reshape(2, 2)}, {"w": "w"}
+    params = {"w": jnp.zeros((2, 2))}
+    with pytest.raises(ValueError, match=r"w: its name does not tell how PyTorch lays it out: give transforms"):
+        interop.load_params(params, there, names)
+    for told, first_row in [({"^w$": "linear"}, [0, 2]), ({"^w$": "embedding"}, [0, 1]), ({"^w$": (1, 0)}, [0, 2])]:
+        assert interop.load_params(params, there, names, told)["w"][0].tolist() == first_row
+    with pytest.raises(ValueError, match="w has 2 axes and cannot be 'conv'; there are: 'linear'"):
+        interop.load_params(params, there, names, {"w": "conv"})
+    with pytest.raises(ValueError, match=r"pattern 'kernel' decides for no parameter"):
+        interop.load_params(params, there, names, {"kernel": "conv"})
+
+
+def test_a_linear_layer_computes_the_same_in_both():
+    layer, x = torch.nn.Linear(3, 2), np.ones((4, 3), np.float32)
+    params = interop.load_params(PARAMS["dense"], layer.state_dict(), {"kernel": "weight", "bias": "bias"})
+    np.testing.assert_allclose(x @ params["kernel"] + params["bias"], layer(torch.tensor(x)).detach(), rtol=1e-6)
+
+
+def test_bfloat16_weights_move():
+    layer = torch.nn.Linear(3, 2).to(torch.bfloat16)
+    params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), PARAMS["dense"])
+    names = {"kernel": "weight", "bias": "bias"}
+    moved = interop.load_params(params, layer.state_dict(), names)
+    assert moved["kernel"].dtype == jnp.bfloat16
+    back = interop.params_to_state_dict(moved, names)
+    torch.testing.assert_close(back["weight"].to(torch.bfloat16), layer.weight.detach())
+
+
+# What is refused -----------------------------------------------------------------------------------------------------
+
+
+def adam_state(**changes: Any) -> dict[str, Any]:
+    return optimizer_of("Adam").state_dict() | changes
+
+
+def other_shape() -> dict[str, Any]:
+    there = adam_state()
+    there["state"][0]["exp_avg"] = torch.zeros(2, 4)
+    return there
+
+
+def other_steps() -> dict[str, Any]:
+    there = adam_state()
+    there["state"][1]["step"] = torch.tensor(7.0)
+    return there
+
+
+def no_moment() -> dict[str, Any]:
+    there = adam_state()
+    del there["state"][1]["exp_avg_sq"]
+    return there
+
+
+@pytest.mark.parametrize(
+    ("make", "names", "said"),
+    [
+        (
+            lambda: {"dense.weight": torch.zeros(2, 3)},
+            ORDER,
+            "expected is what optimizer.state_dict.. returns, with 'state'",
+        ),
+        (lambda: adam_state(state={0: 1}), ORDER, "a dict by parameter, and a list of groups"),
+        (lambda: optimizer_of("SGD").state_dict(), ORDER, "needs exp_avg of dense/kernel, .* has momentum_buffer"),
+        (lambda: optimizer_of("AdamW").state_dict(), ORDER, "has max_exp_avg_sq of .*it is another recipe's state"),
+        (lambda: adam_state(), ["dense/kernel"], r"missing: \['dense/bias'\]"),
+        (lambda: adam_state(), {"dense/kernel": "w", "dense/bias": "b", "more": "c"}, "which params do not have"),
+        (lambda: adam_state(), ORDER[::-1], r"exp_avg of parameter 0 has shape \(2, 3\) in PyTorch, and dense/bias"),
+        (
+            other_shape,
+            ORDER,
+            r"has shape \(2, 4\) in PyTorch, and dense/kernel, of shape \(3, 2\), needs \(2, 3\) there",
+        ),
+        (other_steps, ORDER, "different numbers of steps: dense/bias 7, dense/kernel 2|dense/kernel 2, dense/bias 7"),
+        (no_moment, ORDER, "needs exp_avg_sq of dense/bias, .* has step, exp_avg"),
+        (
+            lambda: optimizer_of("Adam", betas=(0.5, 0.999)).state_dict(),
+            ORDER,
+            r"saved betas\[0\] 0.5, configured 0.9\. Build it with the saved ones, or choose hyperparams=\"configured\"",
+        ),
+    ],
+)
+def test_a_state_that_does_not_fit_is_refused_and_says_what_was_expected(make, names, said):
+    with pytest.raises(ValueError, match=said):
+        interop.load_state_dict(presets.adam(weight_decay=0.1), PARAMS, make(), names)
+
+
+def test_a_velocity_with_the_rate_in_it_is_refused_both_ways():
+    tx = optchain.sgd(0.1, momentum=0.9)
+    with pytest.raises(ValueError, match="apply_momentum comes after the learning rate"):
+        interop.load_state_dict(tx, PARAMS, optimizer_of("SGD").state_dict(), ORDER)
+
+
+def test_sgd_does_not_count_steps_so_that_a_schedule_asks_for_them():
+    there = optimizer_of("SGD").state_dict()
+    tx = presets.sgd(optchain.schedules.StepLR(0.5, 10), **OPTIMIZERS["SGD"])
+    with pytest.raises(ValueError, match=r"sgd has a schedule that counts calls, .* give step="):
+        interop.load_state_dict(tx, PARAMS, there, ORDER)
+    assert interop.load_state_dict(tx, PARAMS, there, ORDER, step=20)["count"] == 20
+
+
+# Files ---------------------------------------------------------------------------------------------------------------
+
+
+class Malice:
+    """Runs code when it is unpickled."""
+
+    def __init__(self, path: str):
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (self.path,)
+
+
+def truncated(path: Any) -> None:
+    torch.save({"optimizer": adam_state()}, path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (truncated, "expected a checkpoint of torch.save, and it is damaged or none"),
+        (lambda path: path.write_bytes(b""), "expected a checkpoint of torch.save"),
+        (lambda path: path.write_text("hello"), "expected a checkpoint of torch.save"),
+        (
+            lambda path: torch.save([1, 2], path),
+            "the state_dict of a model, of an optimizer, .* it holds 0 and 0 of them: list",
+        ),
+        (lambda path: torch.save({"epoch": 3}, path), "holds 0 and 0 of them: epoch"),
+    ],
+)
+def test_a_file_that_is_no_checkpoint_is_refused(spoil, said, tmp_path):
+    file = tmp_path / "checkpoint.pt"
+    spoil(file)
+    with pytest.raises(ValueError, match=said) as refused:
+        interop.read(file)
+    assert str(file) in str(refused.value)
+
+
+@pytest.mark.parametrize("how", ["torch.save", "pickle.dump"])
+def test_a_pickle_dressed_as_a_checkpoint_runs_no_code(how, tmp_path):
+    file, mark = tmp_path / "checkpoint.pt", tmp_path / "was_here"
+    data = {"state": Malice(str(mark)), "param_groups": []}
+    if how == "torch.save":
+        torch.save(data, file)
+    else:
+        file.write_bytes(pickle.dumps(data))
+    with pytest.raises(ValueError, match=r"expected a checkpoint of torch\.save with tensors, numbers and names alone"):
+        interop.read(file)
+    assert not mark.exists()
+
+
+def test_a_damaged_safetensors_file_is_refused(tmp_path):
+    file = tmp_path / "checkpoint.safetensors"
+    interop.write(file, None, adam_state())
+    file.write_bytes(file.read_bytes()[:-7])
+    with pytest.raises(ValueError, match=r"expected a \.safetensors file, and it is damaged or none"):
+        interop.read(file)
+    with pytest.raises(ValueError, match="expected a file of PyTorch"):
+        interop.read(__file__)
+    with pytest.raises(FileNotFoundError, match="there is no such file"):
+        interop.read(tmp_path / "nowhere.pt")
