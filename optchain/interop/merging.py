@@ -67,7 +67,7 @@ def merge_entries(saved: Mapping[Names, Any], target: Tree, *, hyperparams: Choi
     wanted = by_names(target)
     moved = _moved(saved, wanted)
     sources = {names: moved.get(names, names) for names in wanted if moved.get(names, names) in saved}
-    _check_model(saved, wanted, sources)
+    _check_model(saved, wanted, moved, sources)
     _check_shapes(saved, wanted, sources)
     rows, leaves = [], []
     for names, like in wanted.items():
@@ -82,8 +82,8 @@ def merge_entries(saved: Mapping[Names, Any], target: Tree, *, hyperparams: Choi
                 note.append(f"configured, saved {_number(value, like)}")
             leaves.append(_initialized(names, like))
         else:
-            if np.result_type(value) != dtype_of(like) and not isinstance(value, int | float):
-                note.append(f"{np.result_type(value)} to {dtype_of(like)}")
+            if not isinstance(value, int | float) and raw_dtype(value) != dtype_of(like):
+                note.append(f"{raw_dtype(value)} to {dtype_of(like)}")
             leaves.append(_placed(value, like))
         rows.append(Row(names, "restored", ", ".join(note)))
     used = set(sources.values())
@@ -103,6 +103,11 @@ def by_names(tree: Tree) -> dict[Names, Any]:
             )
         found[names] = leaf
     return found
+
+
+def raw_dtype(value: Any) -> np.dtype:
+    """The dtype of an array as it was saved, float64 too where JAX has none."""
+    return value.dtype if hasattr(value, "dtype") else np.result_type(value)
 
 
 def check_choice(hyperparams: Any) -> None:
@@ -133,15 +138,20 @@ def _links(entries: Mapping[Names, Any]) -> dict[Names, str]:
     return {owner: owner[-1] for owner in owners if owner and owner[-1] != "inner" and not owner[-1].isdecimal()}
 
 
-def _check_model(saved: Mapping[Names, Any], wanted: Mapping[Names, Any], sources: Mapping[Names, Names]) -> None:
+def _check_model(
+    saved: Mapping[Names, Any],
+    wanted: Mapping[Names, Any],
+    moved: Mapping[Names, Names],
+    sources: Mapping[Names, Names],
+) -> None:
     """Refuses the state of another model: trees of parameters of which each side has some that the other lacks."""
     if wanted and saved and not sources:
         entries = (sorted({"/".join(_entry(names)) for names in side}) for side in (saved, wanted))
         theirs, ours = map(listed, entries)
         raise ValueError(f"nothing of what is saved belongs here: saved are {theirs}; expected are {ours}")
     used = set(sources.values())
-    origin = {_entry(names): _entry(source) for names, source in sources.items()}
-    for entry, source in origin.items():
+    trees = {_entry(names): _entry(moved.get(names, names)) for names in wanted}
+    for entry, source in trees.items():
         if entry[-1] not in MIRRORS:
             continue
         lacking = ["/".join(split(names)[2]) for names in wanted if _entry(names) == entry and names not in sources]
@@ -158,7 +168,7 @@ def _check_shapes(saved: Mapping[Names, Any], wanted: Mapping[Names, Any], sourc
         value, like = saved[source], wanted[names]
         if np.shape(value) != np.shape(like):
             raise ValueError(f"{'/'.join(names)}: saved with shape {np.shape(value)}, expected {np.shape(like)}")
-        kind = np.result_type(value)
+        kind = raw_dtype(value)
         if not isinstance(value, int | float) and not _fits(kind, dtype_of(like)):
             raise ValueError(f"{'/'.join(names)}: saved as {kind}, expected {dtype_of(like)}")
 

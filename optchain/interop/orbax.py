@@ -23,7 +23,7 @@ import orbax.checkpoint as ocp
 
 from optchain.core import arguments
 from optchain.core.trees import Tree, dtype_of, path_names
-from optchain.interop.merging import by_names, check_choice, merge
+from optchain.interop.merging import by_names, check_choice, merge, raw_dtype
 from optchain.interop.report import Choice, Names, Report
 
 FORMAT = "optchain checkpoint"
@@ -271,7 +271,7 @@ def _names(path: Any) -> Names:
 
 
 def _described(arrays: Mapping[Names, Any]) -> dict[str, str]:
-    return {"/".join(names): f"{np.result_type(array)}{list(np.shape(array))}" for names, array in arrays.items()}
+    return {"/".join(names): f"{raw_dtype(array)}{list(np.shape(array))}" for names, array in arrays.items()}
 
 
 def _files(folder: Path) -> list[Path]:

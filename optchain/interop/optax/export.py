@@ -115,7 +115,8 @@ def _window(place: Place, node: Node, state: State, updates: int | None) -> dict
             f"{place} holds {count} gradients of weight {float(own['weight']):g}; MultiSteps knows no weights"
         )
     mean = jax.tree.map(
-        lambda total: np.asarray(total, np.result_type(total, np.float64)) / max(count, 1) * bool(count), own["grads"]
+        lambda total: np.asarray(total, np.result_type(total.dtype, np.float64)) / max(count, 1) * bool(count),
+        own["grads"],
     )
     made = int(own["updates"]) if "updates" in own else updates
     return {

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -10,7 +11,7 @@ from optchain.core.optax_link import as_transformation
 from optchain.core.transformation import State
 from optchain.core.trees import Tree
 from optchain.interop.links import Place, measured, places, schedule_entries
-from optchain.interop.merging import by_names, check_choice, merge_entries
+from optchain.interop.merging import by_names, check_choice, merge_entries, raw_dtype
 from optchain.interop.optax.nodes import Node, nodes
 from optchain.interop.report import Choice, Names, Report, listed
 
@@ -199,7 +200,7 @@ def _hyperparam_entries(node: Node, found: list[Place]) -> dict[Names, Any]:
     scheduled = node.fields.get("hyperparams_states") or {}
     wrong = []
     for theirs, value in node.fields["hyperparams"].items():
-        if theirs in scheduled or np.ndim(value) or not np.issubdtype(np.result_type(value), np.floating):
+        if theirs in scheduled or np.ndim(value) or not jnp.issubdtype(raw_dtype(value), jnp.floating):
             continue
         name = HYPERPARAMS.get(theirs)
         owners = [place for place in found if name in place.settable | place.link.own_hyperparams.constants.keys()]

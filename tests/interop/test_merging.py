@@ -1,0 +1,209 @@
+"""A saved state in a chain that has changed since: links by name, nothing guessed, nothing silently dropped."""
+
+from typing import Any
+
+import flax.serialization
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import optchain as oc
+from optchain.interop.merging import merge
+
+PARAMS = {"dense": {"kernel": jnp.ones((3, 2)), "bias": jnp.zeros(2)}}
+
+
+def stepped(tx: oc.Transformation, params: Any = PARAMS, steps: int = 3) -> Any:
+    state = tx.init(params)
+    for number in range(steps):
+        grads = jax.tree.map(lambda p, size=number + 0.5: jnp.full_like(p, size), params)
+        params, state = tx.apply(params, state, grads=grads)
+    return state
+
+
+def without_types(tree: Any) -> Any:
+    """What a checkpoint that is restored without a target has: dicts, lists, string keys, None for what is empty."""
+    if hasattr(tree, "_asdict"):
+        tree = tree._asdict()
+    if isinstance(tree, dict):
+        return {str(key): without_types(part) for key, part in tree.items()} or None
+    if isinstance(tree, tuple | list):
+        return [without_types(part) for part in tree] or None
+    return np.asarray(tree)
+
+
+def assert_same(actual: Any, expected: Any) -> None:
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for (path, a), b in zip(jax.tree.leaves_with_path(actual), jax.tree.leaves(expected), strict=True):
+        assert (a.dtype, a.shape, a.weak_type) == (b.dtype, b.shape, b.weak_type), path
+        np.testing.assert_array_equal(a, b, err_msg=str(path))
+
+
+SAVED = stepped(oc.adam(0.1))
+
+
+def test_an_unchanged_chain_gets_its_state_back_to_the_bit():
+    state, report = merge(without_types(SAVED), oc.adam(0.1).init(PARAMS), hyperparams="saved")
+    assert_same(state, SAVED)
+    assert (report.new, report.gone) == ([], [])
+
+
+def test_a_new_link_is_initialized_and_an_old_one_is_reported_gone():
+    before = oc.chain(oc.clip_by_global_norm(1.0), oc.sgd(0.1, momentum=0.9), oc.average_params(0.9))
+    after = oc.chain(oc.sgd(0.1, momentum=0.9), oc.skip_nonfinite(oc.clip_by_norm(1.0)))
+    target = after.init(PARAMS)
+    state, report = merge(stepped(before), target, hyperparams="saved")
+    assert {path.split("/")[0] for path in report.new} == {"skip_nonfinite"}
+    assert {path.split("/")[0] for path in report.gone} == {"clip_by_global_norm", "average_params"}
+    assert "average_params/average/dense/kernel" in report.gone
+    assert jax.tree.structure(state) == jax.tree.structure(target)
+    after.apply(PARAMS, state, grads=PARAMS)
+
+
+def test_a_link_that_moved_into_a_gate_is_found_by_its_name():
+    tx = oc.adam(0.1, gradient_accumulation_steps=2)
+    state, report = merge(SAVED, tx.init(PARAMS), hyperparams="saved")
+    assert_same(state["accumulate"]["inner"]["scale_by_adam"], SAVED["scale_by_adam"])
+    assert report.gone == []
+    assert "accumulate/grads/dense/kernel" in report.new
+    assert "from scale_by_adam/mu" in str(report)
+
+
+def test_two_links_of_a_name_are_not_guessed_at():
+    two = oc.multi_optimizer(("kernels", "kernel", oc.adam(0.2)), default=oc.adam(0.3))
+    with pytest.raises(ValueError, match=r"nothing of what is saved belongs here: saved are .*scale_by_adam/mu"):
+        merge(SAVED, two.init(PARAMS), hyperparams="saved")
+
+
+def test_a_longer_run_goes_on_after_a_change_as_it_would_have(tmp_path):
+    """Adding a clip that does not bind changes nothing."""
+    tx, changed = oc.adam(0.1), oc.adam(0.1, global_clipnorm=1e9)
+    state, report = merge(SAVED, changed.init(PARAMS), hyperparams="saved")
+    assert {path.split("/")[0] for path in report.new} == {"clip_by_global_norm"}
+    a, _ = tx.apply(PARAMS, SAVED, grads=PARAMS)
+    b, _ = changed.apply(PARAMS, state, grads=PARAMS)
+    np.testing.assert_array_equal(a["dense"]["kernel"], b["dense"]["kernel"])
+
+
+@pytest.mark.parametrize(("choice", "rate"), [("saved", 0.1), ("configured", 0.3)])
+def test_which_hyperparameters_a_run_goes_on_with_is_said_and_reported(choice, rate):
+    state, report = merge(SAVED, oc.adam(0.3).init(PARAMS), hyperparams=choice)
+    assert oc.get_hyperparams(state)["learning_rate"] == np.float32(rate)
+    assert str(report).endswith(f"hyperparameters: {choice}")
+    assert ("configured, saved 0.1" in str(report)) == (choice == "configured")
+
+
+def test_there_is_no_default_for_the_hyperparameters():
+    with pytest.raises(TypeError, match="hyperparams"):
+        merge(SAVED, SAVED)  # pyright: ignore[reportCallIssue]
+    with pytest.raises(ValueError, match="hyperparams must be one of 'saved', 'configured'; got 'both'"):
+        merge(SAVED, SAVED, hyperparams="both")  # pyright: ignore[reportArgumentType]
+
+
+def test_a_schedule_in_place_of_a_number_says_that_its_count_is_new():
+    tx = oc.adam(oc.schedules.CosineDecay(0.1, 100))
+    state, report = merge(SAVED, tx.init(PARAMS), hyperparams="saved")
+    assert report.new == ["count", "scheduled/learning_rate"]
+    assert report.gone == ["hyperparams/learning_rate"]
+    assert state["scale_by_adam"]["count"] == 3
+
+
+def test_a_schedule_goes_on_where_it_was():
+    tx = oc.sgd(oc.schedules.CosineDecay(0.1, 100))
+    state, _ = merge(without_types(stepped(tx)), tx.init(PARAMS), hyperparams="configured")
+    assert state["count"] == 3
+
+
+def test_moments_of_another_dtype_are_converted_and_said():
+    narrow = oc.adam(0.1, moment_dtype="bfloat16")
+    state, report = merge(SAVED, narrow.init(PARAMS), hyperparams="saved")
+    assert state["scale_by_adam"]["mu"]["dense"]["bias"].dtype == jnp.bfloat16
+    assert "float32 to bfloat16" in str(report)
+
+
+def test_frozen_parameters_come_and_go_with_their_moments():
+    frozen = oc.freeze(oc.adam(0.1), oc.matching("bias"))
+    thawed, report = merge(stepped(frozen)["inner"], oc.adam(0.1).init(PARAMS), hyperparams="saved")
+    assert report.new == ["scale_by_adam/mu/dense/bias", "scale_by_adam/nu/dense/bias"]
+    _, report = merge(SAVED, frozen.init(PARAMS)["inner"], hyperparams="saved")
+    assert report.gone == ["scale_by_adam/mu/dense/bias", "scale_by_adam/nu/dense/bias"]
+    assert thawed["scale_by_adam"]["count"] == 3
+
+
+def test_the_state_of_another_model_is_refused_with_both_sides():
+    other = {"conv": {"kernel": jnp.ones((3, 2))}}
+    with pytest.raises(
+        ValueError,
+        match="scale_by_adam/mu is that of another model: expected and not saved are conv/kernel; saved and not expected are dense/",
+    ):
+        merge(SAVED, oc.adam(0.1).init(other), hyperparams="saved")
+    with pytest.raises(ValueError, match=r"params is that of another model: expected and not saved are w; .* nothing"):
+        merge({"params": PARAMS}, {"params": {**PARAMS, "w": jnp.ones(1)}}, hyperparams="saved")
+
+
+def test_a_shape_that_differs_is_refused_and_the_target_is_as_it_was():
+    target = oc.adam(0.1).init({"dense": {"kernel": jnp.ones((4, 2)), "bias": jnp.zeros(2)}})
+    before = jax.tree.map(np.array, target)
+    with pytest.raises(
+        ValueError, match=r"scale_by_adam/mu/dense/kernel: saved with shape \(3, 2\), expected \(4, 2\)"
+    ):
+        merge(SAVED, target, hyperparams="saved")
+    with pytest.raises(ValueError, match=r"count: saved as float32, expected int32"):
+        merge({**SAVED, "scale_by_adam": {**SAVED["scale_by_adam"], "count": jnp.ones(())}}, SAVED, hyperparams="saved")
+    for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(target), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_something_else_altogether_is_refused():
+    with pytest.raises(
+        ValueError, match="nothing of what is saved belongs here: saved are weights; expected are hyperparams"
+    ):
+        merge({"weights": np.ones(3)}, oc.sgd(0.1).init(PARAMS), hyperparams="saved")
+
+
+def test_the_result_shares_no_buffer_and_may_be_donated():
+    target = oc.adam(0.1).init(PARAMS)
+    state, _ = merge(SAVED, target, hyperparams="saved")
+    taken = {id(leaf) for leaf in jax.tree.leaves((SAVED, target))}
+    assert taken.isdisjoint(id(leaf) for leaf in jax.tree.leaves(state))
+    jax.tree.map(lambda leaf: leaf.delete(), state)
+    jax.block_until_ready((SAVED, target))
+    np.asarray(SAVED["scale_by_adam"]["mu"]["dense"]["bias"])
+
+
+def test_flax_serialization_round_trips_and_what_it_drops_is_named():
+    data = flax.serialization.to_bytes(stepped(oc.adam(0.1, use_ema=True)))
+    silently = flax.serialization.from_bytes(oc.adam(0.1, use_ema=True).init(PARAMS), data)
+    assert_same(jax.tree.map(jnp.asarray, silently), stepped(oc.adam(0.1, use_ema=True)))
+    state, report = merge(flax.serialization.msgpack_restore(data), oc.adam(0.1).init(PARAMS), hyperparams="saved")
+    assert_same(state, SAVED)
+    assert {path.split("/")[0] for path in report.gone} == {"average_params"}
+
+
+def test_optax_links_within_a_chain_move_too():
+    tx = oc.chain(("adam", optax.scale_by_adam()), oc.scale_by_learning_rate(), learning_rate=0.1)
+    saved = stepped(tx)
+    state, report = merge(without_types(saved), tx.init(PARAMS), hyperparams="saved")
+    assert jax.tree.structure(state) == jax.tree.structure(saved)
+    assert state["adam"].count == 3
+    assert (report.new, report.gone) == ([], [])
+
+
+def test_a_layer_list_that_lost_its_integers_is_found():
+    params = {"layers": [jnp.ones(2), {0: jnp.ones(3)}]}
+    tx = oc.adam(0.1)
+    state, report = merge(without_types(stepped(tx, params)), tx.init(params), hyperparams="saved")
+    assert_same(state, stepped(tx, params))
+    assert report.gone == []
+
+
+def test_a_shape_struct_stands_for_what_was_saved_and_for_nothing_else():
+    abstract = jax.eval_shape(oc.adam(0.1).init, PARAMS)
+    assert_same(merge(SAVED, abstract, hyperparams="saved")[0], SAVED)
+    abstract = jax.eval_shape(oc.adam(0.1, use_ema=True).init, PARAMS)
+    with pytest.raises(
+        ValueError, match="average_params/average/dense/bias was not saved, and the target has no value"
+    ):
+        merge(SAVED, abstract, hyperparams="saved")
