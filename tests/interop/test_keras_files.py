@@ -4,6 +4,9 @@ import io
 import json
 import os
 import pickle
+import re
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +23,9 @@ import optchain
 from optchain.interop.keras import from_keras, load_params, load_state, save_params, save_state
 
 from .digits import flax_params, keras_model
+
+# Keras's own: how it turns a variable into an array when it saves one.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
 TX = optchain.adam(0.1)
 ORDER = ["conv_1/kernel", "conv_1/bias", "conv_2/kernel", "conv_2/bias", "logits/kernel", "logits/bias"]
@@ -91,7 +97,7 @@ class Bomb:
         return os.mkdir, (BOMB,)
 
 
-BOMB = "/tmp/optchain-must-not-exist"  # noqa: S108
+BOMB = "/tmp/optchain-must-not-exist"
 PICKLE = pickle.dumps(Bomb())
 
 
@@ -139,7 +145,7 @@ def soft_link(file: h5py.File) -> None:
 
 
 def objects(file: h5py.File) -> None:
-    replaced(file, data=np.full((3, 3, 1, 4), PICKLE.decode("latin-1"), dtype=object), dtype=h5py.string_dtype())
+    replaced(file, data=np.full((3, 3, 1, 4), "cos\nsystem\n", dtype=object), dtype=h5py.string_dtype())
 
 
 def a_group(file: h5py.File) -> None:
@@ -222,7 +228,7 @@ BAD: dict[str, tuple[str, Callable[[Path, Path], Path], str]] = {
     ),
     "a dataset that unfolds": (
         "bad.keras",
-        changed(lambda file: replaced(file, shape=(3, 3, 1, 4), chunks=(3, 3, 1, 4), compression="gzip")),
+        changed(lambda file: replaced(file, shape=(3, 3, 1, 4), dtype="f4", chunks=(3, 3, 1, 4), compression="gzip")),
         "must lie within the file as plain numbers",
     ),
     "a dataset of another file": (
@@ -253,22 +259,18 @@ def test_a_bad_file_is_a_clear_error_and_runs_no_code(name: str, run: Path, tmp_
     file_name, make, words = BAD[name]
     path = make(run, tmp_path / file_name)
     mapping = ORDER if file_name.endswith(".h5") else None
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match=re.escape(words)) as caught:
         load_state(TX, flax_params(), path, mapping)
-    assert words in str(caught.value)
     assert file_name in str(caught.value) or name == "a class that is code"
     assert not Path(BOMB).exists()
 
 
 def test_no_file_is_said_so(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="run.keras"):
-        load_state(TX, flax_params(), tmp_path / "run.keras")
+    with pytest.raises(FileNotFoundError, match=r"no_such_file"):
+        load_state(TX, flax_params(), tmp_path / "no_such_file.keras")
 
 
 def test_reading_a_file_imports_no_keras(run: Path) -> None:
-    import subprocess
-    import sys
-
     code = (
         "import sys, jax.numpy as jnp; from optchain.interop.keras import from_keras, load_params, load_state\n"
         f"path, shapes = {str(run / 'run.keras')!r}, {jax.tree.map(jnp.shape, flax_params())!r}\n"
@@ -282,14 +284,18 @@ def test_reading_a_file_imports_no_keras(run: Path) -> None:
 def test_a_target_that_does_not_fit_is_not_touched() -> None:
     params = flax_params()
     model = keras_model(keras.optimizers.Adam(0.1))
-    before = [v.numpy().tobytes() for v in [*model.optimizer.variables, *model.trainable_variables]]
+    before = [
+        keras.ops.convert_to_numpy(v.value).tobytes() for v in [*model.optimizer.variables, *model.trainable_variables]
+    ]
     # The last of the six differs: the five before it must not have been assigned.
     wrong = params | {"logits": params["logits"] | {"kernel": jnp.ones((1, 1))}}
     with pytest.raises(ValueError, match=r"logits/kernel has shape \(1, 1\), and sequential.*/logits/kernel of"):
         save_params(wrong, model)
     with pytest.raises(ValueError, match=r"logits/kernel has shape \(1, 1\)"):
         save_state(TX, wrong, TX.init(wrong), model)
-    with pytest.raises(ValueError, match="another"):
+    with pytest.raises(ValueError, match=r"\[\"nu_max\"\].* has no counterpart: the states of tx have no leaf there"):
         save_state(TX, params, optchain.adam(0.1, amsgrad=True).init(params), model)
-    after = [v.numpy().tobytes() for v in [*model.optimizer.variables, *model.trainable_variables]]
+    after = [
+        keras.ops.convert_to_numpy(v.value).tobytes() for v in [*model.optimizer.variables, *model.trainable_variables]
+    ]
     assert after == before

@@ -14,8 +14,11 @@ from optchain.interop.keras import from_keras, load_params, load_state, save_par
 
 from .digits import batches, flax_params, keras_model, loss
 
+# Keras's own: how it turns a variable into an array when it saves one.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+
 HALF = 31  # with windows of 4 calls it ends within one
-BOUND = 5e-6
+BOUND = 2e-6
 """float32's rounding over some 30 steps; of the largest value that a leaf takes."""
 
 RECIPES: dict[str, Callable[[], keras.optimizers.Optimizer]] = {
@@ -48,8 +51,8 @@ def variables(model: keras.Model) -> Any:
     """The parameters of a Keras model as a tree, by hand."""
     tree: dict[str, Any] = {}
     for variable in model.trainable_variables:
-        _, layer, name = variable.path.split("/")
-        tree.setdefault(layer, {})[name] = np.array(variable.numpy())
+        *_, layer, name = variable.path.split("/")
+        tree.setdefault(layer, {})[name] = np.array(keras.ops.convert_to_numpy(variable.value))
     return tree
 
 
@@ -57,6 +60,11 @@ def error(ours: Any, theirs: Any) -> float:
     assert jax.tree.structure(ours) == jax.tree.structure(theirs)
     pairs = zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True)
     return max(float(np.max(np.abs(a - b)) / (np.max(np.abs(b)) + 1e-3)) for a, b in pairs)
+
+
+def remembered(state: Any) -> Any:
+    """The state without what a link only noticed, which Keras does not know."""
+    return {name: entry for name, entry in state.items() if name != "clip_by_global_norm"}
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -74,7 +82,7 @@ def test_a_run_goes_on_in_the_other_library(recipe: str, tmp_path: Path, record_
     assert error(params, half) == 0
     state = load_state(tx, params, tmp_path / "run.keras")
     params, state = in_optchain(tx, params, state, HALF, 2 * HALF)
-    there = error(params, whole)
+    there = max(error(params, whole), error(*map(remembered, (state, load_state(tx, whole, model)))))
     record_error(("Keras", recipe, "float32", "moved in"), there)
     assert there <= BOUND
 

@@ -103,8 +103,8 @@ def walk(tx: Transformation, state: State, place: Place = ()) -> Iterator[Node]:
     """All links that a preset is made of, and that have a state, each with it."""
     yield Node(tx, place, state)
     for index, link in enumerate(tx.links):
-        key = link.name if link.name in state else "inner"
-        if key in state and (key == link.name or index == 0):
+        key = "inner" if index == 0 and not tx.sequential else link.name
+        if key in state:
             yield from walk(link, state[key], (*place, key))
 
 

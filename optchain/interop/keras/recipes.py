@@ -45,8 +45,8 @@ def from_keras(optimizer: Any, *, exclude_from_weight_decay: Sequence[str] | Mas
         optimizer nor an archive has them.
 
     Raises:
-      ValueError, TypeError: what has no counterpart here: another class, a learning rate that is code, variables that are
-        excluded from decay one by one.
+      ValueError, TypeError: what has no counterpart here: another class, a schedule of one's own, variables that are excluded
+        from decay one by one.
 
     Example:
       >>> from optchain.interop.keras import from_keras
@@ -67,17 +67,24 @@ def from_keras(optimizer: Any, *, exclude_from_weight_decay: Sequence[str] | Mas
             "optimizer must be a Keras optimizer, its serialized form or the path of a .keras archive; "
             f"got {optimizer!r} ({type(optimizer).__name__})"
         )
-    tx = from_config(recipe)
     live = getattr(live, "inner_optimizer", live)
+    rate = getattr(live, "_learning_rate", None)
+    if callable(rate) and not hasattr(rate, "get_config"):  # code, which no config holds
+        tx = _changed(from_config(sources.without_rate(recipe)), learning_rate=rate)
+    else:
+        tx = from_config(recipe)
     if exclude_from_weight_decay is None and live is not None:
         exclude_from_weight_decay = _excluded_by(live)
-    return tx if exclude_from_weight_decay is None else _excluding(tx, exclude_from_weight_decay)
+    return (
+        tx if exclude_from_weight_decay is None else _changed(tx, exclude_from_weight_decay=exclude_from_weight_decay)
+    )
 
 
-def _excluding(tx: Transformation, excluded: Any) -> Transformation:
+def _changed(tx: Transformation, **changes: Any) -> Transformation:
+    """The preset, or the one within a `loss_scale_optimizer`, with other arguments."""
     if tx.registered_name == LOSS_SCALE:
-        return tx.rebuilt(inner=_excluding(tx.config["inner"], excluded))
-    return tx.rebuilt(exclude_from_weight_decay=excluded)
+        return tx.rebuilt(inner=_changed(tx.config["inner"], **changes))
+    return tx.rebuilt(**changes)
 
 
 def _excluded_by(optimizer: Any) -> list[str] | None:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -60,7 +61,9 @@ class Live:
         return tuple(self.variable.shape)
 
     def read(self) -> np.ndarray:
-        return np.asarray(self.variable.numpy())
+        import keras  # it is there: the variable is one of its
+
+        return keras.ops.convert_to_numpy(self.variable.value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +138,30 @@ def trained_by(optimizer: Any) -> list[Any]:
 def recipe_of(optimizer: Any) -> Mapping[str, Any]:
     import keras
 
-    return keras.optimizers.serialize(optimizer)
+    with warnings.catch_warnings():  # of how Keras turns its rate into a number, and of rates that are code
+        warnings.simplefilter("ignore")
+        return keras.optimizers.serialize(optimizer)
+
+
+def without_rate(recipe: Mapping[str, Any], *others: str) -> Mapping[str, Any]:
+    """The recipe without its learning rate and other arguments, which then have their defaults."""
+    config = recipe.get("config")
+    if not isinstance(config, Mapping):
+        return recipe  # from_config says what is wrong
+    inner = config.get("inner_optimizer")
+    if isinstance(inner, Mapping):
+        plain = {**config, "inner_optimizer": without_rate(inner, *others)}
+    else:
+        plain = {name: value for name, value in config.items() if name not in ("learning_rate", *others)}
+    return {**recipe, "config": plain}
+
+
+def has_rate(recipe: Mapping[str, Any]) -> bool:
+    """Whether the learning rate is a number, and so a variable of Keras's."""
+    config = recipe.get("config")
+    config = config if isinstance(config, Mapping) else {}
+    inner = config.get("inner_optimizer")
+    return has_rate(inner) if isinstance(inner, Mapping) else not isinstance(config.get("learning_rate"), Mapping)
 
 
 # Files ----------------------------------------------------------------------------------------------------------------

@@ -1,6 +1,5 @@
 """The state of an optimizer, from Keras and into it."""
 
-from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
@@ -177,8 +176,8 @@ def _check_recipe(tx: Transformation, template: State, found: sources.Source) ->
     """Whether the learning rate is one of Keras's variables, None if that is not known; the recipes must agree."""
     if found.recipe is None:
         return None
-    recipe, has_rate = _plain(found.recipe)
-    theirs = from_config(recipe)
+    # The rate may have no counterpart here, and what Muon excludes shows in the variables.
+    theirs = from_config(sources.without_rate(found.recipe, "exclude_layers"))
     expected, name = keras_class(tx), keras_class(theirs)
     if expected == name == "LossScaleOptimizer":
         expected, name = keras_class(tx.config["inner"]), keras_class(theirs.config["inner"])
@@ -194,21 +193,7 @@ def _check_recipe(tx: Transformation, template: State, found: sources.Source) ->
     ]
     if kept != in_source:
         raise ValueError(f"tx keeps {kept}, and {found.name} {in_source}: build tx with from_keras")
-    return has_rate
-
-
-def _plain(recipe: Mapping[str, Any]) -> tuple[Mapping[str, Any], bool]:
-    """The recipe without what no variable depends on and may have no counterpart; and whether its rate is a number."""
-    config = recipe.get("config")
-    if not isinstance(config, Mapping):
-        return recipe, True  # from_config says what is wrong
-    inner = config.get("inner_optimizer")
-    if isinstance(inner, Mapping):
-        plain, has_rate = _plain(inner)
-        return {**recipe, "config": {**config, "inner_optimizer": plain}}, has_rate
-    has_rate = not isinstance(config.get("learning_rate"), Mapping)
-    plain = {key: value for key, value in config.items() if key not in ("learning_rate", "exclude_layers")}
-    return {**recipe, "config": plain}, has_rate
+    return sources.has_rate(found.recipe)
 
 
 def _check_cells(cells: list[Cell], theirs: list[sources.Variable], name: str) -> None:
