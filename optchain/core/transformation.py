@@ -284,11 +284,6 @@ class Transformation(optax.GradientTransformationExtraArgs):
         return projection(params, state, **values)[0], state
 
     @property
-    def own_hyperparams(self) -> Hyperparams:
-        """The hyperparameters that it owns itself, without those of links within."""
-        return self._hyperparams
-
-    @property
     def projects(self) -> bool:
         """Whether this acts on the new parameters and on nothing else."""
         return self._project is not None

@@ -44,7 +44,7 @@ class Place:
     @property
     def settable(self) -> frozenset[str]:
         """The hyperparameters that are values in its state, but for the rate that a decay has of its own."""
-        names = frozenset(self.link.own_hyperparams.settable)
+        names = frozenset(self.link.hyperparams.settable)
         return names - {"learning_rate"} if self.link.stage == "decay" else names
 
     def within(self, other: "Place") -> bool:
@@ -67,7 +67,7 @@ def places(tx: Transformation, params: Tree) -> list[Place]:
 
 def schedule_entries(place: Place, calls: int) -> dict[Names, Any]:
     """What the state of a link with schedules has after so many calls, by path."""
-    schedules = place.link.own_hyperparams.schedules
+    schedules = place.link.hyperparams.schedules
     last = jnp.asarray(max(calls - 1, 0), jnp.int32)
     values = {name: schedule(last) for name, schedule in schedules.items()}
     entries = {(*place.path, "scheduled", name): value for name, value in values.items()}

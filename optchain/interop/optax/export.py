@@ -65,7 +65,7 @@ def to_optax_state(
         """What our links counted, inside an accumulation or not: updates there, calls here."""
         for place in found:
             own = place.state(state)
-            counts = place.rule in ("scale_by_adam", "apply_momentum") or place.link.own_hyperparams.schedules
+            counts = place.rule in ("scale_by_adam", "apply_momentum") or place.link.hyperparams.schedules
             if (
                 "count" in own
                 and counts
@@ -129,7 +129,7 @@ def _window(place: Place, node: Node, state: State, updates: int | None) -> dict
 def _injected(node: Node, found: list[Place], state: State, count: int | None) -> dict[str, Any]:
     values = dict(node.fields["hyperparams"])
     for place in found:
-        own, held = place.link.own_hyperparams, place.state(state)
+        own, held = place.link.hyperparams, place.state(state)
         current = own.read(held)[0] if held else {}
         for theirs, name in HYPERPARAMS.items():
             if theirs in values and name in current and name not in own.constants:
@@ -166,7 +166,7 @@ def _check_nothing_lost(found: list[Place], state: State, taken: set[Place]) -> 
     below = {place.path for place in found}
     for place in found:
         own = place.state(state)
-        kept = {"metrics", "hyperparams", "scheduled"} | ({"count"} if place.link.own_hyperparams.schedules else set())
+        kept = {"metrics", "hyperparams", "scheduled"} | ({"count"} if place.link.hyperparams.schedules else set())
         if place not in taken:
             lost += [
                 "/".join((*place.path, entry))

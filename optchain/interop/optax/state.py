@@ -93,7 +93,7 @@ def from_optax_with_report(
     for kind in RULES:
         for place, node in pairs(kind, found, theirs):
             saved |= _tree_entries(place, node, fresh) if kind in TREES else _window_entries(place, node)
-    scheduled = [place for place in found if place.link.own_hyperparams.schedules]
+    scheduled = [place for place in found if place.link.hyperparams.schedules]
     if any(node.kind == "schedule" for node in theirs) and not scheduled:
         raise ValueError("Optax's state counts the steps of a schedule, and tx has none: give it the schedule")
     for place in scheduled:
@@ -203,9 +203,9 @@ def _hyperparam_entries(node: Node, found: list[Place]) -> dict[Names, Any]:
         if theirs in scheduled or np.ndim(value) or not jnp.issubdtype(raw_dtype(value), jnp.floating):
             continue
         name = HYPERPARAMS.get(theirs)
-        owners = [place for place in found if name in place.settable | place.link.own_hyperparams.constants.keys()]
+        owners = [place for place in found if name in place.settable | place.link.hyperparams.constants.keys()]
         for place in owners:
-            own = place.link.own_hyperparams
+            own = place.link.hyperparams
             if name in place.settable:
                 saved |= {(*place.path, "hyperparams", name): value} | measured(place, {name: value})
             elif not np.isclose(own.constants[name], value, rtol=ROUNDING, atol=0):

@@ -116,7 +116,7 @@ def _slot(preset: Place, found: list[Place], state: State, path: Names, axes: Ax
             slot[known[entry]] = torch.from_numpy(native(np.asarray(tree[path]).transpose(inverse(axes))))
         if "mu_product" in known:
             slot["mu_product"] = torch.tensor(float(own["mu_product"]))
-        if "count" in own and (known or place.link.own_hyperparams.schedules) and not place.gate:
+        if "count" in own and (known or place.link.hyperparams.schedules) and not place.gate:
             count = int(own["count"])
     if count == 0:
         return {}
@@ -130,8 +130,8 @@ def _group(preset: Place, found: list[Place], state: State) -> dict[str, Any]:
     group = flat(to_group(preset.link))
     for place in found:
         if place.within(preset):
-            values, _ = place.link.own_hyperparams.read(place.state(state)) if place.state(state) else ({}, {})
-            changing = place.settable | place.link.own_hyperparams.schedules.keys()
+            values, _ = place.link.hyperparams.read(place.state(state)) if place.state(state) else ({}, {})
+            changing = place.settable | place.link.hyperparams.schedules.keys()
             group |= {
                 HYPERPARAMS[name]: float(str(values[name])) for name in changing if HYPERPARAMS.get(name) in group
             }
@@ -155,7 +155,7 @@ def _check_nothing_lost(found: list[Place], state: State) -> None:
 def _has_place(place: Place, state: State, entry: str) -> bool:
     if entry in ("metrics", "hyperparams", "scheduled") or entry in entries_of(place, state):
         return True
-    if entry == "count" and place.link.own_hyperparams.schedules:
+    if entry == "count" and place.link.hyperparams.schedules:
         return True
     if place.rule == "accumulate":  # between two windows it holds nothing
         return entry == "updates" or int(place.state(state)["count"]) == 0

@@ -93,7 +93,7 @@ def load_with_report(
     saved: dict[Names, Any] = {}
     for place in found:
         saved |= _rule_entries(place, fresh, source)
-        if place.link.own_hyperparams.schedules:
+        if place.link.hyperparams.schedules:
             saved |= schedule_entries(place, source.calls(place, step))
         if hyperparams == "saved":
             _check_constants(place, source)
