@@ -5,6 +5,7 @@ import inspect
 import typer
 
 from optchain.cli.bench import command as bench
+from optchain.cli.convert import command as convert
 from optchain.cli.train import command as train
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
@@ -23,3 +24,4 @@ def _unwrapped(docstring: str | None) -> str:
 
 app.command("train", help=_unwrapped(train.train.__doc__))(train.train)
 app.command("bench", help=_unwrapped(bench.bench.__doc__))(bench.bench)
+app.command("convert", help=_unwrapped(convert.convert.__doc__))(convert.convert)

@@ -17,7 +17,7 @@ torch = oc.presets.torch
 PARAMS = {"dense": {"kernel": jnp.arange(6.0).reshape(3, 2) / 6, "bias": jnp.ones(2)}}
 RNG = np.random.default_rng(0)
 GRADS = [jax.tree.map(lambda p: jnp.asarray(RNG.normal(size=p.shape), jnp.float32), PARAMS) for _ in range(12)]
-BOUND = 2e-6
+BOUND = 5e-6
 """Of the largest number of a leaf."""
 
 
@@ -51,7 +51,9 @@ CASES = {
         lambda: optax.sgd(falling, momentum=0.9, nesterov=True), lambda: torch.sgd(falling, 0.9, nesterov=True)
     ),
     "injected_adamw": Case(
-        lambda: injected(optax.adamw, 0.1), lambda: chain_adamw(0.1, jnp.array(1e-4)), has_twin=False
+        lambda: injected(optax.adamw, 0.1),
+        lambda: chain_adamw(0.1, jnp.array(1e-4), beta_1=jnp.array(0.9), beta_2=jnp.array(0.999)),
+        has_twin=False,
     ),
     "injected_sgd_schedule": Case(
         lambda: injected(optax.sgd, falling, momentum=0.9), lambda: torch.sgd(falling, 0.9), has_twin=False
@@ -175,7 +177,8 @@ def test_the_accumulator_is_the_running_mean_times_the_count():
     total = sum(np.asarray(g["dense"]["kernel"], np.float64) for g in GRADS[:3])
     np.testing.assert_allclose(state["grads"]["dense"]["kernel"], total, rtol=1e-6, atol=1e-6)
     back = interop.to_optax_state(ours, params, state, theirs, step=0)
-    np.testing.assert_array_equal(back.acc_grads["dense"]["kernel"], optax_state.acc_grads["dense"]["kernel"])
+    for mean, original in zip(*map(jax.tree.leaves, (back.acc_grads, optax_state.acc_grads)), strict=True):
+        np.testing.assert_array_max_ulp(mean, original, maxulp=1)
     assert back.mini_step == 3
 
 

@@ -1,16 +1,12 @@
 """The optimizer of a run, from its settings, and a recipe file that goes into them."""
 
-import json
-import tomllib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import optchain
+from optchain.cli import files
 from optchain.cli.errors import UserError
 from optchain.cli.train.settings import Optimizer, Settings, Shape
-
-PARSERS: dict[str, Callable[[str], Any]] = {".json": json.loads, ".toml": tomllib.loads}
 
 # Anchored at the last part of the path: a layer that is called "bias_free" decays.
 NOT_DECAYED = [r"(^|/)bias$", r"(^|/)scale$"]
@@ -35,16 +31,10 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
       UserError: there is no such file, it is neither JSON nor TOML, or what it holds is no config.
     """
-    parse = PARSERS.get(path.suffix.lower())
-    if parse is None:
-        raise UserError(f"--recipe {path}: the file's name must end in {' or '.join(PARSERS)}")
+    made = files.recipe(path)
     try:
-        return optchain.to_config(optchain.from_config(parse(path.read_text(encoding="utf-8"))))
-    except OSError as error:
-        raise UserError(f"--recipe {path}: {error.strerror}") from error
-    except RecursionError as error:
-        raise UserError(f"--recipe {path}: it is nested too deep") from error
-    except (TypeError, ValueError) as error:
+        return optchain.to_config(made)
+    except TypeError as error:
         raise UserError(f"--recipe {path}: {error}") from error
 
 

@@ -66,12 +66,7 @@ def to_optax_state(
         for place in found:
             own = place.state(state)
             counts = place.rule in ("scale_by_adam", "apply_momentum") or place.link.hyperparams.schedules
-            if (
-                "count" in own
-                and counts
-                and (gate_of(place, found) is not None) == inside
-                and (inside or not place.gate)
-            ):
+            if "count" in own and counts and (gate_of(place, found) is not None) == inside:
                 return int(own["count"])
         return step
 

@@ -64,8 +64,12 @@ def to_state_dict(
     link = as_transformation(tx, "tx")
     found = places(link, params)
     presets = [place for place in found if class_name(place.link)]
-    if not lossy:
-        _check_nothing_lost(found, state)
+    left = [] if lossy else lost(found, state)
+    if left:
+        raise ValueError(
+            f"PyTorch's optimizers have no place for {listed(left)}: take what you need of it, such as averaged_params(state), and "
+            "say lossy=True. Gradients that wait in accumulate are applied by flush(tx, params, state)"
+        )
     paths, axes = _ordered(params, presets, names), layouts(params, transforms)
     made, groups, seen = {}, [], []
     for number, path in enumerate(paths):
@@ -138,18 +142,14 @@ def _group(preset: Place, found: list[Place], state: State) -> dict[str, Any]:
     return folded(group)
 
 
-def _check_nothing_lost(found: list[Place], state: State) -> None:
-    """Requires every entry of the state to have a place in PyTorch."""
-    lost = []
+def lost(found: list[Place], state: State) -> list[str]:
+    """The entries of a state that PyTorch's optimizers have no place for."""
+    missing = []
+    below = {place.path for place in found}
     for place in found:
-        own, below = place.state(state), {other.path for other in found}
-        names = [entry for entry in own if (*place.path, entry) not in below]
-        lost += ["/".join((*place.path, entry)) for entry in names if not _has_place(place, state, entry)]
-    if lost:
-        raise ValueError(
-            f"PyTorch's optimizers have no place for {listed(lost)}: take what you need of it, such as averaged_params(state), and "
-            "say lossy=True. Gradients that wait in accumulate are applied by flush(tx, params, state)"
-        )
+        names = [entry for entry in place.state(state) if (*place.path, entry) not in below]
+        missing += ["/".join((*place.path, entry)) for entry in names if not _has_place(place, state, entry)]
+    return missing
 
 
 def _has_place(place: Place, state: State, entry: str) -> bool:

@@ -1,0 +1,105 @@
+"""`optchain convert`."""
+
+import enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from optchain.cli.errors import UserError
+
+
+class Library(enum.StrEnum):
+    """What to convert to."""
+
+    KERAS = "keras"
+    TORCH = "torch"
+    OPTAX = "optax"
+    ORBAX = "orbax"
+
+
+class Hyperparams(enum.StrEnum):
+    """Which learning rate the run goes on with."""
+
+    SAVED = "saved"
+    CONFIGURED = "configured"
+
+
+def convert(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help=".keras, .weights.h5 (Keras); .pt, .pth, .safetensors (PyTorch); a folder (Orbax: of optchain, or of an Optax run)",
+            show_default=False,
+        ),
+    ],
+    to: Annotated[Library, typer.Option(help="The library that goes on with the run.", show_default=False)],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="A new file, .keras, .pt or .safetensors; for Optax and Orbax a new folder.", show_default=False
+        ),
+    ],
+    recipe: Annotated[
+        Path, typer.Option(help="JSON or TOML: the optimizer, as optchain.to_config writes it.", metavar="FILE")
+    ],
+    names: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON or TOML: a table of the paths here to the names there, in the order of the optimizer. PyTorch needs it; "
+            "Keras's names are known.",
+            show_default=False,
+            metavar="FILE",
+        ),
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(help="For --to keras: a .keras archive of the model.", show_default=False, metavar="FILE"),
+    ] = None,
+    hyperparams: Annotated[
+        Hyperparams, typer.Option(help="Whose learning rate: the one in SOURCE, or the recipe's.")
+    ] = Hyperparams.SAVED,
+    step: Annotated[
+        int | None,
+        typer.Option(help="Calls made so far, where SOURCE does not tell: SGD counts none.", show_default=False),
+    ] = None,
+    lossy: Annotated[
+        bool, typer.Option("--lossy", help="Leave behind what the other library has no place for.")
+    ] = False,
+) -> None:
+    """Converts the parameters and the optimizer's state of a half-trained run, and shows what went where.
+
+    The recipe says what the state belongs to. Nothing is guessed: what is ambiguous, incomplete or without a place on the
+    other side is an error that says so, and then nothing is written.
+
+    SOURCE is read as data alone: no code in it is run.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from optchain.cli import files
+    from optchain.cli.convert.sources import read
+    from optchain.cli.convert.targets import write
+
+    tx = files.recipe(recipe)
+    table = None if names is None else files.names(names)
+    if out.exists():
+        raise UserError(f"--out {out} is there already: choose another name")
+    if (to is Library.KERAS) != (model is not None):
+        raise UserError("--model FILE, a .keras archive of the model, goes with --to keras, and only with it")
+    try:
+        run = read(source, tx, table, hyperparams.value, step)
+        lost = write(to.value, out, tx, run, table, model, step, lossy)
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{source}: {error.args[0] if error.args else error}") from error
+
+    shown = Table("entry", "arrays", "", "note", title=f"{source} to {out}", title_justify="left")
+    shown.columns[1].justify = "right"
+    for line in run.report.lines():
+        shown.add_row(*line)
+    for path in lost:
+        shown.add_row(path, "", "left behind", f"{to.value} has no place for it")
+    console = Console()
+    console.print(shown)
+    console.print(f"hyperparameters: {run.report.hyperparams}", highlight=False, soft_wrap=True)
+    console.print(f"wrote {out}", highlight=False, soft_wrap=True)
