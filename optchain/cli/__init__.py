@@ -1,5 +1,6 @@
 """The command line: `optchain train`, `bench`, `convert`. Needs `pip install "optchain[demo]"`."""
 
+import logging
 import sys
 from collections.abc import Sequence
 from typing import Any, cast
@@ -20,6 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(_missing(error))
     # What all of typer's usage errors have in common has no public name, and moved between its versions.
     usage_error = cast(type[Exception], typer.BadParameter.__mro__[2])
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax tells there, at length, what it raises too
     try:
         code = typer.main.get_command(app).main(arguments, "optchain", standalone_mode=False)
         return code if isinstance(code, int) else 0

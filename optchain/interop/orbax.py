@@ -54,7 +54,7 @@ def save(
 
     Args:
       folder: where the checkpoints are; it is made if need be.
-      step: the number of the checkpoint, >= 0; one that is there already is replaced.
+      step: the number of the checkpoint, >= 0; none that is there already.
       tree: any pytree of arrays and numbers, such as `{"params": params, "state": state}`.
       metadata: what to save with it, as JSON.
       keep: how many checkpoints are kept, >= 1.
@@ -63,6 +63,7 @@ def save(
       The folder of the checkpoint.
 
     Raises:
+      FileExistsError: there is a checkpoint of this number.
       OSError: it cannot be written, say because the disk is full. The checkpoints before it are as they were.
       ValueError: two entries of one path, or metadata that is not JSON.
 
@@ -88,9 +89,11 @@ def save(
         "version": VERSION,
         "step": step,
         "metadata": dict(metadata or {}),
-        "arrays": _described(arrays),
+        "arrays": described(arrays),
     }
     json.dumps(about)
+    if (folder / str(step)).exists():
+        raise FileExistsError(f"cannot save checkpoint {step} in {folder}: there is one already")
     partial = folder / f".{step}.partial"
     try:
         shutil.rmtree(partial, ignore_errors=True)
@@ -100,7 +103,6 @@ def save(
         (partial / ABOUT).write_text(json.dumps(about, indent=2), encoding="utf-8")
         for path in _files(partial):
             _sync(path)
-        shutil.rmtree(folder / str(step), ignore_errors=True)
         partial.rename(folder / str(step))
         _sync(folder)
     except Exception as error:  # Orbax has no common class for what goes wrong
@@ -135,7 +137,7 @@ def latest(folder: str | os.PathLike) -> Checkpoint:
     try:
         return _checked(folder / str(found[-1]))
     except DamagedCheckpointError as error:
-        instead = f"; remove {folder / str(found[-1])} to go on from {found[-2]}" if len(found) > 1 else ""
+        instead = f"; remove {folder / str(found[-1])} to go on from step {found[-2]}" if len(found) > 1 else ""
         raise DamagedCheckpointError(f"{error}{instead}") from error
 
 
@@ -270,7 +272,8 @@ def _names(path: Any) -> Names:
     return tuple(parse.unquote(name) for name in path_names(path) if name != BARE)
 
 
-def _described(arrays: Mapping[Names, Any]) -> dict[str, str]:
+def described(arrays: Mapping[Names, Any]) -> dict[str, str]:
+    """The dtype and shape of each array, by its path: `float32[3, 2]`."""
     return {"/".join(names): f"{raw_dtype(array)}{list(np.shape(array))}" for names, array in arrays.items()}
 
 
@@ -279,7 +282,8 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:

@@ -139,9 +139,9 @@ def test_the_report_is_a_picture_of_the_promised_size(finished: Path):
 
 def test_the_last_two_checkpoints_are_kept_and_say_what_they_are(finished: Path):
     assert sorted(path.name for path in (finished / "checkpoints").iterdir()) == ["50", "60"]
-    about = json.loads((finished / "checkpoints" / "60" / "settings.json").read_text())
+    about = json.loads((finished / "checkpoints" / "60" / "checkpoint.json").read_text())
     assert about["step"] == 60
-    assert about["settings"]["optimizer"] == "adamw"
+    assert about["metadata"]["settings"]["optimizer"] == "adamw"
     assert about["arrays"]["params/dense_1/kernel"] == "float32[64, 256]"
 
 
@@ -382,17 +382,17 @@ def missing_file(run: Path) -> None:
 
 
 def torn_settings(run: Path) -> None:
-    file = run / "checkpoints" / "60" / "settings.json"
+    file = run / "checkpoints" / "60" / "checkpoint.json"
     file.write_text(file.read_text()[:300])
 
 
 def other_settings(run: Path) -> None:
-    file = run / "checkpoints" / "60" / "settings.json"
+    file = run / "checkpoints" / "60" / "checkpoint.json"
     file.write_text(file.read_text().replace('"clip_norm"', '"clip_value"'))
 
 
 def other_version(run: Path) -> None:
-    file = run / "checkpoints" / "60" / "settings.json"
+    file = run / "checkpoints" / "60" / "checkpoint.json"
     file.write_text(file.read_text().replace('"version": 1', '"version": 99'))
 
 
@@ -411,7 +411,7 @@ def damaged_metrics(run: Path) -> None:
         (other_arrays, "does not fit this program: params/dense_1 is float64[3] there and unknown here"),
         (flipped_byte, "the checkpoint is damaged"),
         (missing_file, "the checkpoint is damaged"),
-        (torn_settings, "was not written by this version of optchain train: JSONDecodeError"),
+        (torn_settings, "checkpoint.json is none: JSONDecodeError"),
         (other_settings, "the settings clip_norm, clip_value are missing or unknown"),
         (other_version, "was not written by this version of optchain train"),
         (damaged_metrics, "line 9 of"),
@@ -633,9 +633,9 @@ def test_another_recipe_on_resume_is_refused(
 
 
 def test_a_checkpoint_from_before_there_were_recipes_is_resumed(run: Path):
-    file = run / "checkpoints" / "60" / "settings.json"
+    file = run / "checkpoints" / "60" / "checkpoint.json"
     about = json.loads(file.read_text())
-    assert about["settings"].pop("recipe") is None
+    assert about["metadata"]["settings"].pop("recipe") is None
     file.write_text(json.dumps(about))
     train("--resume", run, "--steps", 61)
     assert len(lines(run)) == 61

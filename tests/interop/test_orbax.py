@@ -131,6 +131,13 @@ def test_metadata_that_is_no_json_is_refused_before_anything_is_written(tmp_path
     assert not (tmp_path / "run").exists()
 
 
+def test_a_checkpoint_that_is_there_is_not_replaced_so_that_no_moment_is_without_one(tmp_path):
+    orbax.save(tmp_path, 0, PARAMS)
+    with pytest.raises(FileExistsError, match=r"cannot save checkpoint 0 in .*: there is one already"):
+        orbax.save(tmp_path, 0, PARAMS)
+    assert orbax.latest(tmp_path).step == 0
+
+
 # What is refused -----------------------------------------------------------------------------------------------------
 
 
@@ -206,7 +213,7 @@ def another_pickle(run: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (truncated, "is not as written; remove .*2 to go on from 1"),
+        (truncated, "is not as written; remove .*2 to go on from step 1"),
         (flipped, "the checkpoint is damaged"),
         (missing, "the checkpoint is damaged, arrays/manifest.ocdbt is not as written"),
         (

@@ -56,11 +56,13 @@ def _torch(out: Path, tx: optchain.Transformation, run: Run, names: Names, step:
 
 def _optax(out: Path, tx: optchain.Transformation, run: Run, step: int | None, lossy: bool) -> list[str]:
     from optchain.interop import orbax
+    from optchain.interop.links import places
     from optchain.interop.optax import to_optax, to_optax_state
+    from optchain.interop.optax.export import lost
 
     opt_state = to_optax_state(tx, run.params, run.state, to_optax(tx), step=step, lossy=lossy)
     orbax.save(out, step or 0, {"params": run.params, "opt_state": opt_state})
-    return []
+    return lost(places(tx, run.params), run.state)
 
 
 def _keras(out: Path, tx: optchain.Transformation, run: Run, names: Names, model: Path, step: int | None) -> list[str]:

@@ -58,8 +58,9 @@ def to_optax_state(
     found, template = places(link, params), optax_tx.init(params)
     theirs = nodes(template)
     partner = {node.path: place for kind in RULES for place, node in pairs(kind, found, theirs)}
-    if not lossy:
-        _check_nothing_lost(found, state, set(partner.values()))
+    left = [] if lossy else lost(found, state)
+    if left:
+        raise ValueError(f"optax_tx has no place for {listed(left)}: take what you need of it, and say lossy=True")
 
     def count(inside: bool) -> int | None:
         """What our links counted, inside an accumulation or not: updates there, calls here."""
@@ -156,17 +157,13 @@ def _like(tree: Tree, like: Tree) -> Tree:
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
-def _check_nothing_lost(found: list[Place], state: State, taken: set[Place]) -> None:
-    lost = []
+def lost(found: list[Place], state: State) -> list[str]:
+    """The entries of a state that Optax's optimizers have no place for."""
+    missing = []
     below = {place.path for place in found}
     for place in found:
-        own = place.state(state)
+        own = [entry for entry in place.state(state) if (*place.path, entry) not in below]
         kept = {"metrics", "hyperparams", "scheduled"} | ({"count"} if place.link.hyperparams.schedules else set())
-        if place not in taken:
-            lost += [
-                "/".join((*place.path, entry))
-                for entry in own
-                if entry not in kept and (*place.path, entry) not in below
-            ]
-    if lost:
-        raise ValueError(f"optax_tx has no place for {listed(lost)}: take what you need of it, and say lossy=True")
+        if place.rule not in RULES.values():
+            missing += ["/".join((*place.path, entry)) for entry in own if entry not in kept]
+    return missing

@@ -99,9 +99,10 @@ def from_optax_with_report(
     for place in scheduled:
         saved |= schedule_entries(place, _calls(place, theirs, found, step))
     if hyperparams == "saved":
-        for node in theirs:
-            if node.kind == "inject":
-                saved |= _hyperparam_entries(node, found)
+        keeping = [node for node in theirs if node.kind == "inject"]
+        for node in keeping:
+            its_own = found if len(keeping) == 1 else [p for p in found if set(p.path) & set(node.path)]
+            saved |= _hyperparam_entries(node, its_own)
     return merge_entries(saved, fresh, hyperparams=hyperparams)
 
 

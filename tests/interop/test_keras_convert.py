@@ -1,0 +1,53 @@
+"""`optchain convert` with Keras's archives."""
+
+import json
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+import optchain
+from optchain.cli import main
+from optchain.interop import orbax
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a recipe, and a run of Keras."""
+    monkeypatch.chdir(tmp_path)
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, name="head")], name="net")
+    model.compile(optimizer=keras.optimizers.Adam(0.25), loss="mse")
+    model.fit(np.ones((4, 3)), np.ones((4, 2)), batch_size=2, verbose=0)
+    model.save("run.keras")
+    Path("recipe.json").write_text(json.dumps(optchain.to_config(optchain.adam(0.1))))
+    return tmp_path
+
+
+def test_a_run_of_keras_becomes_a_checkpoint_of_ours_and_comes_back(files, capsys):
+    arguments = ["--recipe", "recipe.json"]
+    assert main(["convert", "run.keras", "--to", "orbax", "--out", "run", *arguments]) == 0
+    assert "scale_by_adam/nu" in capsys.readouterr().out
+    held = orbax.read("run")
+    assert held["state"]["scale_by_adam"]["count"] == 2
+    assert held["state"]["hyperparams"]["learning_rate"] == 0.25
+    there = keras.models.load_model("run.keras")
+    np.testing.assert_array_equal(held["params"]["head"]["kernel"], there.layers[0].kernel)
+
+    assert main(["convert", "run", "--to", "keras", "--model", "run.keras", "--out", "back.keras", *arguments]) == 0
+    back = keras.models.load_model("back.keras")
+    assert back.optimizer.iterations == 2
+    for a, b in zip(back.optimizer.variables, there.optimizer.variables, strict=True):
+        np.testing.assert_array_equal(a, b)
+    for a, b in zip(back.trainable_variables, there.trainable_variables, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_run_of_another_recipe_is_refused_in_one_line(files, capsys):
+    Path("recipe.json").write_text(json.dumps(optchain.to_config(optchain.nadam(0.1))))
+    assert main(["convert", "run.keras", "--to", "orbax", "--out", "run", "--recipe", "recipe.json"]) == 2
+    error = capsys.readouterr().err
+    assert "run.keras: " in error
+    assert "Adam" in error
+    assert error.count("\n") == 1
+    assert not Path("run").exists()
