@@ -17,6 +17,10 @@ FIELDS = RESERVED - {"inner"}
 """The entries of a link's state below which nothing is a link."""
 
 
+SCALARS = frozenset({"hyperparams", "scheduled", "metrics"})
+"""The entries below which there is one number by a name."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Row:
     """One array."""
@@ -56,8 +60,9 @@ class Report:
         """Entry, number of arrays, what became of them, a note: what a table shows."""
         counts: dict[tuple[str, str, str], int] = {}
         for row in self.rows:
-            owner, field, _ = split(row.path)
-            key = ("/".join((*owner, field)), row.fate, row.note)
+            owner, field, below = split(row.path)
+            scalar = below if field in SCALARS else ()
+            key = ("/".join((*owner, field, *scalar)), row.fate, row.note)
             counts[key] = counts.get(key, 0) + 1
         return [(entry, str(count), fate, note) for (entry, fate, note), count in counts.items()]
 

@@ -129,7 +129,8 @@ def without_types(tree: Any) -> Any:
 
 
 @every_case
-def test_a_run_moves_in_and_out_at_any_place_of_a_window(case: Case):
+def test_a_run_moves_in_and_out_at_any_place_of_a_window(case: Case, request, record_error):
+    name = request.node.callspec.id
     theirs, ours = case.theirs(), case.ours()
     expected, end = optax_run(theirs, PARAMS, theirs.init(PARAMS), GRADS)
     for moment in (4, 5):  # in the middle of a window of three, or before the last call of one
@@ -137,12 +138,14 @@ def test_a_run_moves_in_and_out_at_any_place_of_a_window(case: Case):
         state = interop.from_optax_state(ours, params, optax_state)
         assert jax.tree.structure(state) == jax.tree.structure(ours.init(params))
         moved, _ = our_run(ours, params, state, GRADS[moment:])
+        record_error(("Optax", f"{name} moved in", "float32", "apply"), error(moved, expected))
         assert error(moved, expected) <= BOUND
 
         params, state = our_run(ours, PARAMS, ours.init(PARAMS), GRADS[:moment])
         optax_state = interop.to_optax_state(ours, params, state, theirs, step=moment // 3)
         assert jax.tree.structure(optax_state) == jax.tree.structure(end)
         moved, state = optax_run(theirs, params, optax_state, GRADS[moment:])
+        record_error(("Optax", f"{name} moved out", "float32", "update"), error(moved, expected))
         assert error(moved, expected) <= BOUND
 
 

@@ -75,7 +75,6 @@ OPTIMIZERS = {
     "AdamW_amsgrad": lambda net: torch.optim.AdamW(groups(net), lr=5e-3, amsgrad=True),
     "SGD": lambda net: torch.optim.SGD(groups(net), lr=0.05, momentum=0.9, nesterov=True, weight_decay=1e-3),
 }
-every_optimizer = pytest.mark.parametrize("build", OPTIMIZERS.values(), ids=OPTIMIZERS)
 
 
 def torch_run(net: Any, optimizer: Any, batches: list[Any]) -> None:
@@ -123,16 +122,16 @@ def error(actual: Any, expected: Any) -> float:
 
 @pytest.fixture(scope="module", params=OPTIMIZERS, ids=str)
 def torch_runs(request: pytest.FixtureRequest) -> Any:
-    """What builds the optimizer, and the parameters of an uninterrupted run of PyTorch."""
+    """A name, what builds the optimizer, and the parameters of an uninterrupted run of PyTorch."""
     build = OPTIMIZERS[request.param]
     net = fresh_net()
     torch_run(net, build(net), BATCHES)
-    return build, in_flax(net)
+    return request.param, build, in_flax(net)
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-def test_a_run_of_torch_goes_on_in_flax_as_if_nothing_had_happened(torch_runs, suffix, tmp_path, record_property):
-    build, expected = torch_runs
+def test_a_run_of_torch_goes_on_in_flax_as_if_nothing_had_happened(torch_runs, suffix, tmp_path, record_error):
+    name, build, expected = torch_runs
     net = fresh_net()
     optimizer = build(net)
     torch_run(net, optimizer, BATCHES[:STEPS])
@@ -144,12 +143,12 @@ def test_a_run_of_torch_goes_on_in_flax_as_if_nothing_had_happened(torch_runs, s
     params = interop.load_params(empty_params(), halfway.model, PATHS)
     state = interop.load_state_dict(tx, params, halfway.optimizer, ORDER)
     params, _ = our_run(tx, params, state, BATCHES[STEPS:])
-    record_property("error", error(params, expected))
+    record_error(("PyTorch", f"{name} moved in", "float32", suffix), error(params, expected))
     assert error(params, expected) <= BOUND
 
 
-def test_a_run_in_flax_goes_on_in_torch_as_if_nothing_had_happened(torch_runs, tmp_path, record_property):
-    build, expected = torch_runs
+def test_a_run_in_flax_goes_on_in_torch_as_if_nothing_had_happened(torch_runs, tmp_path, record_error):
+    name, build, expected = torch_runs
     net = fresh_net()
     tx = interop.from_torch(build(net), ORDER)
     params = in_flax(net)
@@ -163,13 +162,13 @@ def test_a_run_in_flax_goes_on_in_torch_as_if_nothing_had_happened(torch_runs, t
     optimizer = build(net)
     optimizer.load_state_dict(saved["optimizer"])
     torch_run(net, optimizer, BATCHES[STEPS:])
-    record_property("error", error(in_flax(net), expected))
+    record_error(("PyTorch", f"{name} moved out", "float32", ".pt"), error(in_flax(net), expected))
     assert error(in_flax(net), expected) <= BOUND
 
 
 def test_the_error_of_a_run_whose_state_is_lost_is_not_within_the_bound(torch_runs):
     """The comparison sees a state that starts anew."""
-    build, expected = torch_runs
+    _, build, expected = torch_runs
     net = fresh_net()
     optimizer = build(net)
     torch_run(net, optimizer, BATCHES[:STEPS])

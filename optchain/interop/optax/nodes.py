@@ -89,7 +89,7 @@ def _rebuilt(state: Any, change: Callable[[Node], dict[str, Any]], path: Names, 
         if below is not None:
             within = inside or kind == "multi_steps"
             new = new | {below: _rebuilt(fields[below], change, (*path, below), within)}
-        return state._replace(**new) if isinstance(state, tuple) else {**fields, **new}
+        return type(state)(**{**fields, **new}) if isinstance(state, tuple) else {**fields, **new}
     if isinstance(state, list | tuple) and not hasattr(state, "_fields"):
         return type(state)(_rebuilt(part, change, (*path, str(i)), inside) for i, part in enumerate(state))
     if isinstance(state, Mapping) and (path[-1:] == ("inner_states",) or all(str(key).isdecimal() for key in state)):

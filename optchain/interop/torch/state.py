@@ -95,6 +95,8 @@ def load_with_report(
         saved |= _rule_entries(place, fresh, source)
         if place.link.hyperparams.schedules:
             saved |= schedule_entries(place, source.calls(place, step))
+        if "updates" in place.state(fresh):  # of an accumulation whose window is a schedule of the updates made
+            saved[(*place.path, "updates")] = source.updates(place, step)
         if hyperparams == "saved":
             _check_constants(place, source)
             saved |= _hyperparam_entries(place, source)
@@ -121,21 +123,18 @@ class _Source:
         ours = [entry for entry, path in zip(entries(params), leaves, strict=True) if path in trained]
         paths = [path for path in leaves if path in trained]
         labels = _labels(groups, names, len(ids))
-        theirs = [
-            Entry(label, _shape(state_dict["state"].get(number, {}))) for label, number in zip(labels, ids, strict=True)
+        slots = [
+            {field: value for field, value in state_dict["state"].get(number, {}).items() if value is not None}
+            for number in ids
         ]
-        positions = match(ours, theirs, names, "PyTorch's optimizer")
-        self.axes = layouts(params, transforms)
+        theirs = [Entry(label, _shape(slot)) for label, slot in zip(labels, slots, strict=True)]
+        order = [paths[position] for position in match(ours, theirs, names, "PyTorch's optimizer")]
+        arguments_of = [flat(plain_group(group)) for group in groups for _ in group["params"]]
         self.params = leaves
-        self.labels = {paths[position]: label for position, label in zip(positions, labels, strict=True)}
-        self.slots: dict[Names, dict[str, Any]] = {
-            paths[position]: {
-                key: value for key, value in state_dict["state"].get(number, {}).items() if value is not None
-            }
-            for position, number in zip(positions, ids, strict=True)
-        }
-        by_number = {number: flat(plain_group(group)) for group in groups for number in group["params"]}
-        self.groups = {paths[position]: by_number[number] for position, number in zip(positions, ids, strict=True)}
+        self.axes = layouts(params, transforms)
+        self.labels = dict(zip(order, labels, strict=True))
+        self.slots: dict[Names, dict[str, Any]] = dict(zip(order, slots, strict=True))
+        self.groups = dict(zip(order, arguments_of, strict=True))
         self.used: set[tuple[Names, str]] = {(path, COUNT) for path in paths}
 
     def array(self, path: Names, field: str) -> np.ndarray | None:
@@ -180,6 +179,13 @@ class _Source:
             )
             raise ValueError(f"{place} has a schedule that counts calls, and {why}: give step=")
         return counted if step is None else step  # pyright: ignore[reportReturnType]
+
+    def updates(self, place: Place, step: int | None) -> int:
+        """How many updates a gate has made."""
+        made = self.steps(place)
+        if made is None and step is None:
+            raise ValueError(f"{place} counts updates, and PyTorch's state does not tell how many: give step=")
+        return step if made is None else made  # pyright: ignore[reportReturnType]
 
     def check_all_used(self, name: str) -> None:
         for path, slot in self.slots.items():

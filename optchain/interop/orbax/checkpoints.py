@@ -6,24 +6,19 @@ array: Orbax reads a flipped byte back as another number without a word.
 """
 
 import dataclasses
-import hashlib
 import json
 import os
-import re
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib import parse
 
-import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 from optchain.core import arguments
-from optchain.core.trees import Tree, dtype_of, path_names
+from optchain.core.trees import Tree
 from optchain.interop.merging import by_names, check_choice, merge, raw_dtype
+from optchain.interop.orbax import arrays, files
 from optchain.interop.report import Choice, Names, Report
 
 FORMAT = "optchain checkpoint"
@@ -49,8 +44,7 @@ def save(
 ) -> Path:
     """Writes a checkpoint, and removes all but the last few.
 
-    On the disk it is nested dicts with string keys, whatever the containers of `tree` are; the dots and slashes of keys, which Orbax
-    would mix up with its own, stand there as `%2E` and `%2F`.
+    On the disk it is nested dicts with string keys, whatever the containers of `tree` are.
 
     Args:
       folder: where the checkpoints are; it is made if need be.
@@ -83,13 +77,13 @@ def save(
     folder = Path(folder)
     step = arguments.check_integer("step", step, minimum=0)
     keep = arguments.check_integer("keep", keep, minimum=1)
-    arrays = by_names(tree)
+    leaves = by_names(tree)
     about = {
         "format": FORMAT,
         "version": VERSION,
         "step": step,
         "metadata": dict(metadata or {}),
-        "arrays": described(arrays),
+        "arrays": described(leaves),
     }
     json.dumps(about)
     if (folder / str(step)).exists():
@@ -98,16 +92,18 @@ def save(
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        _write_arrays(partial / ARRAYS, arrays)
-        about["files"] = {path.relative_to(partial).as_posix(): _digest(path) for path in _files(partial / ARRAYS)}
+        arrays.write(partial / ARRAYS, leaves)
+        about["files"] = {
+            path.relative_to(partial).as_posix(): files.digest(path) for path in files.files(partial / ARRAYS)
+        }
         (partial / ABOUT).write_text(json.dumps(about, indent=2), encoding="utf-8")
-        for path in _files(partial):
-            _sync(path)
+        for path in [*files.files(partial), partial]:
+            files.sync(path)
         partial.rename(folder / str(step))
-        _sync(folder)
+        files.sync(folder)
     except Exception as error:  # Orbax has no common class for what goes wrong
         shutil.rmtree(partial, ignore_errors=True)
-        raise OSError(f"cannot save checkpoint {step} in {folder}: {_reason(error)}") from error
+        raise OSError(f"cannot save checkpoint {step} in {folder}: {files.reason(error)}") from error
     for old in steps(folder)[:-keep]:
         shutil.rmtree(folder / str(old))
     for leftover in folder.glob(".*.partial"):  # of a run that was killed while it wrote
@@ -182,29 +178,21 @@ def restore(source: str | os.PathLike | Checkpoint, target: Tree, *, hyperparams
 
 
 def _read(source: str | os.PathLike | Checkpoint, wanted: Mapping[Names, Any]) -> Any:
+    foreign = None
     if isinstance(source, Checkpoint):
-        path = source.path / ARRAYS
+        path = source.path
     elif (Path(source) / ABOUT).is_file():
-        path = _checked(Path(source)).path / ARRAYS
+        path = _checked(Path(source)).path
+    elif foreign := _foreign(Path(source)):
+        path = foreign
     else:
-        path = _foreign(Path(source)) or latest(source).path / ARRAYS
+        path = latest(source).path
     try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            saved = checkpointer.metadata(path.absolute()).item_metadata.tree
-            how = jax.tree_util.tree_map_with_path(lambda at, leaf: _placing(leaf, wanted.get(_names(at))), saved)
-            arrays = checkpointer.restore(path.absolute(), args=ocp.args.PyTreeRestore(restore_args=how))
+        return arrays.read(foreign or path / ARRAYS, wanted, quoted=foreign is None)
     except Exception as error:  # Orbax has no common class for what it finds wrong
-        raise ValueError(f"{path}: expected a checkpoint of Orbax, and it cannot be read: {_reason(error)}") from error
-    return _unquoted(arrays)
-
-
-def _placing(saved: Any, like: Any) -> ocp.RestoreArgs:
-    """Where an array is read to: straight to the devices of the target's, if that is what it will become, else to the host."""
-    fits = like is not None and tuple(saved.shape) == np.shape(like) and saved.dtype == dtype_of(like)
-    committed = isinstance(like, jax.ShapeDtypeStruct) or getattr(like, "committed", False)
-    return (
-        ocp.ArrayRestoreArgs(sharding=like.sharding) if fits and committed else ocp.RestoreArgs(restore_type=np.ndarray)
-    )
+        raise ValueError(
+            f"{path}: expected a checkpoint of Orbax, and it cannot be read: {files.reason(error)}"
+        ) from error
 
 
 def _foreign(folder: Path) -> Path | None:
@@ -219,93 +207,19 @@ def _checked(path: Path) -> Checkpoint:
     foreign = f"{path}: expected a checkpoint of optchain.interop.orbax, version {VERSION}"
     try:
         about = json.loads((path / ABOUT).read_text(encoding="utf-8"))
-        if (about["format"], about["version"], about["step"]) != (FORMAT, VERSION, int(path.name)):
-            raise ValueError(
-                f"{foreign}; it says {about['format']!r}, version {about['version']!r}, step {about['step']!r}"
-            )
-        files, arrays, metadata = dict(about["files"]), dict(about["arrays"]), dict(about["metadata"])
+        if (about["format"], about["version"]) != (FORMAT, VERSION):
+            raise ValueError(f"{foreign}; it says {about['format']!r}, version {about['version']!r}")
+        digests, shapes, metadata = dict(about["files"]), dict(about["arrays"]), dict(about["metadata"])
     except OSError as error:
         raise ValueError(f"{foreign}, and {ABOUT} is not there") from error
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{foreign}, and {ABOUT} is none: {type(error).__name__}, {error}") from error
-    for name, digest in files.items():
-        if not (path / name).is_file() or _digest(path / name) != digest:
+    for name, digest in digests.items():
+        if not (path / name).is_file() or files.digest(path / name) != digest:
             raise DamagedCheckpointError(f"{path}: the checkpoint is damaged, {name} is not as written")
-    return Checkpoint(path, about["step"], metadata, arrays)
-
-
-def _write_arrays(path: Path, arrays: Mapping[Names, Any]) -> None:
-    nested: dict[str, Any] = {}
-    for names, leaf in arrays.items():
-        node = nested
-        for name in names[:-1]:
-            node = node.setdefault(_quoted(name), {})
-        node[_quoted(names[-1]) if names else BARE] = leaf
-    # Orbax takes brackets in a path for a pattern, and then writes no arrays and no error: so it writes where there are none.
-    with tempfile.TemporaryDirectory() as tame, ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-        strange = bool(set("[]*?") & set(str(path.absolute())))
-        written = Path(tame) / ARRAYS if strange else path.absolute()
-        checkpointer.save(written, args=ocp.args.StandardSave(nested))
-        if strange:
-            shutil.copytree(written, path)
-
-
-BARE = "%"
-"""The key of an array that is a tree by itself."""
-QUOTED = {"%": "%25", ".": "%2E", "/": "%2F"}
-
-
-def _quoted(name: str) -> str:
-    return "".join(QUOTED.get(letter, letter) for letter in name)
-
-
-def _unquoted(tree: Any) -> Any:
-    """What was read, with the keys that were saved."""
-    if isinstance(tree, dict):
-        if tree.keys() == {BARE}:
-            return tree[BARE]
-        return {parse.unquote(key): _unquoted(part) for key, part in tree.items()}
-    return [_unquoted(part) for part in tree] if isinstance(tree, list) else tree
-
-
-def _names(path: Any) -> Names:
-    return tuple(parse.unquote(name) for name in path_names(path) if name != BARE)
+    return Checkpoint(path, about["step"], metadata, shapes)
 
 
 def described(arrays: Mapping[Names, Any]) -> dict[str, str]:
     """The dtype and shape of each array, by its path: `float32[3, 2]`."""
     return {"/".join(names): f"{raw_dtype(array)}{list(np.shape(array))}" for names, array in arrays.items()}
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Has a file, or the names in a folder, on the disk before anything relies on it."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _reason(error: BaseException) -> str:
-    """What went wrong, in one line: the system's words for it, where the system refused something."""
-    causes = [error]
-    while (earlier := causes[-1].__cause__ or causes[-1].__context__) is not None and earlier not in causes:
-        causes.append(earlier)
-    system = next((cause for cause in causes if isinstance(cause, OSError) and cause.strerror), None)
-    if system is not None:
-        return str(system.strerror)
-    number = re.search(
-        r"os_error_code='(\d+)'", str(error)
-    )  # in the text of an error of TensorStore, which writes the arrays
-    if number is not None:
-        return os.strerror(int(number[1]))
-    return " ".join(str(error).split())[:200] or type(error).__name__
