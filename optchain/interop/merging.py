@@ -13,7 +13,7 @@ import numpy as np
 
 from optchain.core.lookup import MIRRORS
 from optchain.core.trees import Tree, dtype_of, leaves_with_paths, path_names
-from optchain.interop.report import Choice, Names, Report, Row, listed, split
+from optchain.interop.report import FIELDS, Choice, Names, Report, Row, listed, split
 
 
 def merge(saved: Any, target: Tree, *, hyperparams: Choice) -> tuple[Tree, Report]:
@@ -117,8 +117,9 @@ def check_choice(hyperparams: Any) -> None:
 
 def _moved(saved: Mapping[Names, Any], wanted: Mapping[Names, Any]) -> dict[Names, Names]:
     """The saved paths of links that stand elsewhere now, by the new ones: those of a name that only one on each side has."""
-    left = {owner: name for owner, name in _links(saved).items() if owner not in _links(wanted)}
-    missing = {owner: name for owner, name in _links(wanted).items() if owner not in _links(saved)}
+    before, now = _links(saved), _links(wanted)
+    left = {owner: name for owner, name in before.items() if owner not in now}
+    missing = {owner: name for owner, name in now.items() if owner not in before}
     pairs = {}
     for owner, name in missing.items():
         same = [old for old, old_name in left.items() if old_name == name]
@@ -133,8 +134,8 @@ def _moved(saved: Mapping[Names, Any], wanted: Mapping[Names, Any]) -> dict[Name
 
 
 def _links(entries: Mapping[Names, Any]) -> dict[Names, str]:
-    """The places of links that have a name of their own, with the name."""
-    owners = {split(names)[0] for names in entries}
+    """The places of links that have a name of their own, with the name. What keeps nothing that a link keeps is a layer."""
+    owners = {owner for owner, field, _ in map(split, entries) if field in FIELDS}
     return {owner: owner[-1] for owner in owners if owner and owner[-1] != "inner" and not owner[-1].isdecimal()}
 
 

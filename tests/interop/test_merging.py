@@ -77,7 +77,15 @@ def test_two_links_of_a_name_are_not_guessed_at():
         merge(SAVED, two.init(PARAMS), hyperparams="saved")
 
 
-def test_a_longer_run_goes_on_after_a_change_as_it_would_have(tmp_path):
+def test_a_layer_that_moved_is_no_link_and_is_not_guessed_at():
+    saved = {"model": {"encoder": {"dense": PARAMS["dense"]}}, "state": SAVED}
+    target = {"model": {"decoder": {"dense": PARAMS["dense"]}}, "state": SAVED}
+    _, report = merge(saved, target, hyperparams="saved")
+    assert report.new == ["model/decoder/dense/bias", "model/decoder/dense/kernel"]
+    assert report.gone == ["model/encoder/dense/bias", "model/encoder/dense/kernel"]
+
+
+def test_a_run_goes_on_after_a_change_as_it_would_have():
     """Adding a clip that does not bind changes nothing."""
     tx, changed = oc.adam(0.1), oc.adam(0.1, global_clipnorm=1e9)
     state, report = merge(SAVED, changed.init(PARAMS), hyperparams="saved")
