@@ -11,6 +11,9 @@ import optchain
 from optchain.cli import main
 from optchain.interop import orbax
 
+# Keras's own: how it turns a variable into an array when it saves one.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+
 
 @pytest.fixture
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -24,8 +27,8 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_run_of_keras_becomes_a_checkpoint_of_ours_and_comes_back(files, capsys):
-    arguments = ["--recipe", "recipe.json"]
+@pytest.mark.parametrize("arguments", [["--recipe", "recipe.json"], []], ids=["recipe", "its own recipe"])
+def test_a_run_of_keras_becomes_a_checkpoint_of_ours_and_comes_back(arguments, files, capsys):
     assert main(["convert", "run.keras", "--to", "orbax", "--out", "run", *arguments]) == 0
     assert "scale_by_adam/nu" in capsys.readouterr().out
     held = orbax.read("run")

@@ -13,6 +13,8 @@ import pytest
 import optchain as oc
 from optchain.interop import optax as interop
 
+from .helpers import without_types
+
 torch = oc.presets.torch
 PARAMS = {"dense": {"kernel": jnp.arange(6.0).reshape(3, 2) / 6, "bias": jnp.ones(2)}}
 RNG = np.random.default_rng(0)
@@ -115,17 +117,6 @@ def our_run(tx: Any, params: Any, state: Any, grads: list[Any]) -> tuple[Any, An
 def error(actual: Any, expected: Any) -> float:
     pairs = zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True)
     return max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in pairs)
-
-
-def without_types(tree: Any) -> Any:
-    """What a checkpoint that is restored without a target has: dicts, lists, string keys, None for what is empty."""
-    if hasattr(tree, "_asdict"):
-        tree = tree._asdict()
-    if isinstance(tree, dict):
-        return {str(key): without_types(part) for key, part in tree.items()} or None
-    if isinstance(tree, tuple | list):
-        return [without_types(part) for part in tree] or None
-    return np.asarray(tree)
 
 
 @every_case

@@ -24,6 +24,7 @@ from flax import nnx
 import optchain as oc
 from optchain.interop import orbax
 
+from .helpers import assert_same
 from .saving import save_for_ever, tree_of
 
 PARAMS = {"dense": {"kernel": jnp.ones((4, 2)), "bias": jnp.zeros(2)}}
@@ -41,13 +42,6 @@ def stepped(tx: Any, params: Any = PARAMS, steps: int = 3) -> dict[str, Any]:
 
 def started(tx: Any, params: Any = PARAMS) -> dict[str, Any]:
     return {"params": params, "state": tx.init(params)}
-
-
-def assert_same(actual: Any, expected: Any) -> None:
-    assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    for (path, a), b in zip(jax.tree.leaves_with_path(actual), jax.tree.leaves(expected), strict=True):
-        assert (a.dtype, a.shape) == (b.dtype, b.shape), path
-        np.testing.assert_array_equal(a, b, err_msg=str(path))
 
 
 def test_a_run_goes_on_from_its_last_checkpoint(tmp_path):

@@ -74,7 +74,7 @@ def test_a_run_of_torch_becomes_a_checkpoint_of_ours_with_a_table_of_what_went_w
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_a_run_comes_back_to_torch_as_it_went(suffix, files):
     assert run("run.pt", "--to", "orbax", "--out", "run", *described()) == 0
-    assert run("run", "--to", "torch", "--out", f"back{suffix}", *described()) == 0
+    assert run("run", "--to", "torch", "--out", f"back{suffix}", "--names", "names.json") == 0  # the recipe is in it
     there, back = interop.read("run.pt"), interop.read(f"back{suffix}")
     for name in NAMES.values():
         np.testing.assert_array_equal(np.asarray(back.model[name]), there.model[name])
@@ -157,6 +157,11 @@ def test_a_mistake_is_one_line_and_nothing_is_written(change, arguments, said, f
             torch.save(content, name)
     assert said in refused(capsys, *arguments, "--out", "out", *described())
     assert not Path("was_here").exists()
+
+
+def test_a_source_that_does_not_say_its_recipe_needs_one(files, capsys):
+    said = refused(capsys, "run.pt", "--to", "orbax", "--out", "run", "--names", "names.json")
+    assert "--recipe FILE: run.pt does not say which optimizer it is of" in said
 
 
 def test_an_out_that_is_there_is_left_alone(files, capsys):

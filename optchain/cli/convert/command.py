@@ -41,8 +41,14 @@ def convert(
         ),
     ],
     recipe: Annotated[
-        Path, typer.Option(help="JSON or TOML: the optimizer, as optchain.to_config writes it.", metavar="FILE")
-    ],
+        Path | None,
+        typer.Option(
+            help="JSON or TOML: the optimizer, as optchain.to_config writes it. A .keras archive has its own, and so has a "
+            "folder that convert or train wrote.",
+            show_default=False,
+            metavar="FILE",
+        ),
+    ] = None,
     names: Annotated[
         Path | None,
         typer.Option(
@@ -78,16 +84,16 @@ def convert(
     from rich.table import Table
 
     from optchain.cli import files
-    from optchain.cli.convert.sources import read
+    from optchain.cli.convert.sources import read, recipe_in
     from optchain.cli.convert.targets import write
 
-    tx = files.recipe(recipe)
     table = None if names is None else files.names(names)
     if out.exists():
         raise UserError(f"--out {out} is there already: choose another name")
     if (to is Library.KERAS) != (model is not None):
         raise UserError("--model FILE, a .keras archive of the model, goes with --to keras, and only with it")
     try:
+        tx = recipe_in(source) if recipe is None else files.recipe(recipe)
         run = read(source, tx, table, hyperparams.value, step)
         lost = write(to.value, out, tx, run, table, model, step, lossy)
     except (ValueError, TypeError, KeyError) as error:

@@ -44,6 +44,27 @@ def read(source: Path, tx: optchain.Transformation, names: Names, hyperparams: C
     raise UserError(f"SOURCE {source}: expected .keras, .weights.h5, .pt, .pth, .safetensors, or a folder of Orbax")
 
 
+def recipe_in(source: Path) -> optchain.Transformation:
+    """The recipe that SOURCE has itself.
+
+    Raises:
+      UserError: it has none.
+      ValueError, FileNotFoundError: it is damaged.
+    """
+    if source.suffix.lower() == ".keras" and source.is_file():
+        from optchain.interop.keras import from_keras
+
+        return from_keras(source)
+    if source.is_dir():
+        from optchain.interop import orbax
+
+        metadata = orbax.latest(source).metadata if orbax.steps(source) else {}
+        config = metadata.get("recipe") or metadata.get("settings", {}).get("recipe")
+        if config is not None:
+            return optchain.from_config(config)
+    raise UserError(f"--recipe FILE: {source} does not say which optimizer it is of")
+
+
 def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
     """A tree of dicts, of leaves by their paths."""
     tree: dict[str, Any] = {}
