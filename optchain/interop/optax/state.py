@@ -203,7 +203,7 @@ def _hyperparam_entries(node: Node, found: list[Place]) -> dict[Names, Any]:
     for theirs, value in node.fields["hyperparams"].items():
         if theirs in scheduled or np.ndim(value) or not jnp.issubdtype(raw_dtype(value), jnp.floating):
             continue
-        name = HYPERPARAMS.get(theirs, theirs)
+        name = HYPERPARAMS[theirs] if theirs in HYPERPARAMS else str(theirs)
         owners = [place for place in found if name in place.settable | place.link.hyperparams.constants.keys()]
         for place in owners:
             own = place.link.hyperparams
