@@ -210,7 +210,7 @@ BAD: dict[str, tuple[str, Callable[[Path, Path], Path], str]] = {
     "another class": (
         "bad.keras",
         config_with(class_name="Lion", config={"learning_rate": 0.1}),
-        "tx goes on for a Adam, and",
+        "tx is an optimizer of the class Adam, that of",
     ),
     "a class that is code": (
         "bad.keras",

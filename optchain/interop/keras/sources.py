@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import jax.numpy as jnp
 import numpy as np
 
 from optchain.interop.keras import files
@@ -49,6 +50,8 @@ class Variable(Protocol):
 
     def read(self) -> np.ndarray: ...
 
+    def write(self, value: np.ndarray) -> None: ...
+
 
 @dataclasses.dataclass(frozen=True)
 class Live:
@@ -64,6 +67,9 @@ class Live:
         import keras  # it is there: the variable is one of its
 
         return keras.ops.convert_to_numpy(self.variable.value)
+
+    def write(self, value: np.ndarray) -> None:
+        self.variable.assign(value.astype(jnp.dtype(str(self.variable.dtype))))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,7 +189,10 @@ def _of_file(weights: files.Weights, config: Mapping[str, Any] | None) -> Source
         return Source(weights.what, None, optimizer, places, False, unnamed)
     recipe = recipe_in(config, weights.what)
     try:
-        named = dict(_by_name(weights, config))
+        found = list(_by_name(weights, config))
+        named = dict(found)
+        if len(named) != len(found):
+            raise _UnknownLayerError("two layers have one name")
     except _UnknownLayerError as error:
         return Source(weights.what, recipe, optimizer, _by_place(weights), False, str(error))
     return Source(weights.what, recipe, optimizer, named, True)
