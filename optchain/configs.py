@@ -329,7 +329,8 @@ def _keras_schedule(config: Mapping[str, Any], where: str) -> schedules.Schedule
 
 
 def _keras_object(config: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:
-    surplus = set(config) - {"module", "class_name", "config", "registered_name", "build_config", "compile_config"}
+    known = {"module", "class_name", "config", "registered_name", "build_config", "compile_config", "shared_object_id"}
+    surplus = set(config) - known
     name, given = config.get("class_name"), config.get("config")
     if surplus or not isinstance(name, str) or not isinstance(given, Mapping):
         raise _ConfigError(f"{where} is not one of Keras's: it has the keys {sorted(map(str, config))}")

@@ -19,6 +19,7 @@ def code_blocks(language: str, page: Path = README) -> list[str]:
     return re.findall(rf"^```{language}$\n(.*?)^```$", page.read_text(), flags=re.MULTILINE | re.DOTALL)
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras's variables and NumPy 2
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_the_code_of_a_page_runs(page):
     namespace = {}

@@ -40,8 +40,10 @@ class Network(nn.Module):
 
 
 def flax_params() -> Any:
-    """Parameters of the network, of another seed than Keras's."""
-    return Network().init(jax.random.key(1), jnp.zeros((1, 8, 8, 1)))["params"]
+    """Parameters of the network, with other values than Keras's."""
+    rng = np.random.default_rng(1)
+    shapes = jax.eval_shape(Network().init, jax.random.key(0), jnp.zeros((1, 8, 8, 1)))["params"]
+    return jax.tree.map(lambda leaf: jnp.asarray(0.2 * rng.normal(size=leaf.shape).astype("float32")), shapes)
 
 
 def loss(params: Any, images: jax.Array, labels: jax.Array) -> jax.Array:

@@ -92,6 +92,86 @@ def test_parameters_of_a_weights_file_are_found_by_its_own_names(run: Path) -> N
     assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(by_table), jax.tree.leaves(by_name), strict=True))
 
 
+def large_model() -> keras.Model:
+    """All that a model may be made of whose variables have names: models within models, frozen layers, seeds, statistics."""
+    layers = keras.layers
+    inner = keras.Sequential(
+        [layers.Conv2D(3, 2, name="conv"), layers.BatchNormalization(scale=False, name="norm")], name="inner"
+    )
+    image, words = keras.Input((5, 5, 2)), keras.Input((4,), dtype="int32")
+    hidden = layers.SeparableConv2D(4, 2, name="separable")(image)
+    hidden = layers.Dropout(0.5, seed=1)(layers.BatchNormalization(name="norm")(hidden))
+    hidden = layers.DepthwiseConv2D(1, use_bias=False, name="depthwise")(hidden)
+    hidden = layers.GroupNormalization(1, center=False, name="group")(inner(hidden))
+    hidden = layers.PReLU(name="prelu")(layers.Flatten()(hidden))
+    read = layers.LayerNormalization(name="layer")(layers.Embedding(7, 3, name="words")(words))
+    read = layers.EinsumDense("abc,cd->abd", output_shape=(4, 5), bias_axes=None, name="einsum")(read)
+    read = layers.MultiHeadAttention(2, 3, name="attention")(read, read)
+    read = layers.Dense(2, name="frozen")(layers.Flatten()(layers.RMSNormalization(name="rms")(read)))
+    model = keras.Model([image, words], layers.Dense(1, name="head")(layers.Concatenate()([hidden, read])))
+    model.get_layer("frozen").trainable = False
+    model.compile(keras.optimizers.Lion(keras.optimizers.schedules.CosineDecay(0.1, 10)), "mse")
+    model.optimizer.build(model.trainable_variables)
+    for number, variable in enumerate(model.optimizer.variables):
+        variable.assign(np.full(variable.shape, number))
+    return model
+
+
+def test_the_variables_of_a_file_have_the_names_that_keras_gives_them(tmp_path: Path) -> None:
+    model = large_model()
+    model.save(tmp_path / "run.keras")
+    params: dict[str, Any] = {}
+    for variable in model.trainable_variables:  # a flat tree, whose keys are paths
+        params[variable.path] = jnp.asarray(variable.value)
+    empty = jax.tree.map(jnp.zeros_like, params)
+    loaded = load_params(empty, tmp_path / "run.keras")
+    assert all(np.array_equal(loaded[path], params[path]) for path in params)
+    state = load_state(from_keras(tmp_path / "run.keras"), params, tmp_path / "run.keras")
+    assert [int(state["scale_by_lion"]["mu"][v.path].max()) for v in model.trainable_variables] == list(
+        range(1, len(params) + 1)
+    )
+
+
+def test_where_names_are_not_known_the_order_is_asked_for(tmp_path: Path) -> None:
+    layers = keras.layers
+    words = keras.Input((3, 4))
+    hidden = layers.LSTM(2, name="memory")(words)
+    model = keras.Model(words, layers.Dense(1, name="head")(hidden))
+    model.compile(keras.optimizers.SGD(momentum=0.9), "mse")
+    model.optimizer.build(model.trainable_variables)
+    for number, variable in enumerate(model.optimizer.variables):
+        variable.assign(np.full(variable.shape, number))
+    model.save(tmp_path / "run.keras")
+    params = {v.path.replace("/", "."): jnp.asarray(v.value) for v in model.trainable_variables}
+    tx = from_keras(tmp_path / "run.keras")
+    words = r"variables of the layer 'memory' \(LSTM\) the names are not known(?s:.*)layers/lstm/cell/vars/0 \(4, 8\)"
+    with pytest.raises(ValueError, match=words):
+        load_state(tx, params, tmp_path / "run.keras")
+    with pytest.raises(ValueError, match=words):
+        load_params(params, tmp_path / "run.keras")
+    velocity = load_state(tx, params, tmp_path / "run.keras", list(params))["apply_momentum"]["velocity"]
+    assert [int(velocity[path].max()) for path in params] == list(range(2, 2 + len(params)))
+
+
+def test_variables_of_bfloat16_are_read_and_written(tmp_path: Path) -> None:
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, dtype="bfloat16", name="dense")])
+    model.compile(keras.optimizers.Adam(0.5), "mse")
+    model.optimizer.build(model.trainable_variables)
+    params = {"dense": {"kernel": jnp.ones((3, 2), "bfloat16"), "bias": jnp.full(2, 0.3, "bfloat16")}}
+    tx = from_keras(model.optimizer)
+    params, state = tx.apply(params, tx.init(params), grads=params)
+    save_params(params, model)
+    save_state(tx, params, state, model)
+    model.save(tmp_path / "run.keras")
+    loaded = load_params(params, tmp_path / "run.keras")
+    assert all(np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (loaded, params)), strict=True))
+    mu, kept = (
+        s["scale_by_adam"]["mu"]["dense"]["bias"] for s in (state, load_state(tx, params, tmp_path / "run.keras"))
+    )
+    assert kept.dtype == "float32"
+    assert np.array_equal(kept, mu.astype("bfloat16").astype("float32"))  # what Keras's variable holds of it
+
+
 class Bomb:
     def __reduce__(self) -> tuple[Any, ...]:
         return os.mkdir, (BOMB,)
@@ -210,7 +290,7 @@ BAD: dict[str, tuple[str, Callable[[Path, Path], Path], str]] = {
     "another class": (
         "bad.keras",
         config_with(class_name="Lion", config={"learning_rate": 0.1}),
-        "tx goes on for a Adam, and",
+        "tx is an optimizer of the class Adam, that of",
     ),
     "a class that is code": (
         "bad.keras",

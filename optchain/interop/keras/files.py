@@ -39,6 +39,9 @@ class Dataset:
             raise ValueError(f"{self.where} must hold numbers; its dtype is {dtype}")
         return np.asarray(self.dataset[()])
 
+    def write(self, value: np.ndarray) -> None:
+        raise TypeError(f"{self.where} is read only: save into a live optimizer, and save the model")
+
 
 class Weights:
     """The variables of an open HDF5 file."""

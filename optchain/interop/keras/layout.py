@@ -87,6 +87,10 @@ class Cell(NamedTuple):
     of: str = ""
     """The path of the parameter."""
 
+    @property
+    def is_kept(self) -> bool:
+        return self.place is not None
+
     def __str__(self) -> str:
         return f"the {self.slot} of {self.of}" if self.of else f"the {self.slot}"
 

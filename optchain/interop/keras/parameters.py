@@ -1,5 +1,6 @@
 """The parameters of a Keras model, as a tree and back."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 from optchain.core import trees
 from optchain.core.trees import Tree
 from optchain.interop.keras import sources
-from optchain.interop.mapping import Correspondence, Entry, check_shapes, entries, match
+from optchain.interop.mapping import Correspondence, Entry, both_sides, check_shapes, entries, match
 
 
 def load_params(params: Tree, source: Any, mapping: Correspondence = None) -> Tree:
@@ -32,19 +33,19 @@ def load_params(params: Tree, source: Any, mapping: Correspondence = None) -> Tr
     """
     ours = entries(params)
     with sources.source_of(source) as found:
-        theirs = found.entries()
+        model = list(found.model)
         if not found.ordered:
-            table = mapping if hasattr(mapping, "values") else {}
-            theirs = [entry for entry in theirs if entry.path in set(table.values())]  # pyright: ignore
-            if len(theirs) != len(ours):
+            table = set(mapping.values()) if isinstance(mapping, Mapping) else set()
+            model = [(name, variable) for name, variable in model if name in table]
+            if len(model) != len(ours):
                 raise ValueError(
-                    f"{found.name}: {found.unnamed}. Give a table "
-                    f"{{path: place}} of all {len(ours)} parameters; the places are "
-                    f"{', '.join(f'{entry.path} {entry.shape}' for entry in found.entries())}"
+                    f"{found.name}: {found.unnamed}. Give a table {{path: place}} of every parameter, with places of the "
+                    f"file.\n{both_sides(ours, found.entries(), found.name)}"
                 )
+        theirs = [Entry(name, variable.shape) for name, variable in model]
         positions = match(ours, theirs, mapping, found.name, aliases=sources.ALIASES)
         check_shapes(ours, theirs, positions, found.name)
-        values = {position: found.model[entry.path].read() for entry, position in zip(theirs, positions, strict=True)}
+        values = {position: variable.read() for (_, variable), position in zip(model, positions, strict=True)}
     leaves, treedef = jax.tree.flatten(params)
     return treedef.unflatten(
         [jnp.array(values[index], trees.dtype_of(leaf), copy=True) for index, leaf in enumerate(leaves)]
