@@ -46,11 +46,11 @@ def merge(saved: Any, target: Tree, *, hyperparams: Choice) -> tuple[Tree, Repor
       >>> tx = optchain.adam(0.3, use_ema=True)
       >>> state, report = merge(saved, tx.init(params), hyperparams="configured")
       >>> print(report)
-      entry                      arrays            note
-      -------------------------  ------  --------  ---------------------
+      entry                      arrays              note
+      -------------------------  ------  ----------  ---------
       average_params/average          1  new
       average_params/count            1  new
-      hyperparams/learning_rate       1  restored  configured, saved 0.1
+      hyperparams/learning_rate       1  configured  saved 0.1
       metrics/learning_rate           1  restored
       scale_by_adam/count             1  restored
       scale_by_adam/mu                1  restored
@@ -79,12 +79,13 @@ def merge_entries(saved: Mapping[Names, Any], target: Tree, *, hyperparams: Choi
         note = [] if source == names else [f"from {'/'.join(_entry(source))}"]
         if hyperparams == "configured" and _is_hyperparam(names):
             if not np.array_equal(np.asarray(value, dtype_of(like)), np.asarray(like)):
-                note.append(f"configured, saved {_number(value, like)}")
+                note.append(f"saved {_number(value, like)}")
             leaves.append(_initialized(names, like))
-        else:
-            if not isinstance(value, int | float) and raw_dtype(value) != dtype_of(like):
-                note.append(f"{raw_dtype(value)} to {dtype_of(like)}")
-            leaves.append(_placed(value, like))
+            rows.append(Row(names, "configured", ", ".join(note)))
+            continue
+        if not isinstance(value, int | float) and raw_dtype(value) != dtype_of(like):
+            note.append(f"{raw_dtype(value)} to {dtype_of(like)}")
+        leaves.append(_placed(value, like))
         rows.append(Row(names, "restored", ", ".join(note)))
     used = set(sources.values())
     rows += [Row(names, "gone") for names in saved if names not in used]

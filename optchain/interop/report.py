@@ -11,7 +11,7 @@ Names: TypeAlias = tuple[str, ...]
 """A path in a state, `("scale_by_adam", "mu", "dense", "kernel")`."""
 Choice: TypeAlias = Literal["saved", "configured"]
 """Which hyperparameters a run goes on with."""
-Fate: TypeAlias = Literal["restored", "new", "gone"]
+Fate: TypeAlias = Literal["restored", "configured", "new", "gone"]
 
 FIELDS = RESERVED - {"inner"}
 """The entries of a link's state below which nothing is a link."""
@@ -27,7 +27,8 @@ class Row:
 
     path: Names
     fate: Fate
-    """`restored`: taken over; `new`: as it is initialized; `gone`: saved, and without a place in the state."""
+    """`restored`: taken over; `configured`: saved, and not taken over, as was asked for; `new`: not saved, and as it is
+    initialized; `gone`: saved, and without a place in the state."""
     note: str = ""
 
 

@@ -65,7 +65,7 @@ def test_after_a_change_of_the_chain_what_is_new_and_what_is_gone_is_reported(tm
     assert {path.split("/")[1] for path in report.gone} == {"average_params"}
     assert oc.get_hyperparams(restored["state"])["learning_rate"] == np.float32(0.3)
     assert restored["state"]["scale_by_adam"]["count"] == 3
-    assert "configured, saved 0.1" in str(report)
+    assert "configured  saved 0.1" in str(report)
     tx.apply(restored["params"], restored["state"], grads=PARAMS)
 
 

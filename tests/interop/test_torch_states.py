@@ -104,7 +104,8 @@ def test_the_rate_of_a_group_is_saved_or_configured_as_chosen():
     there = optimizer_of("Adam", lr=0.25).state_dict()
     tx = presets.adam(0.5, weight_decay=0.1)
     saved = interop.load_state_dict(tx, PARAMS, there, ORDER)
-    configured = interop.load_state_dict(tx, PARAMS, there, ORDER, hyperparams="configured")
+    configured, report = interop.load_with_report(tx, PARAMS, there, ORDER, hyperparams="configured")
+    assert "configured  saved 0.25" in str(report)
     assert optchain.get_hyperparams(saved)["learning_rate"] == 0.25
     assert optchain.get_hyperparams(configured)["learning_rate"] == 0.5
     assert configured["scale_by_adam"]["count"] == 2

@@ -98,11 +98,10 @@ def from_optax_with_report(
         raise ValueError("Optax's state counts the steps of a schedule, and tx has none: give it the schedule")
     for place in scheduled:
         saved |= schedule_entries(place, _calls(place, theirs, found, step))
-    if hyperparams == "saved":
-        keeping = [node for node in theirs if node.kind == "inject"]
-        for node in keeping:
-            its_own = found if len(keeping) == 1 else [p for p in found if set(p.path) & set(node.path)]
-            saved |= _hyperparam_entries(node, its_own)
+    keeping = [node for node in theirs if node.kind == "inject"]
+    for node in keeping:
+        its_own = found if len(keeping) == 1 else [p for p in found if set(p.path) & set(node.path)]
+        saved |= _hyperparam_entries(node, its_own, hyperparams)
     return merge_entries(saved, fresh, hyperparams=hyperparams)
 
 
@@ -196,7 +195,7 @@ def _calls(place: Place, theirs: list[Node], found: list[Place], step: int | Non
     raise ValueError(f"{place} has a schedule that counts {where}, and Optax's state has no such count: give step=")
 
 
-def _hyperparam_entries(node: Node, found: list[Place]) -> dict[Names, Any]:
+def _hyperparam_entries(node: Node, found: list[Place], choice: Choice) -> dict[Names, Any]:
     saved: dict[Names, Any] = {}
     scheduled = node.fields.get("hyperparams_states") or {}
     wrong = []
@@ -208,12 +207,13 @@ def _hyperparam_entries(node: Node, found: list[Place]) -> dict[Names, Any]:
         for place in owners:
             own = place.link.hyperparams
             if name in place.settable:
-                saved |= {(*place.path, "hyperparams", name): value} | measured(place, {name: value})
+                saved[(*place.path, "hyperparams", name)] = value
+                saved |= measured(place, {name: value}) if choice == "saved" else {}
             elif not np.isclose(own.constants[name], value, rtol=ROUNDING, atol=0):
                 wrong.append(f"{theirs} {_number(value)}, and {name} of {place} is {own.constants[name]}")
         if not owners and float(value) != 0:
             wrong.append(f"{theirs} {_number(value)}, for which tx has no link")
-    if wrong:
+    if wrong and choice == "saved":
         raise ValueError(
             f'{node} keeps {"; ".join(wrong)}. Build tx with the saved ones, or choose hyperparams="configured"'
         )

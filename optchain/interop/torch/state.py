@@ -99,7 +99,7 @@ def load_with_report(
             saved[(*place.path, "updates")] = source.updates(place, step)
         if hyperparams == "saved":
             _check_constants(place, source)
-            saved |= _hyperparam_entries(place, source)
+        saved |= _hyperparam_entries(place, source, hyperparams)
     source.check_all_used(link.name)
     return merge_entries(saved, fresh, hyperparams=hyperparams)
 
@@ -222,20 +222,21 @@ def _rule_entries(place: Place, fresh: State, source: _Source) -> dict[Names, An
     return saved
 
 
-def _hyperparam_entries(place: Place, source: _Source) -> dict[Names, Any]:
+def _hyperparam_entries(place: Place, source: _Source, choice: Choice) -> dict[Names, Any]:
+    """The hyperparameters that are values in a link's state, out of the groups of its parameters."""
     values: dict[str, Any] = {}
     for name in sorted(place.settable):
         theirs = HYPERPARAMS.get(name)
         given = {source.groups[path][theirs] for path in place.parameters if theirs in source.groups[path]}
-        if len(given) > 1:
+        if len(given) > 1 and choice == "saved":
             raise ValueError(
                 f"PyTorch's groups have the {theirs} {listed(map(str, sorted(given)))}, and {place} has one for all: use "
                 "multi_optimizer, as from_torch(optimizer, names) does"
             )
-        if given:
+        if len(given) == 1:
             values[name] = given.pop()
     found: dict[Names, Any] = {(*place.path, "hyperparams", name): value for name, value in values.items()}
-    return found | measured(place, values)
+    return found | (measured(place, values) if choice == "saved" else {})
 
 
 def _check_constants(place: Place, source: _Source) -> None:
