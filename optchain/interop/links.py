@@ -1,6 +1,7 @@
 """The links of a transformation, each with its place in the state and the parameters that it acts on."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -31,7 +32,7 @@ class Place:
         """What built it: `scale_by_adam`."""
         return self.link.registered_name if self.link.is_registered else type(self.link).__name__
 
-    @property
+    @functools.cached_property
     def parameters(self) -> list[Names]:
         """The paths of the parameters that it acts on."""
         return [path_names(path) for path, _ in leaves_with_paths(self.params)]

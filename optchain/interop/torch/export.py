@@ -1,6 +1,6 @@
 """The state of PyTorch's optimizers, made of ours."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -70,10 +70,11 @@ def to_state_dict(
             f"PyTorch's optimizers have no place for {listed(left)}: take what you need of it, such as averaged_params(state), and "
             "say lossy=True. Gradients that wait in accumulate are applied by flush(tx, params, state)"
         )
-    paths, axes = _ordered(params, presets, names), layouts(params, transforms)
+    owner = {path: place for place in presets for path in place.parameters}
+    slots = {place: _slots(place, found, state, layouts(params, transforms), step or 0) for place in presets}
     made, groups, seen = {}, [], []
-    for number, path in enumerate(paths):
-        preset = next(place for place in presets if path in place.parameters)
+    for number, path in enumerate(_ordered(params, owner.keys(), names)):
+        preset = owner[path]
         if not seen or preset is not seen[-1]:
             if preset in seen:
                 raise ValueError(
@@ -81,20 +82,17 @@ def to_state_dict(
                 )
             seen.append(preset)
             groups.append(_group(preset, found, state) | {"params": []})
-            if isinstance(names, Mapping):
-                groups[-1]["param_names"] = []
+            groups[-1] |= {"param_names": []} if isinstance(names, Mapping) else {}
         groups[-1]["params"].append(number)
         if isinstance(names, Mapping):
             groups[-1]["param_names"].append(names["/".join(path)])
-        slot = _slot(preset, found, state, path, axes[path], step or 0)
-        if slot:
-            made[number] = slot
+        if slots[preset][path]:
+            made[number] = slots[preset][path]
     return {"state": made, "param_groups": groups}
 
 
-def _ordered(params: Tree, presets: list[Place], names: Correspondence) -> list[Names]:
+def _ordered(params: Tree, trained: Collection[Names], names: Correspondence) -> list[Names]:
     """The paths of the parameters in PyTorch's order."""
-    trained = {path for place in presets for path in place.parameters}
     everything = [path_names(path) for path, _ in leaves_with_paths(params)]
     ours = [entry for entry, path in zip(entries(params), everything, strict=True) if path in trained]
     paths = [path for path in everything if path in trained]
@@ -104,29 +102,34 @@ def _ordered(params: Tree, presets: list[Place], names: Correspondence) -> list[
     return [paths[position] for position in match(ours, theirs, names, "PyTorch's optimizer")]
 
 
-def _slot(preset: Place, found: list[Place], state: State, path: Names, axes: Axes, step: int) -> dict[str, Any]:
-    """What PyTorch keeps of one parameter; nothing before the first step."""
+def _slots(
+    preset: Place, found: list[Place], state: State, axes: Mapping[Names, Axes], step: int
+) -> dict[Names, dict[str, Any]]:
+    """What PyTorch keeps of each parameter of a preset; nothing before the first step."""
     import torch
 
-    slot: dict[str, Any] = {}
-    count = None
+    slots: dict[Names, dict[str, Any]] = {path: {} for path in preset.parameters}
+    scalars: dict[str, Any] = {}
     for place in found:
-        if not (place.within(preset) and path in place.parameters):
+        if not place.within(preset):
             continue
-        own = place.state(state)
-        known = entries_of(place, state)
-        trees = {entry: by_names(own[entry]) for entry in known if entry not in SCALARS}
-        for entry, tree in trees.items():
-            slot[known[entry]] = torch.from_numpy(native(np.asarray(tree[path]).transpose(inverse(axes))))
+        own, known = place.state(state), entries_of(place, state)
+        for entry, field in known.items():
+            if entry not in SCALARS:
+                for path, leaf in by_names(own[entry]).items():
+                    array = np.asarray(leaf).transpose(inverse(axes[path]))
+                    slots[path][field] = torch.from_numpy(native(array))
         if "mu_product" in known:
-            slot["mu_product"] = torch.tensor(float(own["mu_product"]))
-        if "count" in own and (known or place.link.hyperparams.schedules) and not place.gate:
-            count = int(own["count"])
-    if count == 0:
-        return {}
-    if class_name(preset.link) != "SGD":
-        slot[COUNT] = torch.tensor(float(step if count is None else count))
-    return slot
+            scalars["mu_product"] = float(own["mu_product"])
+        if "count" in own and (known or place.link.hyperparams.schedules):
+            scalars[COUNT] = float(own["count"])
+    if scalars.get(COUNT) == 0:
+        return {path: {} for path in slots}
+    if class_name(preset.link) == "SGD":
+        scalars = {}
+    else:
+        scalars.setdefault(COUNT, float(step))
+    return {path: slot | {name: torch.tensor(value) for name, value in scalars.items()} for path, slot in slots.items()}
 
 
 def _group(preset: Place, found: list[Place], state: State) -> dict[str, Any]:
