@@ -19,24 +19,25 @@ from optchain.interop.report import FIELDS, Choice, Names, Report, Row, listed, 
 def merge(saved: Any, target: Tree, *, hyperparams: Choice) -> tuple[Tree, Report]:
     """A saved state in the structure of another one: links matched by name, what is new initialized, all of it reported.
 
-    An array goes where it was. A link whose place changed, say into a gate, is found by its name, if it is the only one of
-    that name on both sides. Nothing is matched by position or by shape.
+    An array goes where it was. A link whose place changed, say into a gate, is found by its name, if it is the only one
+    of that name on both sides. Nothing is matched by position or by shape.
 
     Args:
-      saved: any pytree of arrays: a state, or what a serializer made of it, with dicts for named tuples, lists for tuples and
-        strings for integer keys. Entries without arrays, such as None, are nothing.
-      target: a tree of the wanted structure: `tx.init(params)`, or `{"params": params, "state": tx.init(params)}`. What was
-        not saved is taken from it; a `jax.ShapeDtypeStruct` may stand for what surely was. It is not changed.
-      hyperparams: which of the hyperparameters that are values in the state the run goes on with: the `"saved"` ones, or
-        those that the transformation was `"configured"` with now. A schedule is always the transformation's own, and goes on at
-        the saved count.
+      saved: any pytree of arrays: a state, or what a serializer made of it, with dicts for named tuples, lists for
+        tuples and strings for integer keys. Entries without arrays, such as None, are nothing.
+      target: a tree of the wanted structure: `tx.init(params)`, or `{"params": params, "state": tx.init(params)}`. What
+        was not saved is taken from it; a `jax.ShapeDtypeStruct` may stand for what surely was. It is not changed.
+      hyperparams: which of the hyperparameters that are values in the state the run goes on with: the `"saved"` ones,
+        or those that the transformation was `"configured"` with now. A schedule is always the transformation's own, and
+        goes on at the saved count.
 
     Returns:
-      `(tree, report)`: copies, in the structure, dtypes and shardings of `target`; and what became of each array. `print` shows
-      it, `report.new` and `report.gone` are lists of paths.
+      `(tree, report)`: copies, in the structure, dtypes and shardings of `target`; and what became of each array.
+      `print` shows it, `report.new` and `report.gone` are lists of paths.
 
     Raises:
-      ValueError: a shape that differs, parameters of another model, nothing that matches at all; the message names both sides.
+      ValueError: a shape that differs, parameters of another model, nothing that matches at all; the message names both
+        sides.
 
     Example:
       >>> import jax.numpy as jnp, optchain

@@ -41,8 +41,8 @@ def to_optax_state(
       A state of `optax_tx`, all of it fresh arrays, in its dtypes.
 
     Raises:
-      ValueError: a state that only one side has (the message prints both), a count that nobody knows, gradients accumulated with
-        weights, or something that `optax_tx` has no place for.
+      ValueError: a state that only one side has (the message prints both), a count that nobody knows, gradients
+        accumulated with weights, or something that `optax_tx` has no place for.
 
     Example:
       >>> import jax.numpy as jnp, optax, optchain

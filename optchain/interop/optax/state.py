@@ -42,26 +42,28 @@ def from_optax_state(
 ) -> State:
     """The state with which `tx` goes on where an optimizer of Optax stopped.
 
-    Moments, traces, counts, what `inject_hyperparams` keeps, and the gradients that `MultiSteps` has accumulated: its running
-    mean becomes the sum that `accumulate` keeps, at any place of a window. What Optax has no word for starts anew.
+    Moments, traces, counts, what `inject_hyperparams` keeps, and the gradients that `MultiSteps` has accumulated: its
+    running mean becomes the sum that `accumulate` keeps, at any place of a window. What Optax has no word for starts
+    anew.
 
     Args:
-      tx: the same recipe, of our links: `chain(scale_by_adam(epsilon=1e-8, epsilon_hat=False), scale_by_learning_rate(),
-        decay_weights(1e-4), learning_rate=lr)` for `optax.adamw(lr)`, `presets.torch.sgd` for `optax.sgd`, `accumulate(…, k)`
-        around it for `MultiSteps`.
+      tx: the same recipe, of our links: `chain(scale_by_adam(epsilon=1e-8, epsilon_hat=False),
+        scale_by_learning_rate(), decay_weights(1e-4), learning_rate=lr)` for `optax.adamw(lr)`, `presets.torch.sgd` for
+        `optax.sgd`, `accumulate(…, k)` around it for `MultiSteps`.
       params: the parameters.
-      optax_state: the state of `optax.adam`, `adamw` or `sgd`, as they are or in `chain`, `inject_hyperparams`, `masked`, `partition`,
-        `MultiSteps`; or what a checkpoint that is restored without a target makes of it, dicts and lists.
-      hyperparams: `"saved"`: what `inject_hyperparams` keeps is gone on with, and a constant of `tx` that differs from it is an error;
-        or `"configured"`: those of `tx`. A schedule is the recipe's own in both cases.
+      optax_state: the state of `optax.adam`, `adamw` or `sgd`, as they are or in `chain`, `inject_hyperparams`,
+        `masked`, `partition`, `MultiSteps`; or what a checkpoint that is restored without a target makes of it, dicts
+        and lists.
+      hyperparams: `"saved"`: what `inject_hyperparams` keeps is gone on with, and a constant of `tx` that differs from
+        it is an error; or `"configured"`: those of `tx`. A schedule is the recipe's own in both cases.
       step: the number of calls made, for the schedules of `tx`, where Optax's state does not tell.
 
     Returns:
       The state, all of it fresh arrays.
 
     Raises:
-      ValueError: a state without counterpart, one that only one side has (the message prints both), trees of other parameters,
-        hyperparameters that differ, a velocity that has the learning rate in it.
+      ValueError: a state without counterpart, one that only one side has (the message prints both), trees of other
+        parameters, hyperparameters that differ, a velocity that has the learning rate in it.
 
     Example:
       >>> import jax.numpy as jnp, optax, optchain

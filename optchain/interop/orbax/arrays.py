@@ -1,7 +1,7 @@
 """Arrays on the disk, written and read by Orbax.
 
-There they are nested dicts with string keys. The dots and slashes of keys, which Orbax would mix up with its own, stand there as
-`%2E` and `%2F`.
+There they are nested dicts with string keys. The dots and slashes of keys, which Orbax would mix up with its own, stand
+there as `%2E` and `%2F`.
 """
 
 import shutil

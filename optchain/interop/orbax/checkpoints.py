@@ -1,7 +1,8 @@
 """Checkpoints by Orbax: `<folder>/<step>` with the arrays, and a description by which damage shows.
 
-A checkpoint is written under another name and renamed when it is complete, so that a kill at any moment, or a disk that is
-full, leaves the last complete one alone. The description has the digest of every file and the shape and dtype of every
+A checkpoint is written under another name and renamed when it is complete, so that a kill at any moment, or a disk that
+is full, leaves the last complete one alone. The description has the digest of every file and the shape and dtype of
+every
 array: Orbax reads a flipped byte back as another number without a word.
 """
 
@@ -145,8 +146,8 @@ def read(source: str | os.PathLike | Checkpoint) -> Any:
     """The arrays of a checkpoint on the host, without a target: nested dicts, and lists where another program wrote them.
 
     Args:
-      source: a folder in which `save` has written, one of the checkpoints in it, or what `orbax.checkpoint` itself has written:
-        a checkpoint, or the folder of a `CheckpointManager`, whose last one is read.
+      source: a folder in which `save` has written, one of the checkpoints in it, or what `orbax.checkpoint` itself has
+        written: a checkpoint, or the folder of a `CheckpointManager`, whose last one is read.
 
     Raises:
       FileNotFoundError, ValueError: as `latest`; or a folder that is no checkpoint.
@@ -161,10 +162,11 @@ def restore(source: str | os.PathLike | Checkpoint, target: Tree, *, hyperparams
 
     Args:
       source: as for `read`.
-      target: a tree of the wanted structure, shapes, dtypes and shardings: `{"params": params, "state": tx.init(params)}`. It may
-        be on other devices than the saved one was. It is not changed.
-      hyperparams: `"saved"` or `"configured"`: which learning rate, and other hyperparameters that are values in the state, the run
-        goes on with. There is no default: a run that is resumed with another rate in the code means one of the two.
+      target: a tree of the wanted structure, shapes, dtypes and shardings: `{"params": params, "state":
+        tx.init(params)}`. It may be on other devices than the saved one was. It is not changed.
+      hyperparams: `"saved"` or `"configured"`: which learning rate, and other hyperparameters that are values in the
+        state, the run goes on with. There is no default: a run that is resumed with another rate in the code means one
+        of the two.
 
     Returns:
       `(tree, report)`: fresh arrays, and what became of each entry.

@@ -36,19 +36,20 @@ def to_state_dict(
       tx: the recipe: a preset of `presets.torch`, a `multi_optimizer` of these, or a chain with one in it.
       params: the parameters.
       state: their state.
-      names: our paths in the order in which PyTorch's optimizer was given its parameters, group by group; or a table of our
-        paths to PyTorch's names, in that order: then the groups have `param_names`.
+      names: our paths in the order in which PyTorch's optimizer was given its parameters, group by group; or a table of
+        our paths to PyTorch's names, in that order: then the groups have `param_names`.
       transforms: as in `load_state_dict`.
-      step: the number of steps made, for RMSprop and Adagrad, of which our state has none; 0 if None. Nothing depends on it but
-        Adagrad's `lr_decay`, with which our state does have it.
-      lossy: whether what PyTorch's optimizers have no place for, such as an average of the parameters, may be left behind.
+      step: the number of steps made, for RMSprop and Adagrad, of which our state has none; 0 if None. Nothing depends
+        on it but Adagrad's `lr_decay`, with which our state does have it.
+      lossy: whether what PyTorch's optimizers have no place for, such as an average of the parameters, may be left
+        behind.
 
     Returns:
       `{"state": …, "param_groups": …}`, with the learning rate that the next call would use.
 
     Raises:
-      ValueError: a parameter that no preset of `presets.torch` trains or that has no name, groups out of order, or something
-        that PyTorch has no place for (the message says what).
+      ValueError: a parameter that no preset of `presets.torch` trains or that has no name, groups out of order, or
+        something that PyTorch has no place for (the message says what).
 
     Example:
       >>> import jax.numpy as jnp, optchain

@@ -32,8 +32,9 @@ def read(path: str | os.PathLike) -> Checkpoint:
     """Reads a checkpoint of PyTorch. No code in it is run.
 
     Args:
-      path: a `.pt`, `.pth` or `.bin` file of `torch.save`: a model's `state_dict`, an optimizer's, or a dict with both under names
-        of their own, as training scripts save them; or a `.safetensors` file, of parameters or as `write` leaves it.
+      path: a `.pt`, `.pth` or `.bin` file of `torch.save`: a model's `state_dict`, an optimizer's, or a dict with both
+        under names of their own, as training scripts save them; or a `.safetensors` file, of parameters or as `write`
+        leaves it.
 
     Returns:
       The model's and the optimizer's `state_dict`, None where there is none.

@@ -19,10 +19,11 @@ def load_params(
 
     Args:
       params: a tree of the wanted structure, shapes and dtypes; arrays or `jax.ShapeDtypeStruct`.
-      state_dict: the model's parameters by name: its `state_dict()` without buffers, or `dict(model.named_parameters())`.
+      state_dict: the model's parameters by name: its `state_dict()` without buffers, or
+        `dict(model.named_parameters())`.
       names: our path to PyTorch's name, of every parameter: `{"dense/kernel": "fc.weight"}`.
-      transforms: how weights are laid out, where their paths do not tell: patterns of our paths to a kind of `LAYOUTS`, or to
-        the order in which we have PyTorch's axes.
+      transforms: how weights are laid out, where their paths do not tell: patterns of our paths to a kind of `LAYOUTS`,
+        or to the order in which we have PyTorch's axes.
 
     Raises:
       ValueError: a parameter that only one side has (the message prints both), or a shape that differs.

@@ -32,13 +32,14 @@ SWITCHES: dict[str, dict[str, Any]] = {
 def from_torch(optimizer: Any, names: Sequence[str] | Mapping[str, str] | None = None) -> Transformation:
     """The recipe of one of PyTorch's optimizers: the preset of its class, with its arguments as they are now.
 
-    Several groups become a `multi_optimizer`, whose groups are `group_0`, `group_1`, …; one group is the preset alone. The
-    learning rate is the present one: a scheduler is no part of an optimizer, and has a counterpart in `optchain.schedules`.
+    Several groups become a `multi_optimizer`, whose groups are `group_0`, `group_1`, …; one group is the preset alone.
+    The learning rate is the present one: a scheduler is no part of an optimizer, and has a counterpart in
+    `optchain.schedules`.
 
     Args:
       optimizer: a `torch.optim` `AdamW`, `Adam`, `SGD`, `NAdam`, `RAdam`, `RMSprop`, `Adagrad` or `Adamax`.
-      names: with several groups, which parameters are in them: our paths, `dense/kernel`, in the order of the optimizer's
-        parameters, group by group; or a table of our paths to PyTorch's names, in that order.
+      names: with several groups, which parameters are in them: our paths, `dense/kernel`, in the order of the
+        optimizer's parameters, group by group; or a table of our paths to PyTorch's names, in that order.
 
     Returns:
       A transformation with the same numbers, step for step.

@@ -33,28 +33,33 @@ def load_state_dict(
 ) -> State:
     """The state with which `tx` goes on where an optimizer of PyTorch stopped.
 
-    `step`, `exp_avg`, `exp_avg_sq`, `max_exp_avg_sq`, `momentum_buffer` and what else the optimizers of `presets.torch` keep,
-    transposed where the weight is. What PyTorch has no word for, an average of the parameters, starts anew.
+    `step`, `exp_avg`, `exp_avg_sq`, `max_exp_avg_sq`, `momentum_buffer` and what else the optimizers of `presets.torch`
+    keep, transposed where the weight is. What PyTorch has no word for, an average of the parameters, starts anew.
 
     Args:
-      tx: the recipe: what `from_torch` made of the optimizer, a preset of `presets.torch`, or a chain with the same rule in it.
+      tx: the recipe: what `from_torch` made of the optimizer, a preset of `presets.torch`, or a chain with the same
+        rule in it.
       params: the parameters as they are now, in our layout.
       state_dict: `optimizer.state_dict()`, or what `read(path).optimizer` found in a file.
-      names: which parameters the optimizer has: our paths, `dense/kernel`, in the order in which it was given them, group by
-        group; or a table of our paths to PyTorch's names. The optimizer knows names if it was made of `named_parameters()`; if not,
-        the table is taken to be in its order.
-      transforms: how weights are laid out, where their paths do not tell: patterns of our paths to a kind of `LAYOUTS`, or to
-        the order in which we have PyTorch's axes. A `kernel` of two axes is that of a Linear layer, of more a convolution's.
-      hyperparams: `"saved"`, as PyTorch does: the learning rate is that of the groups, and a constant that differs from theirs is
-        an error; or `"configured"`: those of `tx`, whatever was saved. A schedule is the recipe's own in both cases.
-      step: the number of calls made, for the schedules of `tx`, where PyTorch does not know: SGD does not count its steps.
+      names: which parameters the optimizer has: our paths, `dense/kernel`, in the order in which it was given them,
+        group by group; or a table of our paths to PyTorch's names. The optimizer knows names if it was made of
+        `named_parameters()`; if not, the table is taken to be in its order.
+      transforms: how weights are laid out, where their paths do not tell: patterns of our paths to a kind of `LAYOUTS`,
+        or to the order in which we have PyTorch's axes. A `kernel` of two axes is that of a Linear layer, of more a
+        convolution's.
+      hyperparams: `"saved"`, as PyTorch does: the learning rate is that of the groups, and a constant that differs from
+        theirs is an error; or `"configured"`: those of `tx`, whatever was saved. A schedule is the recipe's own in both
+        cases.
+      step: the number of calls made, for the schedules of `tx`, where PyTorch does not know: SGD does not count its
+        steps.
 
     Returns:
       The state, all of it fresh arrays.
 
     Raises:
-      ValueError: something else than the state of an optimizer, parameters that only one side has (the message prints both), a
-        shape that differs, moments that only one side has, hyperparameters that differ, steps that differ within a group.
+      ValueError: something else than the state of an optimizer, parameters that only one side has (the message prints
+        both), a shape that differs, moments that only one side has, hyperparameters that differ, steps that differ
+        within a group.
 
     Example:
       >>> import jax.numpy as jnp, torch
