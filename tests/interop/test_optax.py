@@ -27,6 +27,11 @@ def falling(count: Any) -> Any:
     return 0.1 / (1 + count)
 
 
+def growing(updates: Any) -> Any:
+    """A window of one call, then windows of three."""
+    return jnp.where(updates < 1, 1, 3)
+
+
 def chain_adamw(rate: Any, decay: Any = 1e-4, **rule: Any) -> oc.Transformation:
     adam = oc.scale_by_adam(**({"epsilon": 1e-8} | rule), epsilon_hat=False)
     return oc.chain(adam, oc.scale_by_learning_rate(), oc.decay_weights(decay), learning_rate=rate)
@@ -74,6 +79,9 @@ CASES = {
             oc.accumulate(oc.chain(oc.apply_momentum(0.9), oc.scale_by_learning_rate()), 3), learning_rate=falling
         ),
         has_twin=False,
+    ),
+    "multi_steps_growing": Case(
+        lambda: optax.MultiSteps(optax.sgd(0.1, 0.9), growing), lambda: oc.accumulate(torch.sgd(0.1, 0.9), growing)
     ),
     "masked_decay": Case(
         lambda: optax.adamw(0.1, weight_decay=0.1, mask=lambda p: jax.tree.map(lambda x: x.ndim > 1, p)),
@@ -185,6 +193,14 @@ def test_the_rate_that_optax_keeps_is_saved_or_configured_as_chosen():
         assert oc.get_hyperparams(moved)["learning_rate"] == rate
     back = interop.to_optax_state(ours, PARAMS, oc.set_hyperparams(ours.init(PARAMS), learning_rate=0.125), theirs)
     assert back.hyperparams["learning_rate"] == 0.125
+
+
+def test_each_group_has_the_rate_that_its_own_part_keeps():
+    labels = {"dense": {"kernel": "a", "bias": "b"}}
+    theirs = optax.partition({"a": injected(optax.sgd, 0.25), "b": injected(optax.sgd, 0.125)}, labels)
+    ours = oc.multi_optimizer(("a", "kernel", torch.sgd(0.5)), ("b", "bias", torch.sgd(0.5)))
+    state = interop.from_optax_state(ours, PARAMS, theirs.init(PARAMS))
+    assert oc.get_hyperparams(state) == {"a/learning_rate": 0.25, "b/learning_rate": 0.125}
 
 
 @pytest.mark.parametrize(

@@ -160,6 +160,14 @@ def test_groups_of_torch_become_a_multi_optimizer_by_our_paths():
         interop.to_state_dict(split, three, split.init(three), ["a", "b", "c"])
 
 
+def test_a_rate_that_is_a_tensor_is_a_number_here():
+    optimizer = torch.optim.Adam(torch_leaves(), lr=torch.tensor(0.25), foreach=False)
+    tx = interop.from_torch(optimizer)
+    assert tx == presets.adam(0.25)
+    state = interop.load_state_dict(presets.adam(0.5), PARAMS, optimizer.state_dict(), ORDER)
+    assert optchain.get_hyperparams(state)["learning_rate"] == 0.25
+
+
 def test_an_optimizer_of_another_class_is_refused():
     with pytest.raises(TypeError, match=r"torch\.optim's AdamW, .* got torch\.optim\.adadelta\.Adadelta"):
         interop.from_torch(torch.optim.Adadelta(torch_leaves()))
@@ -343,8 +351,22 @@ def test_a_pickle_dressed_as_a_checkpoint_runs_no_code(how, tmp_path):
     assert not mark.exists()
 
 
+def test_the_parts_of_a_checkpoint_are_found_under_any_names(tmp_path):
+    file, model = tmp_path / "last.pt", torch.nn.Linear(3, 2).state_dict()
+    torch.save({"epoch": 3, "state_dict": model, "optimizer_states": [adam_state()], "lr_schedulers": []}, file)
+    found = interop.read(file)
+    assert found.model is not None
+    assert found.model.keys() == model.keys()
+    assert found.optimizer is not None
+    assert found.optimizer["state"].keys() == {0, 1}
+
+
 def test_a_damaged_safetensors_file_is_refused(tmp_path):
     file = tmp_path / "checkpoint.safetensors"
+    file.write_bytes(pickle.dumps(Malice(str(tmp_path / "was_here"))))
+    with pytest.raises(ValueError, match=r"expected a \.safetensors file, and it is damaged or none"):
+        interop.read(file)
+    assert not (tmp_path / "was_here").exists()
     interop.write(file, None, adam_state())
     file.write_bytes(file.read_bytes()[:-7])
     with pytest.raises(ValueError, match=r"expected a \.safetensors file, and it is damaged or none"):

@@ -98,15 +98,11 @@ def _read_pickled(path: Path) -> Any:
 
 def _found(path: Path, data: Any) -> Checkpoint:
     """The parts of a checkpoint, wherever a training script has put them."""
-    candidates = {"the file": data} | (
-        {str(key): value for key, value in data.items()} if isinstance(data, Mapping) else {}
-    )
-    optimizers = [
-        value
-        for value in candidates.values()
-        if isinstance(value, Mapping) and {"state", "param_groups"} <= value.keys()
-    ]
-    models = [value for value in candidates.values() if _is_model(value)]
+    candidates = [data]
+    for value in data.values() if isinstance(data, Mapping) else ():
+        candidates += value if isinstance(value, list) else [value]
+    optimizers = [value for value in candidates if _is_optimizer(value)]
+    models = [value for value in candidates if _is_model(value)]
     if not optimizers + models or len(optimizers) > 1 or len(models) > 1:
         held = listed(map(str, data)) if isinstance(data, Mapping) else type(data).__name__
         raise ValueError(
@@ -115,6 +111,10 @@ def _found(path: Path, data: Any) -> Checkpoint:
         )
     model, optimizer = next(iter(models), None), next(iter(optimizers), None)
     return Checkpoint(None if model is None else dict(model), None if optimizer is None else dict(optimizer))
+
+
+def _is_optimizer(value: Any) -> bool:
+    return isinstance(value, Mapping) and {"state", "param_groups"} <= value.keys()
 
 
 def _is_model(value: Any) -> bool:
