@@ -45,6 +45,14 @@ class Description:
     def state_bytes_per_parameter(self) -> float:
         return self.state_bytes / self.parameters if self.parameters else 0.0
 
+    @property
+    def total(self) -> str:
+        """The last line of the table."""
+        return (
+            f"{self.parameters:,} parameters ({size(self.parameter_bytes)}), state {size(self.state_bytes)}: "
+            f"{self.state_bytes_per_parameter:.2f} bytes per parameter"
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """The same as data for JSON."""
         return dataclasses.asdict(self) | {"state_bytes_per_parameter": self.state_bytes_per_parameter}
@@ -53,15 +61,11 @@ class Description:
         table = [("link", "keeps", "bytes")]
         for row in self.rows:
             kept = ", ".join(f"{name}: {what}" for name, what in row.entries.items())
-            table.append(("  " * row.depth + row.code, kept or "-", _size(row.bytes) if row.bytes else "-"))
+            table.append(("  " * row.depth + row.code, kept or "-", size(row.bytes) if row.bytes else "-"))
         lines = _aligned(table, "<<>")
         if self.groups:
             lines += ["", *_aligned([("parameter", "acted on by"), *self.groups.items()], "<<")]
-        total = (
-            f"{self.parameters:,} parameters ({_size(self.parameter_bytes)}), state {_size(self.state_bytes)}: "
-            f"{self.state_bytes_per_parameter:.2f} bytes per parameter"
-        )
-        return "\n".join([*lines, "", total])
+        return "\n".join([*lines, "", self.total])
 
 
 def describe(tx: optax.GradientTransformation, params: Tree) -> Description:
@@ -112,20 +116,20 @@ def _groups(link: Transformation, params: Tree, path: str) -> dict[str, list[str
     """What acts on each parameter, by the links' paths, as far as something within does not act on all."""
     labels = None if link.labels is None else link.labels(params)
     found: dict[str, list[str]] = {}
-    for name, inner in _inner(link):
+    for name, inner in inner_links(link):
         seen = (
             params if labels is None else select(jax.tree.map(lambda label, name=name: label == name, labels), params)
         )
         for parameter, names in _groups(inner, seen, f"{path}/{name}").items():
             found.setdefault(parameter, []).extend(names)
     for place, label in [] if labels is None else leaves_with_paths(labels):
-        acting = f"{path}/{label}" if label in dict(_inner(link)) else label
+        acting = f"{path}/{label}" if label in dict(inner_links(link)) else label
         found.setdefault(path_string(place), [acting])
     return {path_string(place): found[path_string(place)] for place, _ in leaves_with_paths(params)} if found else {}
 
 
 def _rows(link: Transformation, state: Any, path: str, depth: int) -> Iterator[LinkRow]:
-    below = dict(_inner(link))
+    below = dict(inner_links(link))
     own = (
         {name: entry for name, entry in state.items() if name not in below}
         if isinstance(state, dict)
@@ -149,7 +153,7 @@ HIDDEN = {"links", "inner", "groups", "default", "name"}
 """Arguments that hold transformations, and the name, which stands before them."""
 
 
-def _inner(link: Transformation) -> list[tuple[str, Transformation]]:
+def inner_links(link: Transformation) -> list[tuple[str, Transformation]]:
     """The transformations within, by the names of their states."""
     entries = link.fields | link.optional_fields
     return [(inner.name if inner.name in entries else "inner", inner) for inner in link.links]
@@ -178,7 +182,8 @@ def _aligned(table: Sequence[tuple[str, ...]], alignments: str) -> list[str]:
     return [lines[0], "  ".join("-" * width for width in widths), *lines[1:]]
 
 
-def _size(count: float) -> str:
+def size(count: float) -> str:
+    """A number of bytes for people: `8.00 MB`."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if count < 1000 or unit == "TB":
             break

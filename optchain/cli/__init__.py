@@ -1,4 +1,4 @@
-"""The command line: `optchain train`. Needs `pip install "optchain[demo]"`."""
+"""The command line: `optchain --help`. Needs `pip install "optchain[demo]"`."""
 
 import sys
 from collections.abc import Sequence

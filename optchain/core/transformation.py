@@ -284,6 +284,16 @@ class Transformation(optax.GradientTransformationExtraArgs):
         return projection(params, state, **values)[0], state
 
     @property
+    def schedules(self) -> Mapping[str, Callable[[Any], Any]]:
+        """The hyperparameters that are functions of the step, by name; the step counts the calls of this link."""
+        return MappingProxyType(self._hyperparams.schedules)
+
+    @property
+    def settable(self) -> Mapping[str, Any]:
+        """The hyperparameters that `set_hyperparams` can change, with the values that they begin with."""
+        return MappingProxyType(self._hyperparams.settable)
+
+    @property
     def projects(self) -> bool:
         """Whether this acts on the new parameters and on nothing else."""
         return self._project is not None

@@ -1,16 +1,11 @@
 """The optimizer of a run, from its settings, and a recipe file that goes into them."""
 
-import json
-import tomllib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import optchain
-from optchain.cli.errors import UserError
+from optchain.cli import recipes
 from optchain.cli.train.settings import Optimizer, Settings, Shape
-
-PARSERS: dict[str, Callable[[str], Any]] = {".json": json.loads, ".toml": tomllib.loads}
 
 # Anchored at the last part of the path: a layer that is called "bias_free" decays.
 NOT_DECAYED = [r"(^|/)bias$", r"(^|/)scale$"]
@@ -30,22 +25,8 @@ def learning_rate(settings: Settings) -> float | optchain.schedules.Schedule:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The config in a file, in the words of `to_config`, so that equal recipes are equal however they were written.
-
-    Raises:
-      UserError: there is no such file, it is neither JSON nor TOML, or what it holds is no config.
-    """
-    parse = PARSERS.get(path.suffix.lower())
-    if parse is None:
-        raise UserError(f"--recipe {path}: the file's name must end in {' or '.join(PARSERS)}")
-    try:
-        return optchain.to_config(optchain.from_config(parse(path.read_text(encoding="utf-8"))))
-    except OSError as error:
-        raise UserError(f"--recipe {path}: {error.strerror}") from error
-    except RecursionError as error:
-        raise UserError(f"--recipe {path}: it is nested too deep") from error
-    except (TypeError, ValueError) as error:
-        raise UserError(f"--recipe {path}: {error}") from error
+    """The config in the file of `--recipe`."""
+    return recipes.read(path, "--recipe")
 
 
 def rate_at(settings: Settings, step: int) -> float:
