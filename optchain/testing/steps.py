@@ -68,18 +68,22 @@ def assert_same(actual: Tree, expected: Tree) -> None:
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b), err_msg=path_string(path))
 
 
-def assert_close(actual: Tree, expected: Tree, dtype: Any = jnp.float32, roundings: float = 8) -> None:
+def assert_close(
+    actual: Tree, expected: Tree, dtype: Any = jnp.float32, roundings: float = 8, what: str = "compared trees"
+) -> None:
     """Equal in structure, and each leaf to some roundings of `dtype` at its largest number (at least 1)."""
     if jax.tree.structure(actual) != jax.tree.structure(expected):
-        raise AssertionError(f"the structure is {jax.tree.structure(actual)}, not {jax.tree.structure(expected)}")
+        structures = jax.tree.structure(actual), jax.tree.structure(expected)
+        raise AssertionError(f"{what}: the structure is {structures[0]}, not {structures[1]}")
     eps = float(jnp.finfo(dtype).eps)
     for (path, a), b in zip(jax.tree_util.tree_flatten_with_path(actual)[0], jax.tree.leaves(expected), strict=True):
         if jnp.result_type(a) != jnp.result_type(b):
-            raise AssertionError(f"{path_string(path)} is {jnp.result_type(a)}, and should be {jnp.result_type(b)}")
+            dtypes = jnp.result_type(a), jnp.result_type(b)
+            raise AssertionError(f"{what}: {path_string(path)} is {dtypes[0]}, and should be {dtypes[1]}")
         wide = np.complex128 if jnp.iscomplexobj(a) else np.float64
         a, b = np.asarray(a).astype(wide), np.asarray(b).astype(wide)
         largest = max(1.0, np.abs(b).max(initial=0.0))
-        np.testing.assert_allclose(a, b, rtol=0, atol=roundings * eps * largest, err_msg=path_string(path))
+        np.testing.assert_allclose(a, b, rtol=0, atol=roundings * eps * largest, err_msg=f"{what}: {path_string(path)}")
 
 
 def assert_finite(tree: Tree, what: str) -> None:

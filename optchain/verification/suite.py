@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 import optchain
-from optchain.verification.runs import BOUNDS, FORMS, Tree, random_grads, random_params, run, worst_error
+from optchain.verification.runs import BOUNDS, Tree, random_grads, random_params, run, run_forms, worst_error
 
 PEERS = ("Keras", "PyTorch", "Optax")
 PACKAGES = {"Keras": "keras", "PyTorch": "torch", "Optax": "optax"}
@@ -112,8 +112,7 @@ def _verify(case: Case, dtype: str, seed: int) -> Iterator[Result]:
     bound = OWN_BOUNDS.get((case.peer, case.name, dtype), BOUNDS[dtype])
     with _precision(case.peer, dtype):
         theirs = case.theirs(params, grads)
-        for form in FORMS:
-            ours, _ = run(case.ours(), params, grads, form)
+        for form, (ours, _) in run_forms(case.ours(), params, grads).items():
             error, problem = math.nan, ""
             try:
                 error = worst_error([*start, *ours], [*start, *theirs])
@@ -222,7 +221,7 @@ def _torch_cases() -> Iterator[Case]:
 
 def _optax_cases() -> Iterator[Case]:
     def case(name: str, recipe: str, ours: Callable[[], Any], theirs: Callable[[], Any]) -> Case:
-        return Case("Optax", name, recipe, ours, lambda params, grads: run(theirs(), params, grads)[0])
+        return Case("Optax", name, recipe, ours, lambda params, grads: run(theirs(), params, grads))
 
     def adam(*before: Any, after: tuple[Any, ...] = ()) -> optchain.Transformation:
         rule = optchain.scale_by_adam(epsilon=1e-8, epsilon_hat=False)

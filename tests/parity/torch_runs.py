@@ -8,7 +8,7 @@ import pytest
 
 import optchain
 
-from .helpers import BOUNDS, FORMS, precision, random_grads, random_params, run, worst_error
+from .helpers import BOUNDS, precision, random_grads, random_params, run_forms, worst_error
 
 torch = pytest.importorskip("torch", reason="PyTorch parity tests were left out: pip install torch==2.13.0")
 
@@ -30,7 +30,7 @@ def check(
     params, grads = random_params(rng, dtype), random_grads(rng, dtype, STEPS)
     expected = run_torch(build, params, grads, rate)
     with precision(dtype):
-        for form in FORMS:
-            error = worst_error(run(ours, params, grads, form)[0], expected)
+        for form, (history, _) in run_forms(ours, params, grads).items():
+            error = worst_error(history, expected)
             record_error(("PyTorch", name, dtype, form), error)
             assert error <= BOUNDS[dtype], form
