@@ -125,8 +125,7 @@ def from_config(config: Mapping[str, Any]) -> Transformation:
     made = _decode({key: value for key, value in config.items() if key != "optchain"}, "config")
     if not isinstance(made, Transformation):
         raise ValueError(
-            'a config must have a key "transformation", the name of a registered function; this one is '
-            + repr(made)[:80]
+            'a config must name a transformation: {"optchain": 1, "transformation": "adamw", "arguments": {}}'
         )
     return made
 
