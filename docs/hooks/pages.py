@@ -1,7 +1,9 @@
 """Pages that are made when the site is built: one a transformation, from the registry and its docstring; the benchmarks; the notebooks."""
 
 import base64
+import inspect
 import json
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import optchain
 import optchain.presets.keras_adamw
 from optchain.core.registry import FACTORIES
 
+log = logging.getLogger("mkdocs.hooks")
 ROOT = Path(__file__).parents[2]
 
 AROUND_OTHERS = {"chain", "decay_first", "freeze", "masked", "multi_optimizer"}
@@ -75,7 +78,16 @@ def _example(name: str) -> tuple[optchain.Transformation | None, str]:
     if name in examples.NO_PICTURE:
         return None, ""
     code = f"optchain.{examples.CALLS.get(name, f'{name}()')}"
+    if name not in examples.CALLS and _needs_arguments(FACTORIES[name]):
+        log.info("%s has no picture: docs/hooks/examples.py has no call of it", name)
+        return None, ""
     return eval(code, {"optchain": optchain}), code  # noqa: S307 - the calls that stand beside this file
+
+
+def _needs_arguments(factory: Any) -> bool:
+    parameters = inspect.signature(factory).parameters.values()
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return any(p.default is p.empty and p.kind not in variadic for p in parameters)
 
 
 def _group(module: str, made: optchain.Transformation | None) -> str:
