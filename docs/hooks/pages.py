@@ -1,7 +1,9 @@
 """Pages that are made when the site is built: one a transformation, from the registry and its docstring; the benchmarks; the notebooks."""
 
 import base64
+import inspect
 import json
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,10 @@ import optchain
 import optchain.presets.keras_adamw
 from optchain.core.registry import FACTORIES
 
+log = logging.getLogger("mkdocs.hooks")
 ROOT = Path(__file__).parents[2]
 
+AROUND_OTHERS = {"chain", "decay_first", "freeze", "masked", "multi_optimizer"}
 GROUPS = {
     "Gates": lambda module, made: made is not None and made.kind == "gate",
     "Parameter links": lambda module, made: made is not None and made.kind == "parameter",
@@ -27,6 +31,7 @@ PRESETS = {
     "presets.torch.": "Presets: PyTorch",
     "presets.keras_adamw": "Presets: keras-adamw",
 }
+ORDER = [*reversed(GROUPS), "Around other transformations", *PRESETS.values()]
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -36,13 +41,18 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         if not factory.__module__.startswith("optchain."):
             continue
         made, code = _example(name)
-        group = _group(factory.__module__, made)
+        group = "Around other transformations" if name in AROUND_OTHERS else _group(factory.__module__, made)
         pages.setdefault(group, []).append((name, _summary(factory)))
         files.append(File.generated(config, f"transformations/{name}.md", content=_page(name, factory, code)))
         if made is not None:
             picture = pictures.draw(made, code)
             files.append(File.generated(config, f"transformations/{name}.svg", content=picture))
     files.append(File.generated(config, "transformations/index.md", content=_index(pages)))
+    listed = [{group: [{name: f"transformations/{name}.md"} for name, _ in pages[group]]} for group in ORDER]
+    config.nav = [
+        {"Transformations": ["transformations/index.md", *listed]} if "Transformations" in entry else entry
+        for entry in config.nav or []
+    ]
     bench = ROOT / "benchmarks" / "results" / "cpu" / "bench.png"
     files.append(File.generated(config, "images/bench.png", abs_src_path=str(bench)))
     for name in ("CHANGELOG", "CONTRIBUTING"):
@@ -68,7 +78,16 @@ def _example(name: str) -> tuple[optchain.Transformation | None, str]:
     if name in examples.NO_PICTURE:
         return None, ""
     code = f"optchain.{examples.CALLS.get(name, f'{name}()')}"
+    if name not in examples.CALLS and _needs_arguments(FACTORIES[name]):
+        log.info("%s has no picture: docs/hooks/examples.py has no call of it", name)
+        return None, ""
     return eval(code, {"optchain": optchain}), code  # noqa: S307 - the calls that stand beside this file
+
+
+def _needs_arguments(factory: Any) -> bool:
+    parameters = inspect.signature(factory).parameters.values()
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return any(p.default is p.empty and p.kind not in variadic for p in parameters)
 
 
 def _group(module: str, made: optchain.Transformation | None) -> str:
@@ -85,7 +104,8 @@ def _summary(factory: Any) -> str:
 def _page(name: str, factory: Any, code: str) -> str:
     source = f"{factory.__module__}.{factory.__name__}"
     shown = f"![what {name} does to an update]({name}.svg)\n\n`{code}` on a gradient that fades, with noise.\n\n"
-    return f"# {name}\n\n{shown if code else ''}::: {source}\n    options:\n      heading_level: 2\n"
+    options = "    options:\n      heading: Signature\n      toc_label: Signature\n"
+    return f"# {name}\n\n{shown if code else ''}::: {source}\n{options}"
 
 
 def _index(pages: dict[str, list[tuple[str, str]]]) -> str:
@@ -94,8 +114,8 @@ def _index(pages: dict[str, list[tuple[str, str]]]) -> str:
         "",
         "Every transformation by what it acts on. See [Chains and order](../guide/chains.md).",
     ]
-    for group in (*reversed(GROUPS), *PRESETS.values()):
-        lines += ["", f"## {group}", "", "| | |", "|---|---|"]
+    for group in ORDER:
+        lines += ["", f"## {group}", "", "| transformation | what it does |", "|---|---|"]
         lines += [f"| [`{name}`]({name}.md) | {summary} |" for name, summary in pages.get(group, [])]
     return "\n".join(lines) + "\n"
 

@@ -33,24 +33,43 @@ def draw(tx: optchain.Transformation, code: str) -> str:
     """The picture as SVG with a transparent background."""
     projects = tx.kind == "parameter" and tx.projects
     before, after = _projected(tx) if projects else _updates(tx)
-    figure = Figure((7.2, 2.7), layout="constrained")
+    figure = Figure((7.6, 3.0), layout="constrained")
     FigureCanvasSVG(figure)
     figure.patch.set_alpha(0)
     values, calls = figure.subplots(1, 2, width_ratios=(1, 1.35))
     names = ("parameter before", "after") if projects else ("gradient in", "update out")
     order = np.argsort(before[0])
-    where = np.arange(order.size)
-    values.bar(where, before[0][order], color=IN, width=0.75, label=names[0])
-    values.plot(where, after[0][order], "o", color=OUT, markersize=4.5, label=names[1])
-    _finish(values, "the first call, each value of a kernel")
     entry = int(order[-2])
-    calls.plot(before[:, entry], color=IN, linewidth=2.2, label=names[0])
-    calls.plot(after[:, entry], color=OUT, linewidth=1.8, marker=".", markersize=4, label=names[1])
+    values.bar(np.arange(order.size), before[0][order], color=IN, width=0.75)
+    _own_scale(values, before, after).plot(after[0][order], "o", color=OUT, markersize=4.5)
+    _finish(values, "the first call: each value of a kernel, sorted")
+    values.set_xticks([])
+    (incoming,) = calls.plot(before[:, entry], color=IN, linewidth=2.2)
+    (outgoing,) = _own_scale(calls, before, after).plot(
+        after[:, entry], color=OUT, linewidth=1.8, marker=".", markersize=4
+    )
     _finish(calls, "one value, forty calls")
-    calls.legend(frameon=False, fontsize=8, labelcolor=INK)
+    figure.legend(
+        [incoming, outgoing], names, loc="outside lower center", ncols=2, frameon=False, fontsize=8, labelcolor=INK
+    )
     out = io.StringIO()
     figure.savefig(out, format="svg", metadata={"Date": None, "Title": code})
     return out.getvalue()
+
+
+def _own_scale(axes: Any, before: np.ndarray, after: np.ndarray) -> Any:
+    """The same axes, or, for an update that is far smaller or larger, others with the zero at the same height."""
+    large, small = np.abs(before).max() * 1.1, np.abs(after).max() * 1.1
+    if 0.2 < small / large < 5 or small == 0:
+        return axes
+    other = axes.twinx()
+    axes.set_ylim(-large, large)
+    other.set_ylim(-small, small)
+    _finish(other, "")
+    other.spines["right"].set_visible(True)
+    other.spines["right"].set_color(OUT)
+    other.tick_params(labelsize=7, colors=OUT)
+    return other
 
 
 def _finish(axes: Any, title: str) -> None:

@@ -104,8 +104,9 @@ def update_returns_the_dtypes_that_came_in(subject: Subject) -> None:
 def wide_gradients_leave_narrow_parameters_narrow(subject: Subject) -> None:
     tx, params = subject.make(), subject.params(jnp.bfloat16)
     state = tx.init(params)
-    new = jax.eval_shape(lambda *args: tx.apply(args[0], args[1], grads=args[2]), params, state, subject.grads())
-    assert_same_avals(new, (params, state), "bfloat16 parameters and their state after float32 gradients")
+    step = jax.eval_shape(lambda *args: tx.apply(args[0], args[1], grads=args[2]), params, state, subject.grads())
+    assert_same_avals(step[0], params, "bfloat16 parameters after float32 gradients")
+    assert_same_avals(step[1], state, "the state for bfloat16 parameters after float32 gradients")
 
 
 def weakly_typed_parameters_make_a_strongly_typed_state(subject: Subject) -> None:

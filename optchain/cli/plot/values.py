@@ -1,6 +1,7 @@
 """What a recipe's hyperparameters are over a run, from its schedules alone: nothing is trained."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,11 +35,11 @@ def _updates(link: Transformation, calls: Calls) -> Calls:
     """What a link within counts: of `accumulate` the updates, which a window of calls makes."""
     if not link.is_registered or link.registered_name != "accumulate":
         return calls
-    window = link.config["steps"]
+    window: Any = link.config["steps"]
     if not callable(window):
         return calls // window
     ends, updates = [0], 0
     while ends[-1] <= calls.max(initial=0):
-        ends.append(ends[-1] + max(int(np.rint(window(updates))), 1))
+        ends.append(ends[-1] + max(round(float(window(updates))), 1))
         updates += 1
     return np.searchsorted(ends, calls, side="right") - 1
