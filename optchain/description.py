@@ -260,7 +260,9 @@ def _rows(link: Transformation, state: Any, path: str, depth: int) -> Iterator[L
         else {"state": state}
     )
     code = _heading(link) if below else " ".join(repr(link).split())
-    yield LinkRow(path, depth, code, {name: _contents(entry) for name, entry in own.items()}, _bytes(own), _device_bytes(own))
+    yield LinkRow(
+        path, depth, code, {name: _contents(entry) for name, entry in own.items()}, _bytes(own), _device_bytes(own)
+    )
     for name, inner in below.items():
         inner_state = state.get(name, {}) if isinstance(state, dict) else {}
         yield from _rows(inner, inner_state, f"{path}/{name}", depth + 1)
