@@ -77,7 +77,7 @@ def test_when_a_process_is_lost_the_other_ends_and_the_run_goes_on_from_its_chec
 ):
     survivor, lost = running = start(tmp_path, 2, DIE_AT)
     try:
-        lost.wait(timeout=2 * TIME_LIMIT)
+        lost.communicate(timeout=2 * TIME_LIMIT)
         died = time.monotonic()
         printed, _ = survivor.communicate(timeout=TIME_LIMIT)
         seconds = time.monotonic() - died

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from optchain.cli.bench import trees
-from optchain.core.trees import Tree
 from optchain.core.transformation import Transformation
+from optchain.core.trees import Tree
 from optchain.presets.keras import adamw
 
 HEADS = 16
