@@ -47,10 +47,10 @@ class PodRow:
     argument_bytes: int
     """By the compiler's count: parameters, state and batch, rounded up to tiles."""
     temporary_bytes: int
-    reduced_gradients: int
-    """The arrays of which a call reduces the sum over the devices, scalars left out."""
-    gathered_state: int
-    """The arrays of the state's dtype and of a parameter's shape that a call gathers: should be 0."""
+    reduced_arrays: int
+    """The arrays that a call reduces over the devices, by an all-reduce or a reduce-scatter; scalars left out."""
+    state_arrays: int
+    """The arrays of the state's dtype and of a parameter's shape in any collective of a call that updates: should be 0."""
     waiting: dict[str, tuple[int, float]]
     """The arrays, and their bytes, of each kind of collective in a call that only accumulates; scalars left out."""
     updating: dict[str, tuple[int, float]]
@@ -89,10 +89,8 @@ def compile_step(topology: str, layout: str, layers: int, width: int, vocabulary
         on_paper.device_state_bytes,
         memory.argument_size_in_bytes,
         memory.temp_size_in_bytes,
-        reduced_gradients=sum(c.count for c in waiting if "reduce" in c.kind and not c.is_scalar),
-        gathered_state=sum(
-            c.count for c in updating if c.kind == "all-gather" and (c.dtype, c.shape) in shapes_of_state
-        ),
+        reduced_arrays=sum(c.count for c in waiting if "reduce" in c.kind and not c.is_scalar),
+        state_arrays=sum(c.count for c in updating if (c.dtype, c.shape) in shapes_of_state),
         waiting=_by_kind(waiting),
         updating=_by_kind(updating),
         compile_seconds=seconds,
@@ -112,23 +110,29 @@ def _by_kind(found: list[Collective]) -> dict[str, tuple[int, float]]:
     return by_kind
 
 
+CAPTION = """\
+parameters, state, temporary: MB a device. reduced: how many arrays are reduced over the devices, of how many gradients; what a
+compiler makes a ring of beside the product (collective-permute) or of gathered rows (an embedding) is not among them.
+of state: arrays of the state that devices tell each other. The last two columns: all that they do, scalars left out."""
+
 # Shown ----------------------------------------------------------------------------------------------------------------
 
 
 def show(console: Console, rows: list[PodRow], where: Tree) -> None:
     console.print(described(where), markup=False, highlight=False)
-    table = Table("", *("MB a device: parameters", "state", "temporary", "gradients reduced", "state gathered"))
-    for header in ("collectives of a call that accumulates", "that updates"):
-        table.add_column(header)
+    table = Table(
+        "", "parameters", "state", "temporary", "reduced", "of state", "a call that accumulates", "that updates"
+    )
     for row in rows:
         sizes = (f"{size / 1e6:,.1f}" for size in (row.parameter_bytes, row.state_bytes, row.temporary_bytes))
-        counts = (f"{row.reduced_gradients} of {row.gradients}", str(row.gathered_state))
+        counts = (f"{row.reduced_arrays} of {row.gradients}", str(row.state_arrays))
         table.add_row(f"{row.topology}, {row.layout}", *sizes, *counts, *map(_words, (row.waiting, row.updating)))
     console.print(table)
+    console.print(CAPTION, markup=False, highlight=False)
 
 
 def _words(by_kind: dict[str, tuple[int, float]]) -> str:
-    return "; ".join(f"{kind} {count} arrays, {size / 1e6:,.1f} MB" for kind, (count, size) in by_kind.items())
+    return "; ".join(f"{kind} {count}, {size / 1e6:,.1f} MB" for kind, (count, size) in by_kind.items())
 
 
 def draw(path: Path, rows: list[PodRow], where: Tree) -> None:
