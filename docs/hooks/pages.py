@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-import examples
+import calls
 import pictures
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -75,11 +75,11 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 def _example(name: str) -> tuple[optchain.Transformation | None, str]:
     """The transformation that the picture is of, and its code."""
-    if name in examples.NO_PICTURE:
+    if name in calls.NO_PICTURE:
         return None, ""
-    code = f"optchain.{examples.CALLS.get(name, f'{name}()')}"
-    if name not in examples.CALLS and _needs_arguments(FACTORIES[name]):
-        log.info("%s has no picture: docs/hooks/examples.py has no call of it", name)
+    code = f"optchain.{calls.CALLS.get(name, f'{name}()')}"
+    if name not in calls.CALLS and _needs_arguments(FACTORIES[name]):
+        log.info("%s has no picture: docs/hooks/calls.py has no call of it", name)
         return None, ""
     return eval(code, {"optchain": optchain}), code  # noqa: S307 - the calls that stand beside this file
 
