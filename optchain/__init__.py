@@ -30,6 +30,8 @@ from optchain.presets.keras import nadam as nadam
 from optchain.presets.keras import rmsprop as rmsprop
 from optchain.presets.keras import schedule_free_adamw as schedule_free_adamw
 from optchain.presets.keras import sgd as sgd
+from optchain.sharding import init_sharded as init_sharded
+from optchain.sharding import state_shardings as state_shardings
 from optchain.training import make_step as make_step
 from optchain.transforms.accumulation import accumulate as accumulate
 from optchain.transforms.accumulation import flush as flush

@@ -124,7 +124,9 @@ def from_config(config: Mapping[str, Any]) -> Transformation:
         raise ValueError(f'config["optchain"] must be {VERSION}, the version of the format; got {version!r}')
     made = _decode({key: value for key, value in config.items() if key != "optchain"}, "config")
     if not isinstance(made, Transformation):
-        raise ValueError("a config must name a transformation")
+        raise ValueError(
+            'a config must name a transformation: {"optchain": 1, "transformation": "adamw", "arguments": {}}'
+        )
     return made
 
 

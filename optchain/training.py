@@ -5,30 +5,46 @@ from typing import Any
 
 import jax
 import optax
+from jax.sharding import Mesh
 
 from optchain.core.metrics import metrics
 from optchain.core.optax_link import as_transformation
 from optchain.core.transformation import State
 from optchain.core.trees import Tree
+from optchain.sharding import Layout, StepOverMesh
 from optchain.transforms.loss_scale import scale_loss
 
 Step = Callable[..., tuple[Tree, State, dict[str, Any]]]
 
 
-def make_step(loss_fn: Callable[..., Any], tx: optax.GradientTransformation, *, has_aux: bool = False) -> Step:
+def make_step(
+    loss_fn: Callable[..., Any],
+    tx: optax.GradientTransformation,
+    *,
+    has_aux: bool = False,
+    mesh: Mesh | None = None,
+    axis: str | tuple[str, ...] | None = None,
+) -> Step:
     """A compiled training step: the gradient of the loss, one step of `tx` in the `apply` form, what was noticed.
 
     The parameters and the state are donated and updated in place: go on with what the step returns, the arrays that went
     in are gone. The loss is scaled by the loss scales in the state before the gradient is taken, and handed to links
     that ask for it as `value`.
 
+    On a mesh of devices the parameters keep the layout in which they come, whatever it is: whole on every device, split, or
+    some of each. The state goes to where `state_shardings(tx, params, mesh, axis=axis)` has it, and stays; make it there with
+    `init_sharded`. With `axis` each device makes the updates of its part, and gathers the new parameters once an update.
+
     Args:
       loss_fn: `loss_fn(params, *batch)` returns the loss, a scalar, or with `has_aux` a pair of it and a pytree.
       tx: a transformation of optchain or Optax.
       has_aux: whether `loss_fn` returns a pair.
+      mesh: the devices over which the parameters lie; None for one device, or to leave layouts to the compiler.
+      axis: the mesh axis over which the state is split besides, usually that of the batch (ZeRO-1).
 
     Returns:
-      `step(params, state, *batch) -> (params, state, metrics)`, the result of `jax.jit`. `metrics` is a dict of the `loss`
+      `step(params, state, *batch) -> (params, state, metrics)`, the result of `jax.jit`; with `mesh` a callable that jits for
+      the layout of the parameters it is given, and has `lower` too. `metrics` is a dict of the `loss`
       (not scaled), with `has_aux` the `aux`, and what `optchain.metrics` finds in the new state.
 
     Example:
@@ -42,15 +58,28 @@ def make_step(loss_fn: Callable[..., Any], tx: optax.GradientTransformation, *, 
     """
     transformation = as_transformation(tx)
 
-    def step(params: Tree, state: State, *batch: Any) -> tuple[Tree, State, dict[str, Any]]:
-        def scaled_loss(params: Tree) -> tuple[jax.Array, tuple[jax.Array, Any]]:
-            loss, aux = loss_fn(params, *batch) if has_aux else (loss_fn(params, *batch), None)
-            return scale_loss(loss, state), (loss, aux)
+    def step_with(apply: Callable[..., tuple[Tree, State]]) -> Step:
+        def step(params: Tree, state: State, *batch: Any) -> tuple[Tree, State, dict[str, Any]]:
+            def scaled_loss(params: Tree) -> tuple[jax.Array, tuple[jax.Array, Any]]:
+                loss, aux = loss_fn(params, *batch) if has_aux else (loss_fn(params, *batch), None)
+                return scale_loss(loss, state), (loss, aux)
 
-        grads, (loss, aux) = jax.grad(scaled_loss, has_aux=True)(params)
-        # Parameters before state, in and out: donated buffers are paired with outputs of equal shape by position.
-        params, state = transformation.apply(params, state, grads=grads, value=loss)
-        noticed = {"loss": loss} | ({"aux": aux} if has_aux else {}) | metrics(state)
-        return params, state, noticed
+            grads, (loss, aux) = jax.grad(scaled_loss, has_aux=True)(params)
+            # Parameters before state, in and out: donated buffers are paired with outputs of equal shape by position.
+            params, state = apply(params, state, grads=grads, value=loss)
+            noticed = {"loss": loss} | ({"aux": aux} if has_aux else {}) | metrics(state)
+            return params, state, noticed
 
-    return jax.jit(step, donate_argnums=(0, 1))
+        return step
+
+    def compile_for(params: Tree) -> Step:
+        assert mesh is not None
+        layout = Layout.of(transformation, params, mesh, axis)
+        shardings = (layout.params, layout.state, None)
+        return jax.jit(step_with(layout.around(transformation.apply)), donate_argnums=(0, 1), out_shardings=shardings)
+
+    if mesh is None:
+        if axis is not None:
+            raise ValueError(f"axis must be given with the mesh that has it; got axis={axis!r} and no mesh")
+        return jax.jit(step_with(transformation.apply), donate_argnums=(0, 1))
+    return StepOverMesh(mesh, compile_for)

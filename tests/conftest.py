@@ -1,13 +1,17 @@
-"""Settings for every test, and the table of parity errors at the end of a run."""
+"""Settings for every test, and the tables of errors at the end of a run."""
 
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import hypothesis
+import jax
 import pytest
 
 os.environ["KERAS_BACKEND"] = "jax"  # read when Keras is first imported
+jax.config.update(
+    "jax_num_cpu_devices", 8
+)  # read when JAX first looks for devices; the default is still the first of them
 
 for profile, max_examples in {"ci": 100, "full": 840}.items():
     hypothesis.settings.register_profile(
@@ -22,24 +26,36 @@ for profile, max_examples in {"ci": 100, "full": 840}.items():
     )
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
-ErrorKey = tuple[str, str, str, str]
-"""Peer, class, dtype and form."""
+ErrorKey = tuple[str, ...]
+Record = Callable[[ErrorKey, float], None]
 
-WORST_ERRORS = pytest.StashKey[dict[ErrorKey, float]]()
+TABLES = {
+    "Worst parity error": ("peer", "class", "dtype", "form"),
+    "Worst difference from one device": ("recipe", "parallelism", "devices"),
+}
+"""The tables at the end of a run, and what the keys of each are."""
+
+WORST_ERRORS = pytest.StashKey[dict[str, dict[ErrorKey, float]]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[WORST_ERRORS] = {}
+    config.stash[WORST_ERRORS] = {title: {} for title in TABLES}
 
 
 @pytest.fixture(scope="session")
-def record_error(request: pytest.FixtureRequest) -> Callable[[ErrorKey, float], None]:
+def record_error(request: pytest.FixtureRequest) -> Record:
     """Keeps the worst error of each kind for the table at the end of the run."""
-    return lambda key, error: _record(request.config, key, error)
+    return lambda key, error: _record(request.config, "Worst parity error", key, error)
 
 
-def _record(config: pytest.Config, key: ErrorKey, error: float) -> None:
-    worst = config.stash[WORST_ERRORS]
+@pytest.fixture(scope="session")
+def record_difference(request: pytest.FixtureRequest) -> Record:
+    """Likewise for runs over several devices."""
+    return lambda key, error: _record(request.config, "Worst difference from one device", key, error)
+
+
+def _record(config: pytest.Config, title: str, key: ErrorKey, error: float) -> None:
+    worst = config.stash[WORST_ERRORS][title]
     worst[key] = max(error, worst.get(key, 0.0))
 
 
@@ -49,7 +65,9 @@ def _record(config: pytest.Config, key: ErrorKey, error: float) -> None:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     if hasattr(session.config, "workeroutput"):
         worst = session.config.stash[WORST_ERRORS]
-        session.config.workeroutput["worst_errors"] = [[list(key), error] for key, error in worst.items()]
+        session.config.workeroutput["worst_errors"] = [
+            [title, list(key), error] for title, errors in worst.items() for key, error in errors.items()
+        ]
     if os.environ.get("OPTCHAIN_LEAVE_NOTHING_OUT"):
         reporter = session.config.pluginmanager.get_plugin("terminalreporter")
         if reporter is not None and reporter.stats.get("skipped"):
@@ -60,21 +78,21 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    for key, error in getattr(node, "workeroutput", {}).get("worst_errors", []):
-        _record(node.config, tuple(key), error)
+    for title, key, error in getattr(node, "workeroutput", {}).get("worst_errors", []):
+        _record(node.config, title, tuple(key), error)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    worst = config.stash[WORST_ERRORS]
-    if worst:
-        terminalreporter.section("Worst parity error")
-        terminalreporter.write_line("max |a − b| / (max |b| over the run + 1e-3), over leaves and recipes")
-        for line in _table(worst):
-            terminalreporter.write_line(line)
+    for title, worst in config.stash[WORST_ERRORS].items():
+        if worst:
+            terminalreporter.section(title)
+            terminalreporter.write_line("max |a − b| / (max |b| over the run + 1e-3), over leaves and recipes")
+            for line in _table(TABLES[title], worst):
+                terminalreporter.write_line(line)
 
 
-def _table(worst: dict[ErrorKey, float]) -> Iterator[str]:
-    rows = [("peer", "class", "dtype", "form", "error"), *((*key, f"{worst[key]:.1e}") for key in sorted(worst))]
+def _table(header: tuple[str, ...], worst: dict[ErrorKey, float]) -> Iterator[str]:
+    rows = [(*header, "error"), *((*key, f"{worst[key]:.1e}") for key in sorted(worst))]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

@@ -2,6 +2,7 @@
 
 import json
 import re
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -12,24 +13,31 @@ ROOT = Path(__file__).parents[1]
 
 
 README = ROOT / "README.md"
-PAGES = sorted((ROOT / "docs").glob("*.md"))
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
 
 
 def code_blocks(language: str, page: Path = README) -> list[str]:
-    return re.findall(rf"^```{language}$\n(.*?)^```$", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    """The blocks of a page; those that stand indented, in a tab, without their indent."""
+    found = re.findall(rf"^( *)```{language}$\n(.*?)^\1```$", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    return [textwrap.dedent(block) for _, block in found]
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras's variables and NumPy 2
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [page for page in PAGES if code_blocks("python", page)], ids=lambda page: page.stem)
 def test_the_code_of_a_page_runs(page):
-    namespace = {}
-    # What needs PyTorch, which may be missing here, runs in tests/interop/test_torch_page.py.
-    blocks = [block for block in code_blocks("python", page) if not re.search("^import torch$", block, re.MULTILINE)]
-    for block in blocks:
-        exec(block, namespace)
-    assert blocks
-    tx, params = namespace["tx"], namespace["params"]
-    tx.apply(params, tx.init(params), grads=params)
+    """In one namespace, top to bottom; what the page calls a recipe and parameters go together."""
+    namespace = {"__name__": "__main__"}
+    for number, block in enumerate(code_blocks("python", page), 1):
+        if re.search("^import torch$", block, re.MULTILINE):
+            continue  # it may be missing here: tests/interop/test_torch_page.py runs these
+        exec(compile(block, f"{page.name}, block {number}", "exec"), namespace)
+    if {"tx", "params"} <= namespace.keys():
+        tx, params = namespace["tx"], namespace["params"]
+        tx.apply(params, tx.init(params), grads=params)
+
+
+def test_no_page_of_the_guide_is_without_code():
+    assert all(code_blocks("python", page) for page in (ROOT / "docs" / "guide").glob("*.md"))
 
 
 def test_python_blocks_run(capsys):

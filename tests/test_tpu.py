@@ -7,7 +7,7 @@ import functools
 
 import pytest
 
-from optchain.cli.bench import ahead, trees
+from optchain.cli.bench import ahead, pods, trees
 from optchain.cli.bench.names import ContenderName, RecipeName
 from optchain.cli.bench.recipes import RECIPES
 from optchain.cli.bench.results import CompiledRow
@@ -48,3 +48,26 @@ def test_a_call_that_only_accumulates_moves_gradient_and_accumulator(topology: s
 def test_adamw_moves_each_byte_once(topology: str, layout: str) -> None:
     row = rows(topology, layout, RecipeName.ADAMW)[ContenderName.APPLY]
     assert row.mean_bytes == pytest.approx(28, abs=0.1)
+
+
+@functools.cache
+def pod(layout: str) -> pods.PodRow:
+    return pods.compile_step("v5e:2x2", layout, layers=1, width=256, vocabulary=1024, length=128)
+
+
+def test_a_data_parallel_training_step_reduces_each_gradient_once_and_gathers_nothing() -> None:
+    row = pod("data-parallel")
+    assert row.reduced_arrays == row.gradients
+    assert row.waiting.keys() == row.updating.keys() == {"all-reduce"}
+    assert row.updating["all-reduce"] == (row.gradients, row.parameter_bytes)
+
+
+def test_with_zero_one_a_chip_holds_its_part_of_the_state_and_none_of_it_travels() -> None:
+    row, whole = pod("data-parallel, ZeRO-1"), pod("data-parallel")
+    assert row.state_bytes <= whole.state_bytes * (1 / row.devices + 0.02)
+    assert row.argument_bytes - whole.argument_bytes <= (row.state_bytes - whole.state_bytes) * 0.98
+    assert row.state_arrays == 0
+    # All but the embedding's, whose rows are gathered, and once; the new parameters only where there are some.
+    assert row.reduced_arrays == row.gradients - 1
+    assert row.waiting["reduce-scatter"] == row.updating["reduce-scatter"]
+    assert row.waiting["all-gather"][0] <= 2 < row.updating["all-gather"][0] <= 2 + row.gradients

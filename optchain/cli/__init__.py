@@ -1,4 +1,4 @@
-"""The command line: `optchain train`, `bench`, `convert`. Needs `pip install "optchain[demo]"`."""
+"""The command line: `optchain --help`. Needs `pip install "optchain[demo]"`."""
 
 import logging
 import sys

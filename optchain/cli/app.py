@@ -1,14 +1,19 @@
 """The commands. Each is a module of its own, which imports what is slow to import only when it runs."""
 
 import inspect
+from collections.abc import Callable
+from typing import Any
 
 import typer
 
 from optchain.cli.bench import command as bench
 from optchain.cli.convert import command as convert
+from optchain.cli.describe import command as describe
+from optchain.cli.plot import command as plot
 from optchain.cli.train import command as train
+from optchain.cli.verify import command as verify
 
-app = typer.Typer(add_completion=False, no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True, epilog="optchain COMMAND --help explains a command, with an example.")
 
 
 @app.callback()
@@ -22,6 +27,13 @@ def _unwrapped(docstring: str | None) -> str:
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
 
-app.command("train", help=_unwrapped(train.train.__doc__))(train.train)
-app.command("bench", help=_unwrapped(bench.bench.__doc__))(bench.bench)
-app.command("convert", help=_unwrapped(convert.convert.__doc__))(convert.convert)
+def _add(command: Callable[..., Any], example: str) -> None:
+    app.command(command.__name__, help=_unwrapped(command.__doc__), epilog=f"Example: {example}")(command)
+
+
+_add(train.train, train.EXAMPLE)
+_add(describe.describe, describe.EXAMPLE)
+_add(plot.plot, plot.EXAMPLE)
+_add(verify.verify, verify.EXAMPLE)
+_add(bench.bench, bench.EXAMPLE)
+_add(convert.convert, convert.EXAMPLE)

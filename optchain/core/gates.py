@@ -27,7 +27,8 @@ def gate(
 
     `decide(grads, state, extra) -> (run, gradient, state)` says whether `inner` runs, on which gradient (a function, called
     inside the branch), and what the gate's own state becomes. `flush(state)` decides likewise, without a new gradient.
-    `takes` names what `decide` reads from the call's extra arguments.
+    `takes` names what `decide` reads from the call's extra arguments. Over a mesh a call may give `keep_layout`, a function
+    that puts new parameters where the old ones were: it is called in the branch, so that a call that waits gathers nothing.
 
     The branches return only what they may change, and close over the rest: XLA then leaves the untouched buffers in
     place, where passing an accumulator through the branches would copy it.
@@ -62,9 +63,11 @@ def gate(
         params: Tree, state: dict[str, Any], decision: Decision, extra: Mapping[str, Any]
     ) -> tuple[Tree, dict[str, Any]]:
         run_now, gradient, own = decision
+        keep_layout = extra.get("keep_layout")
 
         def run(params: Tree, inner_state: State) -> tuple[Tree, State]:
-            return inner.run_apply(params, inner_state, gradient(), extra)
+            params, inner_state = inner.run_apply(params, inner_state, gradient(), extra)
+            return (keep_layout(params) if keep_layout else params), inner_state
 
         def wait(params: Tree, inner_state: State) -> tuple[Tree, State]:
             return params, inner_state

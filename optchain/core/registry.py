@@ -61,7 +61,9 @@ def register(factory: Callable[..., optax.GradientTransformation] | None = None,
 
     known = FACTORIES.get(registered)
     if known is not None and (known.__module__, known.__qualname__) != (factory.__module__, factory.__qualname__):
-        raise ValueError(f"name {registered!r} is taken by {known.__module__}.{known.__qualname__}")
+        raise ValueError(
+            f"name {registered!r} is taken by {known.__module__}.{known.__qualname__}: give another, register(name=…)"
+        )
     setattr(build, NAME, registered)
     FACTORIES[registered] = build
     return build

@@ -284,6 +284,16 @@ class Transformation(optax.GradientTransformationExtraArgs):
         return projection(params, state, **values)[0], state
 
     @property
+    def schedules(self) -> Mapping[str, Callable[[Any], Any]]:
+        """The hyperparameters that are functions of the step, by name; the step counts the calls of this link."""
+        return MappingProxyType(self._hyperparams.schedules)
+
+    @property
+    def settable(self) -> Mapping[str, Any]:
+        """The hyperparameters that `set_hyperparams` can change, with the values that they begin with."""
+        return MappingProxyType(self._hyperparams.settable)
+
+    @property
     def projects(self) -> bool:
         """Whether this acts on the new parameters and on nothing else."""
         return self._project is not None
@@ -312,18 +322,20 @@ class Transformation(optax.GradientTransformationExtraArgs):
         for name in sorted(self.fields - state.keys()):
             raise ValueError(
                 f"the state of {self.name} has no entry {name!r}: it is another transformation's. "
-                f"It has {sorted(state)}, {self.name} needs {sorted(self.fields)}."
+                f"It has {sorted(state)}, {self.name} needs {sorted(self.fields)}. "
+                "If the recipe was changed, take this entry from a fresh tx.init(params)."
             )
         for name in sorted(state.keys() - self.fields - self.optional_fields):
             raise ValueError(
                 f"the state of {self.name} has an entry {name!r} that {self.name} does not know: it is another "
-                f"transformation's. {self.name} has {sorted(self.fields | self.optional_fields)}."
+                f"transformation's. {self.name} has {sorted(self.fields | self.optional_fields)}. "
+                "If the recipe was changed, leave this entry out of the state."
             )
         for group, names in self._hyperparams.groups.items():
             if names != state[group].keys():
                 raise ValueError(
                     f"the state of {self.name} has the {group} {sorted(state[group])}, {self.name} needs {sorted(names)}: it is "
-                    "another transformation's."
+                    f"another transformation's. If the recipe was changed, take {group!r} from a fresh tx.init(params)."
                 )
         for name in sorted(FULL_MIRRORS & state.keys()):
             trees.check_match(f'{self.name} state["{name}"]', state[name], "updates", trees.unscaled(reference))

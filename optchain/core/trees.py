@@ -22,6 +22,8 @@ import optax
 from jax import lax
 from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
 
+from optchain.core import devices
+
 Tree: TypeAlias = Any
 """A pytree of arrays with the structure of the parameters."""
 Path: TypeAlias = tuple[Any, ...]
@@ -206,7 +208,7 @@ def increment(count: jax.Array) -> jax.Array:
 
 
 def zeros_like(params: Tree, dtype: Any = None, *, real: bool = False) -> Tree:
-    """A tree of zeros of the parameters' shapes, in `dtype`, or else in their dtype made wide.
+    """A tree of zeros of the parameters' shapes, in `dtype`, or else in their dtype made wide; they lie where these lie.
 
     A complex leaf keeps its dtype, since a real `dtype` would lose its phase; with `real=True` it gets the real one.
     """
@@ -214,7 +216,7 @@ def zeros_like(params: Tree, dtype: Any = None, *, real: bool = False) -> Tree:
     def zeros(p: Any) -> jax.Array:
         own = real_dtype(dtype_of(p)) if real else dtype_of(p)
         use = wide_dtype(own) if dtype is None or jnp.issubdtype(own, jnp.complexfloating) else dtype
-        return jnp.zeros(jnp.shape(p), use)
+        return jnp.zeros_like(p, use)
 
     return jax.tree.map(zeros, params)
 
@@ -370,8 +372,9 @@ def norms(updates: Tree | Scaled) -> Tree:
 def global_norm(updates: Tree | Scaled, axis_name: str | tuple[str, ...] | None = None) -> jax.Array:
     """The Euclidean norm of all leaves together, and over the devices of an axis, in JAX's default float."""
     tree, factor = for_norm(updates)
-    square = total(sum_of_squares(x) for x in jax.tree.leaves(tree))
-    return times(root(square if axis_name is None else lax.psum(square, axis_name)), factor)
+    squares = [astype(sum_of_squares(x), default_float()) for x in jax.tree.leaves(tree)]
+    square = devices.sum_over(squares, axis_name) if axis_name and squares else total(squares)
+    return times(root(square), factor)
 
 
 def times(norm: jax.Array, factor: jax.Array | None) -> jax.Array:
@@ -396,4 +399,4 @@ def all_finite(updates: Tree | Scaled, axis_name: str | tuple[str, ...] | None =
         for part in (x.real, x.imag) if is_complex(x) else (x,):
             largest = wide(jnp.max(jnp.abs(part), initial=0))
             finite &= jnp.isfinite(largest * cast(factor, largest))
-    return finite if axis_name is None else lax.pmin(finite.astype(jnp.int32), axis_name) == 1
+    return lax.pmin(finite.astype(jnp.int32), axis_name) == 1 if axis_name else finite

@@ -163,7 +163,7 @@ def _united(averages: list[tuple[str, Tree]]) -> Tree:
     except ValueError as error:
         names = ", ".join(repr(name) for name, _ in averages)
         raise ValueError(
-            f"the state has {len(averages)} averages of the parameters, at {names}: take the one you mean"
+            f"the state has {len(averages)} averages of the parameters, at {names}: take the one you mean out of the state yourself"
         ) from error
 
 

@@ -5,7 +5,7 @@ from typing import TypedDict
 import jax
 import jax.numpy as jnp
 
-from optchain.core import arguments, trees
+from optchain.core import arguments, devices, trees
 from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.registry import register
 from optchain.core.transformation import Transformation
@@ -105,11 +105,16 @@ def clip_by_global_norm(max_norm: Hyperparam, *, axis_name: str | tuple[str, ...
 
     Args:
       max_norm: the largest Euclidean norm, > 0; in the units of the gradient.
-      axis_name: inside `shard_map` or `pmap`, the axis or axes over which the parameters themselves are split.
+      axis_name: inside `shard_map` or `pmap`, the axis or axes over which the parameters themselves are split. Inside
+        `shard_map` what is whole on every device counts once. `()`: each device trains a model of its own.
 
     Returns:
       A transformation whose metrics have `global_norm`, the norm before clipping, and `clipped_fraction`, the share of the
       calls so far that clipped.
+
+    Raises:
+      ValueError: when traced inside `shard_map`, a norm that differs from device to device. (Inside `pmap`, and with
+        `check_vma=False`, JAX does not know.)
 
     Example:
       >>> import jax.numpy as jnp, optchain
@@ -135,6 +140,7 @@ def clip_by_global_norm(max_norm: Hyperparam, *, axis_name: str | tuple[str, ...
         updates: Tree, state: ClipByGlobalNormState, params: Tree, *, max_norm: jax.Array
     ) -> tuple[Tree, ClipByGlobalNormState]:
         norm = trees.global_norm(updates, axis_name)
+        devices.check_same("clip_by_global_norm", "the norm of the gradients", norm, axis_name)
         bound = trees.cast(max_norm, norm)
         factor = bound / jnp.maximum(norm, bound)
         factor = factor + (norm - norm)  # 0 for a finite norm, NaN for any other

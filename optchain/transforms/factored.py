@@ -60,7 +60,7 @@ def scale_by_factored_rms(beta_2_decay: float = -0.8, epsilon: Hyperparam = 1e-3
     def init(params: Tree) -> ScaleByFactoredRmsState:
         def zeros(p: jax.Array) -> tuple[jax.Array, ...]:
             dtype = trees.wide_dtype(trees.real_dtype(trees.dtype_of(p)))
-            return tuple(jnp.zeros(shape, dtype) for shape in _shapes(jnp.shape(p)))
+            return tuple(jnp.zeros_like(p, dtype, shape) for shape in _shapes(jnp.shape(p)))
 
         v_row, v_col, v = trees.map_unzip(zeros, 3, params)
         return {"count": jnp.zeros((), jnp.int32), "v_row": v_row, "v_col": v_col, "v": v}

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optchain.core import arguments, trees
+from optchain.core import arguments, devices, trees
 from optchain.core.gates import Decision, gate
 from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.lookup import find_fields, find_siblings
@@ -80,10 +80,15 @@ def dynamic_loss_scale(
       inner: a transformation of optchain or Optax.
       initial_scale: the scale to start with, in [2⁻²⁴, 2¹²⁷].
       growth_steps: how many good steps in a row double it, >= 1.
-      axis_name: inside `shard_map` or `pmap`, the axis or axes over which the parameters themselves are split.
+      axis_name: inside `shard_map` or `pmap`, the axis or axes over which the parameters themselves are split. `()`:
+        each device trains a model of its own.
 
     Returns:
       A transformation with state `loss_scale, good_steps, inner` and `loss_scale` as a metric.
+
+    Raises:
+      ValueError: when traced inside `shard_map`, a decision that differs from device to device. (Inside `pmap`, and with
+        `check_vma=False`, JAX does not know.)
 
     Source: Micikevicius et al., "Mixed Precision Training", 2018, arXiv:1710.03740; `keras.optimizers.LossScaleOptimizer`.
 
@@ -111,6 +116,7 @@ def dynamic_loss_scale(
     def decide(grads: Tree, state: dict[str, Any], extra: Mapping[str, Any]) -> Decision:
         scale, good_steps = state["loss_scale"], state["good_steps"] + 1
         finite = trees.all_finite(grads, axis_name)
+        devices.check_same("dynamic_loss_scale", "whether the gradients are finite", finite, axis_name)
         grows = finite & (good_steps >= growth_steps)
         factor = jnp.where(finite, jnp.where(grows, 2.0, 1.0), 0.5)
         new_scale = jnp.clip(scale * trees.cast(factor, scale), MIN_SCALE, MAX_SCALE)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optchain.core import arguments, trees
+from optchain.core import arguments, devices, trees
 from optchain.core.gates import Decision, gate
 from optchain.core.optax_link import as_transformation
 from optchain.core.registry import register
@@ -42,10 +42,15 @@ def skip_nonfinite(
     Args:
       inner: a transformation of optchain or Optax.
       max_consecutive: how many bad steps in a row `check` tolerates at most, less one, >= 1; None for any number.
-      axis_name: inside `shard_map` or `pmap`, the axis or axes over which the parameters themselves are split.
+      axis_name: inside `shard_map` or `pmap`, the axis or axes over which the parameters themselves are split. `()`:
+        each device trains a model of its own.
 
     Returns:
       A transformation with state `skipped_steps, consecutive, inner` and the first two as metrics.
+
+    Raises:
+      ValueError: when traced inside `shard_map`, a decision that differs from device to device. (Inside `pmap`, and with
+        `check_vma=False`, JAX does not know.)
 
     Example:
       >>> import jax.numpy as jnp, optchain
@@ -74,6 +79,7 @@ def skip_nonfinite(
 
     def decide(grads: Tree, state: dict[str, Any], extra: Mapping[str, Any]) -> Decision:
         finite = trees.all_finite(grads, axis_name)
+        devices.check_same("skip_nonfinite", "whether the gradients are finite", finite, axis_name)
         skipped = jnp.where(finite, state["skipped_steps"], trees.increment(state["skipped_steps"]))
         consecutive = jnp.where(finite, jnp.zeros_like(skipped), trees.increment(state["consecutive"]))
         return finite, lambda: grads, state_of(skipped, consecutive)

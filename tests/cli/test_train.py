@@ -584,8 +584,8 @@ def test_a_run_that_reaches_the_recipes_limit_of_bad_steps_ends_with_one_line_an
         ("recipe.json", "[]", "a config must be a mapping"),
         ("recipe.toml", "optchain: 1", "Expected '='"),
         ("recipe.toml", "optchain = 2", 'config["optchain"] must be 1'),
-        ("recipe.json", '{"optchain": 1, "transformation": "lamb"}', "no transformation is registered as 'lamb'"),
-        ("recipe.json", json.dumps({"class_name": "Nadam", "config": {}}), "Keras's 'Nadam' has no counterpart here"),
+        ("recipe.json", '{"optchain": 1, "transformation": "adan"}', "no transformation is registered as 'adan'"),
+        ("recipe.json", json.dumps({"class_name": "Adan", "config": {}}), "Keras's 'Adan' has no counterpart here"),
         (
             "recipe.toml",
             'optchain = 1\ntransformation = "sgd"\narguments = { learning_rate = -0.1 }',

@@ -3,7 +3,6 @@
 A new transformation gets every test of this folder by one row here.
 """
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -13,25 +12,7 @@ import optax
 import pytest
 
 import optchain as oc
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    name: str
-    make: Callable[[], oc.Transformation]
-    refuses_complex: bool = False
-    """Whether complex leaves are an error."""
-    has_code: bool = True
-    """Whether `eval(repr(tx))` builds it again, and it pickles: not with an Optax link, which is made of closures."""
-    owns_all_state: bool = True
-    """Whether its state is its own; an Optax link keeps Optax's tuples."""
-    exports: bool = True
-    """Whether `jax.export` takes a step: not with a callable that is read on the host."""
-    is_still: bool = True
-    """Whether zero gradients leave parameters that are zero where they are: not with noise."""
-
-    def __str__(self) -> str:
-        return self.name
+from optchain.testing import Subject as Row
 
 
 def only_matrices(params: Any) -> Any:

@@ -8,10 +8,16 @@ import optax
 import pytest
 
 import optchain as oc
+from optchain.testing import Subject, wrappers
+from optchain.testing.wrappers import update_like
 
 from .steps import STEPS, assert_close, assert_same, avals, run, update_step
 from .table import every_row
 from .trees import PLAIN, TREES, grads_of, params_of
+
+
+def run_wrapped(tx, tree=PLAIN, steps=STEPS):
+    return wrappers.run_wrapped(tx, Subject("wrapped", lambda: tx, tree=tree), steps)
 
 
 def check_scan_carry(tx, tree=PLAIN):
@@ -19,33 +25,6 @@ def check_scan_carry(tx, tree=PLAIN):
     params = params_of(tree)
     state = tx.init(params)
     assert avals(update_like(tx)(params, state, grads_of(tree))) == avals((params, state))
-
-
-def update_like(tx):
-    @jax.jit
-    def step(params, state, grads):
-        updates, state = tx.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
-
-    return step
-
-
-def run_wrapped(tx, tree=PLAIN, steps=STEPS):
-    step = update_like(tx)
-    params = params_of(tree)
-    state = tx.init(params)
-    for number in range(steps):
-        params, state = step(params, state, grads_of(tree, step=number))
-    return params, state
-
-
-@every_row
-def test_it_works_as_the_last_link_of_an_optax_chain(row):
-    tx = row.make()
-    params, state = run_wrapped(optax.chain(optax.identity(), tx))
-    expected = run(tx, step=update_step)
-    assert_close(params, expected[0])
-    assert_close(state[1], expected[1])
 
 
 @every_row
@@ -78,32 +57,6 @@ def test_it_works_under_optax_multi_transform(row):
     assert_close({"dense": params["dense"]}, expected)
     assert_same(params["head"], params_of()["head"])
     assert_close(jax.tree.leaves(state.inner_states["ours"]), jax.tree.leaves(expected_state))
-
-
-@every_row
-def test_a_tree_that_is_masked_out_whole_is_no_error(row):
-    tx = optax.masked(row.make(), jax.tree.map(lambda _: False, params_of()))
-    params, _ = run_wrapped(tx, steps=1)
-    assert_close(params, optax.apply_updates(params_of(), grads_of()))  # Optax passes masked gradients through
-
-
-@every_row
-def test_it_works_inside_a_chain_of_ours(row):
-    tx = row.make()
-    params, state = run(oc.chain(("inside", tx)))
-    expected = run(tx)
-    assert_close(params, expected[0])
-    assert_close(state.get("inside", {}), expected[1])
-
-
-@every_row
-def test_it_works_inside_multi_steps(row):
-    """Optax's own accumulation traces both branches of a cond: dtypes must agree."""
-    tx = row.make()
-    params, state = run_wrapped(optax.MultiSteps(tx, 2), steps=2)
-    mean = jax.tree.map(lambda a, b: (a + b) / 2, grads_of(step=0), grads_of(step=1))
-    expected = update_step(tx, params_of(), tx.init(params_of()), mean)
-    assert_close((params, state.inner_opt_state), expected)
 
 
 INJECTED = {

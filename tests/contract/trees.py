@@ -1,6 +1,5 @@
-"""Parameter trees of every kind that users bring, filled with fixed numbers."""
+"""Parameter trees of every kind that users bring: those of `optchain.testing`, and other libraries'."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -8,18 +7,15 @@ import equinox as eqx
 import flax.core
 import jax
 import jax.numpy as jnp
-import numpy as np
-import optax
 from flax import nnx
 
-Tree = Any
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass
-class Dense:
-    kernel: Any
-    bias: Any
+from optchain.testing.trees import BIAS, KERNEL, TREES
+from optchain.testing.trees import PLAIN as PLAIN
+from optchain.testing.trees import Dense as Dense
+from optchain.testing.trees import Tree as Tree
+from optchain.testing.trees import filled as filled
+from optchain.testing.trees import grads_of as grads_of
+from optchain.testing.trees import params_of as params_of
 
 
 class Affine(eqx.Module):
@@ -28,45 +24,10 @@ class Affine(eqx.Module):
     activation: Callable = jax.nn.relu
 
 
-KERNEL, BIAS = np.zeros((3, 2)), np.zeros(2)
-
-TREES: dict[str, Callable[[], Tree]] = {
-    "nested_dict": lambda: {"dense": {"kernel": KERNEL, "bias": BIAS}, "head": {"kernel": BIAS}},
-    "list": lambda: [KERNEL, BIAS],
-    "tuple": lambda: ({"kernel": KERNEL}, BIAS),
-    "dataclass": lambda: Dense(KERNEL, [BIAS]),
+TREES |= {
     "frozen_dict": lambda: flax.core.freeze({"dense": {"kernel": KERNEL, "bias": BIAS}}),
     "nnx_state": lambda: nnx.State(
         {"layers": {0: {"kernel": nnx.Param(jnp.asarray(KERNEL))}, 1: nnx.Param(jnp.asarray(BIAS))}}
     ),
     "equinox": lambda: eqx.filter(Affine(KERNEL, BIAS), eqx.is_inexact_array),
-    "bare_array": lambda: KERNEL,
-    "scalars": lambda: {"a": np.zeros(()), "b": [np.zeros(())]},
-    "empty_array": lambda: {"empty": np.zeros((0, 3)), "bias": BIAS},
-    "none_inside": lambda: {"kernel": KERNEL, "frozen": None},
-    "masked_inside": lambda: {"kernel": KERNEL, "frozen": optax.MaskedNode()},
-    "no_leaves": lambda: {"frozen": None},
 }
-
-PLAIN = "nested_dict"
-
-
-def filled(tree: Tree, dtype: Any = jnp.float32, seed: int = 0) -> Tree:
-    """The tree with normal numbers in `dtype`, the same at every call."""
-    rng = np.random.default_rng(seed)
-
-    def fill(leaf: Any) -> jax.Array:
-        values = rng.normal(size=np.shape(leaf))
-        if jnp.issubdtype(dtype, jnp.complexfloating):
-            values = values + 1j * rng.normal(size=np.shape(leaf))
-        return jnp.asarray(values, dtype)
-
-    return jax.tree.map(fill, tree)
-
-
-def params_of(tree: str = PLAIN, dtype: Any = jnp.float32) -> Tree:
-    return filled(TREES[tree](), dtype, seed=1)
-
-
-def grads_of(tree: str = PLAIN, dtype: Any = jnp.float32, step: int = 0) -> Tree:
-    return filled(TREES[tree](), dtype, seed=100 + step)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import optchain
 
-from .helpers import BOUNDS, DTYPES, FORMS, Tree, few, precision, random_grads, random_params, run, worst_error
+from .helpers import BOUNDS, DTYPES, Tree, few, precision, random_grads, random_params, run_forms, worst_error
 from .recipes import Recipe, log_uniform, recipes
 
 OWN: dict[str, tuple[Callable[..., optchain.Transformation], dict[str, Any]]] = {
@@ -43,8 +43,8 @@ def test_a_projection_gives_the_values_of_the_constraint(
     with precision(dtype):
         expected = np.asarray(getattr(keras.constraints, name)(**arguments)(values))
         tx = project(**arguments)
-        for form in FORMS:
-            error = worst_error([values, *run(tx, values, [np.zeros_like(values)], form)[0]], [values, expected])
+        for form, (history, _) in run_forms(tx, values, [np.zeros_like(values)]).items():
+            error = worst_error([values, *history], [values, expected])
             record_error(("Keras", name, dtype, form), error)
             assert error <= BOUNDS[dtype], form
 
@@ -65,8 +65,8 @@ def test_a_projection_after_a_preset_is_the_constraint_of_a_variable_in_a_run(
     with precision(dtype):
         theirs = run_keras(recipe.build_keras("AdamW"), constraints, params, grads)
         tx = optchain.chain(recipe.build_optchain("AdamW"), project(**arguments, mask=optchain.matching("kernel$")))
-        for form in FORMS:
-            error = worst_error(run(tx, params, grads, form)[0], theirs)
+        for form, (history, _) in run_forms(tx, params, grads).items():
+            error = worst_error(history, theirs)
             record_error(("Keras", f"AdamW, {name}", dtype, form), error)
             assert error <= BOUNDS[dtype], form
 

@@ -13,7 +13,7 @@ from keras.src.optimizers.multi_optimizer import OptimizerMap
 
 import optchain
 
-from .helpers import BOUNDS, DTYPES, FORMS, few, precision, random_grads, random_params, run, worst_error
+from .helpers import BOUNDS, DTYPES, fewer, precision, random_grads, random_params, run_forms, worst_error
 from .recipes import Recipe, recipes
 from .test_keras import run_keras
 
@@ -29,7 +29,7 @@ def parts(name: str) -> st.SearchStrategy[Recipe]:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @given(vectors=parts("SGD"), rest=parts("AdamW"), loss_scale=st.none() | st.just(64.0))
-@few
+@fewer
 def test_multi_optimizer_equals_keras_step_for_step(
     dtype: str, vectors: Recipe, rest: Recipe, loss_scale: float | None, record_error: Callable
 ) -> None:
@@ -46,8 +46,7 @@ def test_multi_optimizer_equals_keras_step_for_step(
         )
         if loss_scale is not None:
             ours = optchain.chain(optchain.unscale_gradients(loss_scale), ours)
-        for form in FORMS:
-            history, state = run(ours, params, grads, form)
+        for form, (history, state) in run_forms(ours, params, grads).items():
             final = jax.device_get(optchain.finalize(history[-1], state))
             error = worst_error([*history, final], [*theirs, their_final])
             record_error(("Keras", "MultiOptimizer", dtype, form), error)

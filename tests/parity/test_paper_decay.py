@@ -9,7 +9,7 @@ import pytest
 
 import optchain as oc
 
-from .helpers import BOUNDS, DTYPES, FORMS, Tree, precision, random_grads, random_params, run, worst_error
+from .helpers import BOUNDS, DTYPES, Tree, precision, random_grads, random_params, run_forms, worst_error
 
 STEPS = 30
 ALPHA, LAMBDA, BETA_1, BETA_2, EPSILON = 0.01, 0.02, 0.9, 0.95, 1e-3
@@ -68,8 +68,8 @@ def test_a_chain_equals_the_papers_algorithm(
     params, grads = random_params(rng, dtype), random_grads(rng, dtype, STEPS, factor=0.1)
     expected = by_leaf(paper, params, grads, dtype)
     with precision(dtype):
-        for form in FORMS:
-            error = worst_error(run(build(), params, grads, form)[0], expected)
+        for form, (history, _) in run_forms(build(), params, grads).items():
+            error = worst_error(history, expected)
             record_error(("paper", paper.__name__, dtype, form), error)
             assert error <= BOUNDS[dtype], form
 

@@ -1,19 +1,18 @@
 """`optchain bench`."""
 
-import contextlib
 import json
-import os
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from optchain.cli.arguments import AsJson
 from optchain.cli.bench.names import ContenderName, RecipeName, TreeName
 
 if TYPE_CHECKING:
     from optchain.cli.bench.results import Report
+
+EXAMPLE = "optchain bench --recipe adamw --recipe accumulate --tree leaf"
 
 
 def bench(
@@ -35,7 +34,7 @@ def bench(
         ),
     ] = None,
     steps: Annotated[int, typer.Option(help="Timed calls of each contender, at the least.", min=1)] = 40,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON instead of tables.")] = False,
+    as_json: AsJson = False,
     out: Annotated[
         Path | None,
         typer.Option(help="Write bench.json and bench.png, or tpu.json, to this folder.", metavar="DIR"),
@@ -71,12 +70,10 @@ def bench(
 
 
 def _show(report: "Report") -> None:
-    from rich.console import Console
-
     from optchain.cli.bench import table
+    from optchain.cli.screen import console
 
-    whole = not sys.stdout.isatty() and "COLUMNS" not in os.environ
-    table.show(Console(width=160 if whole else None), report)
+    table.show(console(), report)
 
 
 def _compile(topologies: list[str], trees: list[TreeName], recipes: list[RecipeName]) -> "Report":
@@ -86,10 +83,11 @@ def _compile(topologies: list[str], trees: list[TreeName], recipes: list[RecipeN
     from optchain.cli.bench import ahead, results
     from optchain.cli.bench.contenders.steps import UnavailableError
     from optchain.cli.bench.trees import TREES
+    from optchain.cli.screen import progress
 
     report = results.Report(results.place())
     total = len(trees) * len(topologies) * len(ahead.LAYOUTS) * len(recipes) * len(ahead.CONTENDERS)
-    with _progress(total) as advance:
+    with progress(total) as advance:
         for tree in trees:
             for topology in topologies:
                 try:
@@ -102,24 +100,9 @@ def _compile(topologies: list[str], trees: list[TreeName], recipes: list[RecipeN
 def _measure(trees: list[TreeName], recipes: list[RecipeName], contenders: list[ContenderName], steps: int) -> "Report":
     from optchain.cli.bench import results, suite
     from optchain.cli.bench.bandwidth import in_place_gigabytes_per_second
+    from optchain.cli.screen import progress
 
     report = results.Report(results.place(in_place_gigabytes_per_second=in_place_gigabytes_per_second(), steps=steps))
-    with _progress(suite.stages(trees, recipes, contenders, steps)) as advance:
+    with progress(suite.stages(trees, recipes, contenders, steps)) as advance:
         suite.run(report, trees, recipes, contenders, steps, advance)
     return report
-
-
-@contextlib.contextmanager
-def _progress(total: int) -> Iterator[Callable[[str], None]]:
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f}%"),
-        TimeElapsedColumn(),
-        TextColumn("{task.description}"),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("", total=total)
-        yield lambda what: progress.update(task, advance=1, description=what)

@@ -30,7 +30,7 @@ class Traffic:
 
 
 @dataclasses.dataclass
-class _Instruction:
+class Instruction:
     opcode: str
     type: str
     operands: list[str]
@@ -39,27 +39,27 @@ class _Instruction:
 
 def traffic(text: str) -> Traffic:
     """Of `compiled.as_text()`: what each instruction reads and writes; a fusion's inner values stay in registers."""
-    computations, entry = _parse(text)
+    computations, entry = parse(text)
 
     def total(name: str) -> Traffic:
         instructions, least, most = computations[name], 0.0, 0.0
         for instruction in instructions.values():
             moved = _moved(instruction, instructions)
             least, most = least + moved, most + moved
-            branches = [total(branch) for branch in _branches(instruction)]
-            if branches:
-                least += min(branch.least for branch in branches)
-                most += max(branch.most for branch in branches)
-            for called in _called(instruction):
-                inner = total(called)
+            taken = [total(branch) for branch in branches(instruction)]
+            if taken:
+                least += min(branch.least for branch in taken)
+                most += max(branch.most for branch in taken)
+            for body in called(instruction):
+                inner = total(body)
                 least, most = least + inner.least, most + inner.most
         return Traffic(least, most)
 
     return total(entry)
 
 
-def _parse(text: str) -> tuple[dict[str, dict[str, _Instruction]], str]:
-    computations: dict[str, dict[str, _Instruction]] = {}
+def parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
+    computations: dict[str, dict[str, Instruction]] = {}
     current, entry = "", ""
     for line in text.splitlines():
         if header := _COMPUTATION.match(line):
@@ -71,11 +71,11 @@ def _parse(text: str) -> tuple[dict[str, dict[str, _Instruction]], str]:
     return computations, entry
 
 
-def _instruction(line: str, start: int) -> _Instruction:
+def _instruction(line: str, start: int) -> Instruction:
     end = _closing(line, start) if line[start] == "(" else line.index(" ", start)
     opcode, _, rest = line[end:].strip().partition("(")
     arguments = line[end : _closing(line, line.index("(", end))] if rest else ""
-    return _Instruction(opcode, line[start:end], _OPERAND.findall(arguments), line)
+    return Instruction(opcode, line[start:end], _OPERAND.findall(arguments), line)
 
 
 def _closing(line: str, start: int) -> int:
@@ -88,22 +88,22 @@ def _closing(line: str, start: int) -> int:
     raise ValueError(f"unbalanced parentheses: {line[:200]}")
 
 
-def _moved(instruction: _Instruction, others: dict[str, _Instruction]) -> float:
+def _moved(instruction: Instruction, others: dict[str, Instruction]) -> float:
     if instruction.opcode in _FREE or instruction.opcode.endswith("-start"):
         return 0
     operands = [others[name] for name in instruction.operands if name in others]
     if instruction.opcode.endswith("-done"):  # what was copied, out of the start's source and into the result
-        copied = sum(_nbytes(*array[:2]) for array in _arrays(instruction.type))
+        copied = sum(nbytes(*array[:2]) for array in arrays(instruction.type))
         sources = [others[name].type for start in operands for name in start.operands[:1] if name in others]
         into, out_of = (
-            all(_is_main(array[2]) for t in types for array in _arrays(t)) for types in ([instruction.type], sources)
+            all(_is_main(array[2]) for t in types for array in arrays(t)) for types in ([instruction.type], sources)
         )
         return copied * (into + out_of)
     types = [instruction.type, *(operand.type for operand in operands)]
-    return sum(_nbytes(*array[:2]) for t in types for array in _arrays(t) if _is_main(array[2]))
+    return sum(nbytes(*array[:2]) for t in types for array in arrays(t) if _is_main(array[2]))
 
 
-def _arrays(type_: str) -> Iterator[tuple[str, str, str]]:
+def arrays(type_: str) -> Iterator[tuple[str, str, str]]:
     return ((found[1], found[2], found[3] or "") for found in _ARRAY.finditer(type_))
 
 
@@ -111,16 +111,16 @@ def _is_main(layout: str) -> bool:
     return not _OTHER_MEMORY.search(layout)
 
 
-def _nbytes(dtype: str, shape: str) -> float:
+def nbytes(dtype: str, shape: str) -> float:
     bits = re.sub(r"\D", " ", dtype).split()
     width = 1 if dtype == "pred" or not bits else int(bits[0]) / 8
     return width * math.prod(int(n) for n in shape.split(",") if n)
 
 
-def _branches(instruction: _Instruction) -> list[str]:
+def branches(instruction: Instruction) -> list[str]:
     found = _BRANCHES.search(instruction.line) if instruction.opcode == "conditional" else None
     return _OPERAND.findall(" ".join(group for group in found.groups() if group)) if found else []
 
 
-def _called(instruction: _Instruction) -> list[str]:
+def called(instruction: Instruction) -> list[str]:
     return _CALLED.findall(instruction.line) if instruction.opcode in ("call", "while") else []

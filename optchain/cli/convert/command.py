@@ -8,6 +8,8 @@ import typer
 
 from optchain.cli.errors import UserError
 
+EXAMPLE = "optchain convert run.pt --to orbax --out run --recipe recipe.json --names names.json"
+
 
 class Library(enum.StrEnum):
     """What to convert to."""
@@ -83,17 +85,19 @@ def convert(
     from rich.console import Console
     from rich.table import Table
 
-    from optchain.cli import files
+    import optchain
+    from optchain.cli import recipes
+    from optchain.cli.convert.names import names_in
     from optchain.cli.convert.sources import read, recipe_in
     from optchain.cli.convert.targets import write
 
-    table = None if names is None else files.names(names)
+    table = None if names is None else names_in(names)
     if out.exists():
         raise UserError(f"--out {out} is there already: choose another name")
     if (to is Library.KERAS) != (model is not None):
         raise UserError("--model FILE, a .keras archive of the model, goes with --to keras, and only with it")
     try:
-        tx = recipe_in(source) if recipe is None else files.recipe(recipe)
+        tx = recipe_in(source) if recipe is None else optchain.from_config(recipes.read(recipe, "--recipe"))
         run = read(source, tx, table, hyperparams.value, step)
         lost = write(to.value, out, tx, run, table, model, step, lossy)
     except (ValueError, TypeError, KeyError) as error:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from optchain.cli.train.loop import Run
 
 DEFAULT_OUT = Path("runs/digits")
+EXAMPLE = "optchain train --recipe recipe.toml --steps 500 --out runs/mine"
 REPLACED_BY_RECIPE = ("optimizer", "learning_rate", "schedule", "schedule_steps")
 RATES = ", ".join(f"{rate} for {optimizer.value}" for optimizer, rate in DEFAULT_LEARNING_RATES.items())
 
@@ -106,9 +107,9 @@ def _train(folder: Path, given: dict[str, Any], file: Path | None, resumed: bool
     import jax
     from rich.console import Console
 
+    from optchain.cli.screen import say
     from optchain.cli.train import checkpoints, digits, loop, recipe, record, report
     from optchain.cli.train.interruption import Interruption
-    from optchain.cli.train.progress import say
 
     console = Console()
     path = folder / "metrics.jsonl"
@@ -232,8 +233,8 @@ def _check_free(folder: Path) -> None:
 def _with_changes(console: "Console", run: "Run", old: Settings, new: Settings) -> "Run":
     """The run with what was changed by options, which are said. The count in its state goes on, and so does a schedule."""
     import optchain
+    from optchain.cli.screen import say
     from optchain.cli.train import recipe
-    from optchain.cli.train.progress import say
 
     if new.recipe is not None:
         return run

@@ -6,6 +6,8 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from optchain.cli.screen import say
+
 PLAIN_LINES = 10
 
 
@@ -25,11 +27,6 @@ def progress(console: Console, first: int, total: int) -> Shown:
     """The bar from step `first` to step `total`, or lines where there is no terminal to draw it on."""
     drawable = console.is_terminal and not console.is_dumb_terminal
     return Bar(console, first, total) if drawable else Lines(console, total)
-
-
-def say(console: Console, text: str) -> None:
-    """Prints a line as it is: not wrapped, no brackets read as markup, no numbers coloured."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _described(line: dict[str, Any]) -> str:

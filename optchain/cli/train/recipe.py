@@ -4,8 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import optchain
-from optchain.cli import files
-from optchain.cli.errors import UserError
+from optchain.cli import recipes
 from optchain.cli.train.settings import Optimizer, Settings, Shape
 
 # Anchored at the last part of the path: a layer that is called "bias_free" decays.
@@ -26,16 +25,8 @@ def learning_rate(settings: Settings) -> float | optchain.schedules.Schedule:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The config in a file, in the words of `to_config`, so that equal recipes are equal however they were written.
-
-    Raises:
-      UserError: there is no such file, it is neither JSON nor TOML, or what it holds is no config.
-    """
-    made = files.recipe(path)
-    try:
-        return optchain.to_config(made)
-    except TypeError as error:
-        raise UserError(f"--recipe {path}: {error}") from error
+    """The config in the file of `--recipe`."""
+    return recipes.read(path, "--recipe")
 
 
 def rate_at(settings: Settings, step: int) -> float:

@@ -1,0 +1,144 @@
+"""Pages that are made when the site is built: one a transformation, from the registry and its docstring; the benchmarks; the notebooks."""
+
+import base64
+import inspect
+import json
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import calls
+import pictures
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+import optchain
+import optchain.presets.keras_adamw
+from optchain.core.registry import FACTORIES
+
+log = logging.getLogger("mkdocs.hooks")
+ROOT = Path(__file__).parents[2]
+
+AROUND_OTHERS = {"chain", "decay_first", "freeze", "masked", "multi_optimizer"}
+GROUPS = {
+    "Gates": lambda module, made: made is not None and made.kind == "gate",
+    "Parameter links": lambda module, made: made is not None and made.kind == "parameter",
+    "Gradient links": lambda module, made: True,
+}
+PRESETS = {
+    "presets.keras.": "Presets: Keras",
+    "presets.torch.": "Presets: PyTorch",
+    "presets.keras_adamw": "Presets: keras-adamw",
+}
+ORDER = [*reversed(GROUPS), "Around other transformations", *PRESETS.values()]
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Adds the pages, and the pictures that others show."""
+    pages: dict[str, list[tuple[str, str]]] = {}
+    for name, factory in sorted(FACTORIES.items()):
+        if not factory.__module__.startswith("optchain."):
+            continue
+        made, code = _example(name)
+        group = "Around other transformations" if name in AROUND_OTHERS else _group(factory.__module__, made)
+        pages.setdefault(group, []).append((name, _summary(factory)))
+        files.append(File.generated(config, f"transformations/{name}.md", content=_page(name, factory, code)))
+        if made is not None:
+            picture = pictures.draw(made, code)
+            files.append(File.generated(config, f"transformations/{name}.svg", content=picture))
+    files.append(File.generated(config, "transformations/index.md", content=_index(pages)))
+    listed = [{group: [{name: f"transformations/{name}.md"} for name, _ in pages[group]]} for group in ORDER]
+    config.nav = [
+        {"Transformations": ["transformations/index.md", *listed]} if "Transformations" in entry else entry
+        for entry in config.nav or []
+    ]
+    bench = ROOT / "benchmarks" / "results" / "cpu" / "bench.png"
+    files.append(File.generated(config, "images/bench.png", abs_src_path=str(bench)))
+    for name in ("CHANGELOG", "CONTRIBUTING"):
+        text = (ROOT / f"{name}.md").read_text(encoding="utf-8")
+        files.append(File.generated(config, f"{name.lower()}.md", content=text))
+    for notebook in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        for made_file in _notebook(notebook, config):
+            files.append(made_file)
+    return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Puts the benchmarks' own notes into the page on costs."""
+    if "{{ benchmarks }}" not in markdown:
+        return markdown
+    text = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    _, *sections = re.split(r"^## ", text, flags=re.MULTILINE)
+    return markdown.replace("{{ benchmarks }}", "".join(f"## {section}" for section in sections))
+
+
+def _example(name: str) -> tuple[optchain.Transformation | None, str]:
+    """The transformation that the picture is of, and its code."""
+    if name in calls.NO_PICTURE:
+        return None, ""
+    code = f"optchain.{calls.CALLS.get(name, f'{name}()')}"
+    if name not in calls.CALLS and _needs_arguments(FACTORIES[name]):
+        log.info("%s has no picture: docs/hooks/calls.py has no call of it", name)
+        return None, ""
+    return eval(code, {"optchain": optchain}), code  # noqa: S307 - the calls that stand beside this file
+
+
+def _needs_arguments(factory: Any) -> bool:
+    parameters = inspect.signature(factory).parameters.values()
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return any(p.default is p.empty and p.kind not in variadic for p in parameters)
+
+
+def _group(module: str, made: optchain.Transformation | None) -> str:
+    for part, group in PRESETS.items():
+        if f".{part}" in module + ".":
+            return group
+    return next(group for group, belongs in GROUPS.items() if belongs(module, made))
+
+
+def _summary(factory: Any) -> str:
+    return (factory.__doc__ or "").strip().partition("\n")[0].rstrip(":")
+
+
+def _page(name: str, factory: Any, code: str) -> str:
+    source = f"{factory.__module__}.{factory.__name__}"
+    shown = f"![what {name} does to an update]({name}.svg)\n\n`{code}` on a gradient that fades, with noise.\n\n"
+    options = "    options:\n      heading: Signature\n      toc_label: Signature\n"
+    return f"# {name}\n\n{shown if code else ''}::: {source}\n{options}"
+
+
+def _index(pages: dict[str, list[tuple[str, str]]]) -> str:
+    lines = [
+        "# Transformations",
+        "",
+        "Every transformation by what it acts on. See [Chains and order](../guide/chains.md).",
+    ]
+    for group in ORDER:
+        lines += ["", f"## {group}", "", "| transformation | what it does |", "|---|---|"]
+        lines += [f"| [`{name}`]({name}.md) | {summary} |" for name, summary in pages.get(group, [])]
+    return "\n".join(lines) + "\n"
+
+
+# Notebooks -----------------------------------------------------------------------------------------------------------
+
+
+def _notebook(path: Path, config: MkDocsConfig) -> list[File]:
+    """A notebook as it is kept: its text, its code, its outputs."""
+    parts, files = [], []
+    for number, cell in enumerate(json.loads(path.read_text(encoding="utf-8"))["cells"]):
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            parts.append(source)
+            continue
+        parts.append(f"```python\n{source}\n```")
+        for index, output in enumerate(cell["outputs"]):
+            data = output.get("data", {})
+            if "image/png" in data:
+                name = f"{path.stem}_{number}_{index}.png"
+                content = base64.b64decode("".join(data["image/png"]))
+                files.append(File.generated(config, f"notebooks/{name}", content=content))
+                parts.append(f"![output]({name})")
+            elif text := "".join(output.get("text", data.get("text/plain", ""))):
+                parts.append(f"```text\n{text.rstrip()}\n```")
+    return [*files, File.generated(config, f"notebooks/{path.stem}.md", content="\n\n".join(parts) + "\n")]

@@ -1,0 +1,106 @@
+"""What a transformation does to an update, as a picture: the values of one gradient, and one value over forty calls."""
+
+import io
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+import optchain
+
+IN, OUT, INK = "#9aa3ad", "#0b7fab", "#7b8591"  # on white and on black
+CALLS = 40
+SHAPE = (5, 4)
+
+
+def gradients() -> list[dict[str, jax.Array]]:
+    """A steady direction that fades, and noise."""
+    rng = np.random.default_rng(4)
+    first = rng.normal(size=SHAPE) * 1.2
+    return [
+        {
+            "kernel": jnp.asarray(first * 0.95**call + 0.3 * rng.normal(size=SHAPE), jnp.float32),
+            "bias": jnp.asarray(rng.normal(size=SHAPE[1:]), jnp.float32),
+        }
+        for call in range(CALLS)
+    ]
+
+
+def draw(tx: optchain.Transformation, code: str) -> str:
+    """The picture as SVG with a transparent background."""
+    projects = tx.kind == "parameter" and tx.projects
+    before, after = _projected(tx) if projects else _updates(tx)
+    figure = Figure((7.6, 3.0), layout="constrained")
+    FigureCanvasSVG(figure)
+    figure.patch.set_alpha(0)
+    values, calls = figure.subplots(1, 2, width_ratios=(1, 1.35))
+    names = ("parameter before", "after") if projects else ("gradient in", "update out")
+    order = np.argsort(before[0])
+    entry = int(order[-2])
+    values.bar(np.arange(order.size), before[0][order], color=IN, width=0.75)
+    _own_scale(values, before, after).plot(after[0][order], "o", color=OUT, markersize=4.5)
+    _finish(values, "the first call: each value of a kernel, sorted")
+    values.set_xticks([])
+    (incoming,) = calls.plot(before[:, entry], color=IN, linewidth=2.2)
+    (outgoing,) = _own_scale(calls, before, after).plot(
+        after[:, entry], color=OUT, linewidth=1.8, marker=".", markersize=4
+    )
+    _finish(calls, "one value, forty calls")
+    figure.legend(
+        [incoming, outgoing], names, loc="outside lower center", ncols=2, frameon=False, fontsize=8, labelcolor=INK
+    )
+    out = io.StringIO()
+    figure.savefig(out, format="svg", metadata={"Date": None, "Title": code})
+    return out.getvalue()
+
+
+def _own_scale(axes: Any, before: np.ndarray, after: np.ndarray) -> Any:
+    """The same axes, or, for an update that is far smaller or larger, others with the zero at the same height."""
+    large, small = np.abs(before).max() * 1.1, np.abs(after).max() * 1.1
+    if 0.2 < small / large < 5 or small == 0:
+        return axes
+    other = axes.twinx()
+    axes.set_ylim(-large, large)
+    other.set_ylim(-small, small)
+    _finish(other, "")
+    other.spines["right"].set_visible(True)
+    other.spines["right"].set_color(OUT)
+    other.tick_params(labelsize=7, colors=OUT)
+    return other
+
+
+def _finish(axes: Any, title: str) -> None:
+    axes.set_title(title, fontsize=9, color=INK, loc="left")
+    axes.axhline(0, color=INK, linewidth=0.7)
+    axes.patch.set_alpha(0)
+    axes.tick_params(labelsize=7, colors=INK)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(INK)
+
+
+def _updates(tx: optchain.Transformation) -> tuple[np.ndarray, np.ndarray]:
+    params: Any = {"kernel": jnp.linspace(-2, 2, 20).reshape(SHAPE), "bias": jnp.ones(SHAPE[1:])}
+    state = tx.init(params)
+    step = jax.jit(tx.update)
+    seen, made = [], []
+    for grads in gradients():
+        updates, state = step(grads, state, params)
+        params = jax.tree.map(lambda p, u: p + u, params, updates)
+        seen.append(np.ravel(grads["kernel"]))
+        made.append(np.ravel(updates["kernel"]))
+    return np.stack(seen), np.stack(made)
+
+
+def _projected(tx: optchain.Transformation) -> tuple[np.ndarray, np.ndarray]:
+    """A projection of parameters that go their own way."""
+    state = tx.init(gradients()[0])
+    step = jax.jit(lambda params, state, grads: tx.apply(params, state, grads=grads))
+    seen, made = [], []
+    for params in gradients():
+        new, state = step(params, state, jax.tree.map(jnp.zeros_like, params))
+        seen.append(np.ravel(params["kernel"]))
+        made.append(np.ravel(new["kernel"]))
+    return np.stack(seen), np.stack(made)

@@ -1,0 +1,70 @@
+"""`optchain describe`."""
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from optchain.cli.arguments import AsJson, Recipe
+from optchain.cli.errors import UserError
+
+if TYPE_CHECKING:
+    from optchain.description import Description
+
+EXAMPLE = """optchain describe adamw --params '{"kernel": [784, 10], "bias": [10]}'"""
+
+
+def describe(
+    recipe: Recipe,
+    params: Annotated[
+        str,
+        typer.Option(
+            help="Of what: shapes as .json, .toml or in the line itself; .safetensors; .npz; the folder of an Orbax "
+            "checkpoint, or of a run of optchain train.",
+            metavar="SHAPES|CHECKPOINT",
+            show_default=False,
+        ),
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Shows a recipe link by link, what each keeps in the state, and the bytes of it.
+
+    No array is read or made, so that a model of any size can be described on a laptop. Where not every link acts on every
+    parameter, says which acts on which.
+
+    A shape is a list, [784, 10], which is float32, or a string with its dtype: "bfloat16[784, 10]".
+    """
+    import optchain
+    from optchain.cli import recipes
+    from optchain.cli.describe import parameters
+
+    tx, shapes = recipes.build(recipe), parameters.read(params)
+    try:
+        description = optchain.describe(tx, shapes)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{recipe} does not go with --params: {error}") from error
+    if as_json:
+        typer.echo(json.dumps(description.to_dict(), indent=1))
+    else:
+        _show(description)
+
+
+def _show(description: "Description") -> None:
+    from rich.table import Table
+
+    from optchain.cli.screen import console, say
+    from optchain.description import size
+
+    screen = console()
+    table = Table("link", "keeps")
+    table.add_column("bytes", justify="right", no_wrap=True)
+    for row in description.rows:
+        kept = "\n".join(f"{name}: {what}" for name, what in row.entries.items())
+        table.add_row("  " * row.depth + row.code, kept, size(row.bytes) if row.bytes else "")
+    screen.print(table, markup=False, highlight=False)
+    if description.groups:
+        groups = Table("parameter", "acted on by")
+        for parameter, links in description.groups.items():
+            groups.add_row(parameter, links)
+        screen.print(groups, markup=False, highlight=False)
+    say(screen, description.total)

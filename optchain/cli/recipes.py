@@ -1,0 +1,78 @@
+"""A recipe as a user names it: a config file, or a preset."""
+
+import difflib
+import json
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optchain
+from optchain.cli.errors import UserError
+from optchain.core.registry import FACTORIES
+
+PARSERS: dict[str, Callable[[str], Any]] = {".json": json.loads, ".toml": tomllib.loads}
+SHOWN = 3
+"""How many names are suggested for one that is unknown."""
+
+
+def presets() -> dict[str, Callable[..., optchain.Transformation]]:
+    """The presets that need no arguments, by the name in code: `adamw`, `torch.sgd`, `keras_adamw.nadamw`."""
+    own = {name: build for name, build in FACTORIES.items() if build.__module__.startswith("optchain.presets.")}
+    return {name.removeprefix("presets."): build for name, build in own.items() if name != "loss_scale_optimizer"}
+
+
+def build(recipe: str) -> optchain.Transformation:
+    """The transformation of a config file or of a preset with its defaults.
+
+    Raises:
+      UserError: there is no such file or preset, or what the file holds is no config.
+    """
+    if Path(recipe).suffix.lower() in PARSERS or Path(recipe).exists():
+        return optchain.from_config(read(Path(recipe), "RECIPE"))
+    known = presets()
+    if recipe not in known:
+        similar = difflib.get_close_matches(recipe, known, SHOWN, 0.5)
+        hint = f"did you mean {' or '.join(similar)}? " if similar else ""
+        raise UserError(
+            f"RECIPE {recipe}: no preset has this name, {hint}"
+            f"There are {', '.join(sorted(known))}; or give a config file whose name ends in {' or '.join(PARSERS)}"
+        )
+    return known[recipe]()
+
+
+def complete(incomplete: str) -> list[str]:
+    """The names of presets that begin so, for the shell."""
+    return [name for name in sorted(presets()) if name.startswith(incomplete)]
+
+
+def read(path: Path, option: str) -> dict[str, Any]:
+    """The config in a file, in the words of `to_config`, so that equal recipes are equal however they were written.
+
+    Raises:
+      UserError: there is no such file, it is neither JSON nor TOML, or what it holds is no config.
+    """
+    config = parsed(path, option)
+    try:
+        return optchain.to_config(optchain.from_config(config))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{option} {path}: {error}") from error
+
+
+def parsed(path: Path, option: str) -> Any:
+    """What a file of JSON or TOML holds.
+
+    Raises:
+      UserError: there is no such file, or it is neither.
+    """
+    parse = PARSERS.get(path.suffix.lower())
+    if parse is None:
+        raise UserError(f"{option} {path}: the file's name must end in {' or '.join(PARSERS)}")
+    try:
+        return parse(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{option} {path}: {error.strerror}") from error
+    except RecursionError as error:
+        raise UserError(f"{option} {path}: it is nested too deep") from error
+    except ValueError as error:
+        raise UserError(f"{option} {path}: {error}") from error

@@ -1,0 +1,44 @@
+"""What devices share inside `shard_map`, where JAX keeps track of the mesh axes over which a value varies.
+
+Inside `pmap`, and inside `shard_map` with `check_vma=False`, it keeps none: there every value counts as the same on all
+devices, and nothing can be checked.
+"""
+
+from collections.abc import Iterable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+AxisName = str | tuple[str, ...]
+
+
+def varies_over(value: jax.Array) -> frozenset[str]:
+    """The mesh axes along which devices have other values, as far as JAX knows."""
+    kind = jax.typeof(value)
+    return kind.mat.varying if hasattr(kind, "mat") else getattr(kind, "vma", frozenset())  # JAX renamed it
+
+
+def check_same(owner: str, what: str, value: jax.Array, axis_name: AxisName | None) -> None:
+    """Refuses what is decided by devices that differ; an `axis_name` of `()` says that each may decide for itself."""
+    varying = sorted(varies_over(value))
+    if varying and axis_name != ():
+        names = ", ".join(map(repr, varying))
+        argument = names if len(varying) == 1 else f"({names})"
+        raise ValueError(
+            f"{owner}: {what} differs over the devices of the axis {names}, and they would go apart. If each device has a part "
+            f"of the batch, put cross_replica_mean({argument}) first in the chain. If each has a part of the parameters, "
+            f"give {owner} axis_name={argument}. If each trains a model of its own, give axis_name=()."
+        )
+
+
+def sum_over(values: Iterable[jax.Array], axis_name: AxisName) -> jax.Array:
+    """The sum of scalars over the devices of some axes; one that is the same on all devices of an axis counts once there."""
+    axes = (axis_name,) if isinstance(axis_name, str) else axis_name
+    # JAX keeps track of an axis if it knows that the devices' own numbers vary along it.
+    tracked = [name for name in axes if name in varies_over(lax.axis_index(name))]
+    sums: dict[tuple[str, ...], jax.Array] = {}
+    for value in values:
+        split = tuple(name for name in axes if name not in tracked or name in varies_over(value))
+        sums[split] = jnp.add(sums[split], value) if split in sums else value
+    return sum(lax.psum(value, split) if split else value for split, value in sums.items())  # pyright: ignore

@@ -1,0 +1,51 @@
+"""Every recipe, in every way over eight devices, has the numbers of one: parameters and state, in float64."""
+
+import functools
+from collections.abc import Iterator
+
+import jax
+import pytest
+
+from .runs import (
+    DEVICES,
+    RECIPES,
+    WAYS,
+    Recipe,
+    batches,
+    distance,
+    on_one_device,
+    split_in_shard_map,
+    targets,
+    worst_difference,
+)
+
+TOLERANCE = 1e-10
+
+
+@pytest.fixture(autouse=True)
+def _float64() -> Iterator[None]:
+    with jax.enable_x64(True):
+        yield
+
+
+@functools.cache
+def expected(recipe: Recipe):
+    return on_one_device(recipe.make(None), batches(one_is_bad=recipe.one_batch_is_bad))
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("recipe", RECIPES, ids=str)
+def test_eight_devices_have_the_numbers_of_one(recipe, way, record_difference):
+    tx, data = recipe.make(None), batches(one_is_bad=recipe.one_batch_is_bad)
+    difference = worst_difference(WAYS[way](tx, data), expected(recipe))
+    record_difference((recipe.name, way, str(DEVICES)), difference)
+    assert difference <= TOLERANCE
+
+
+@pytest.mark.parametrize("recipe", [recipe for recipe in RECIPES if recipe.takes_axis_name], ids=str)
+def test_parameters_split_by_hand_have_the_numbers_of_one_device(recipe, record_difference):
+    data = [jax.tree.leaves(target) for target in targets()]
+    actual = split_in_shard_map(recipe.make("model"), data)
+    difference = worst_difference(actual, on_one_device(recipe.make(None), data, distance))
+    record_difference((recipe.name, "shard_map, split parameters", str(DEVICES)), difference)
+    assert difference <= TOLERANCE
