@@ -73,7 +73,7 @@ def test_every_preset_of_keras_and_torch_has_a_case():
     }
 
 
-@pytest.mark.parametrize("command", ["train", "describe", "plot", "verify", "bench"])
+@pytest.mark.parametrize("command", ["train", "describe", "plot", "verify", "bench", "convert"])
 def test_every_help_has_an_example(command: str, capsys):
     assert main([command, "--help"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
