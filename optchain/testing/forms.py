@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from optchain.core.precision import enable_x64
 from optchain.testing.steps import (
     STEPS,
     apply_step,
@@ -58,7 +59,7 @@ def both_forms_agree_in_narrow_dtypes(subject: Subject) -> None:
 
 
 def both_forms_agree_in_float64(subject: Subject) -> None:
-    with jax.enable_x64(True):
+    with enable_x64(True):
         agree(subject, (subject.tree, "float64"))
 
 
@@ -165,7 +166,7 @@ def scalars_of_the_state_are_in_the_default_float_or_int32(subject: Subject) -> 
                 raise AssertionError(f"state{name} is {leaf.dtype}, and should be int32 or {jnp.dtype(default).name}")
 
     check(subject.make().init(_no_scalars(subject, jnp.bfloat16)), jnp.float32)
-    with jax.enable_x64(True):
+    with enable_x64(True):
         check(subject.make().init(_no_scalars(subject, jnp.float32)), jnp.float64)
 
 

@@ -5,11 +5,13 @@ import importlib.util
 from typing import Any
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 
 from optchain.core.hyperparams import get_hyperparams, set_hyperparams
 from optchain.core.lookup import find_fields
+from optchain.core.precision import enable_x64
 from optchain.testing.steps import (
     STEPS,
     apply_step,
@@ -129,7 +131,7 @@ def strict_promotion_holds_in_both_forms(subject: Subject) -> None:
         return
     dtypes = ["float32", "bfloat16", *["complex64"] * (not subject.refuses_complex)]
     for dtype, x64 in [(dtype, x64) for dtype in dtypes for x64 in (False, True)]:
-        strict = [jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"), jax.enable_x64(x64)]
+        strict = [jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"), enable_x64(x64)]
         with contextlib.ExitStack() as stack:
             for context in strict:
                 stack.enter_context(context)

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 from keras.src.backend.common import dtypes as keras_dtypes
 
+from optchain.core.precision import enable_x64
 from optchain.verification.runs import Tree
 
 
@@ -24,7 +25,7 @@ def precision(dtype: str) -> Iterator[None]:
     keras.config.set_floatx(dtype)
     promotion = unittest.mock.patch.dict(keras_dtypes.BIT64_TO_BIT32_DTYPE, float64=dtype)
     try:
-        with promotion, jax.enable_x64(dtype == "float64"):
+        with promotion, enable_x64(dtype == "float64"):
             yield
     finally:
         keras.config.set_floatx(floatx)

@@ -10,11 +10,11 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import jax
 import numpy as np
 import optax
 
 import optchain
+from optchain.core.precision import enable_x64
 from optchain.verification.runs import BOUNDS, Tree, random_grads, random_params, run, run_forms, worst_error
 
 PEERS = ("Keras", "PyTorch", "Optax")
@@ -126,7 +126,7 @@ def _precision(peer: str, dtype: str) -> contextlib.AbstractContextManager[None]
         from optchain.verification.keras_peer import precision
 
         return precision(dtype)
-    return jax.enable_x64(dtype == "float64")
+    return enable_x64(dtype == "float64")
 
 
 # Keras ---------------------------------------------------------------------------------------------------------------
