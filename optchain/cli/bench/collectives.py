@@ -34,7 +34,7 @@ class Collective:
 
 
 def collectives(text: str, *, updates: bool = True) -> list[Collective]:
-    """Of `compiled.as_text()`.
+    """Of `compiled.as_text()`; what is in a loop counts once.
 
     Args:
       text: the program.

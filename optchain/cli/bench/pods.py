@@ -113,7 +113,8 @@ def _by_kind(found: list[Collective]) -> dict[str, tuple[int, float]]:
 CAPTION = """\
 parameters, state, temporary: MB a device. reduced: how many arrays are reduced over the devices, of how many gradients; what a
 compiler makes a ring of beside the product (collective-permute) or of gathered rows (an embedding) is not among them.
-of state: arrays of the state that devices tell each other. The last two columns: all that they do, scalars left out."""
+of state: arrays of the state that devices tell each other. The last two columns: all that they do, in MB, scalars left out, and
+what is in a loop counted once."""
 
 # Shown ----------------------------------------------------------------------------------------------------------------
 
@@ -150,7 +151,7 @@ def draw(path: Path, rows: list[PodRow], where: Tree) -> None:
             left += size
         panel.text(left, line, f" {left:,.0f} MB", va="center", fontsize=8)
     panel.set_yticks(
-        range(len(rows)), [f"{row.topology} ({row.devices} chips)\n{row.layout}" for row in rows], fontsize=8
+        range(len(rows)), [f"{row.topology} ({row.devices} devices)\n{row.layout}" for row in rows], fontsize=8
     )
     panel.invert_yaxis()
     panel.set_xlabel(
