@@ -134,8 +134,9 @@ class Layout:
             params, state = apply(params, state, grads=reduce(grads), keep_layout=keep, **extra)
             return keep(params), state
 
-        # On a mesh of explicit axes every operation would have to say where its result lies.
-        automatic = jax.sharding.auto_axes(laid_out, out_sharding=(self.params, self.state))
+        # On a mesh of explicit axes every operation would have to say where its result lies. (JAX 0.7 takes abstract meshes.)
+        out_sharding = jax.tree.map(lambda s: NamedSharding(s.mesh.abstract_mesh, s.spec), (self.params, self.state))
+        automatic = jax.sharding.auto_axes(laid_out, out_sharding=out_sharding)
         return lambda params, state, *, grads, **extra: automatic(params, state, grads, extra)
 
 
