@@ -66,7 +66,7 @@ def test_gates_that_see_some_of_the_parameters_keep_their_layout(way, record_dif
 
 @pytest.mark.parametrize("recipe", [recipe for recipe in RECIPES if recipe.takes_axis_name], ids=str)
 def test_parameters_split_by_hand_have_the_numbers_of_one_device(recipe, record_difference):
-    data = [jax.tree.leaves(target) for target in targets()]
+    data = targets(one_is_bad=recipe.one_batch_is_bad)
     actual = split_in_shard_map(recipe.make("model"), data)
     difference = worst_difference(actual, on_one_device(recipe.make(None), data, distance))
     record_difference((recipe.name, "shard_map, split parameters", str(DEVICES)), difference)
