@@ -88,7 +88,7 @@ class Description:
         return dataclasses.asdict(self) | {"state_bytes_per_parameter": self.state_bytes_per_parameter}
 
     def __str__(self) -> str:
-        table = [("link", "keeps", "bytes", *["a device"] * bool(self.mesh))]
+        table: list[tuple[str, ...]] = [("link", "keeps", "bytes", *["a device"] * bool(self.mesh))]
         for row in self.rows:
             kept = ", ".join(f"{name}: {what}" for name, what in row.entries.items())
             counts = [row.bytes, row.device_bytes] if self.mesh else [row.bytes]
@@ -214,7 +214,9 @@ def _lying(leaves: Sequence[LeafRow]) -> list[tuple[str, ...]]:
         shape = " × ".join(map(str, own.shape))
         lies = "; ".join(dict.fromkeys(map(_split_over, of_state))) or "-"
         alike.setdefault((re.sub(r"\d+", "*", of), shape, _split_over(own), lies), []).append(rows)
-    lines = [("parameter", "how many", "of shape", "split over", "its state over", "a device", "its state")]
+    lines: list[tuple[str, ...]] = [
+        ("parameter", "how many", "of shape", "split over", "its state over", "a device", "its state")
+    ]
     for (path, shape, split, state_split), groups in alike.items():
         bytes_of = [sum(row.device_bytes for rows in groups for row in rows if row.is_state == flag) for flag in (0, 1)]
         shown = groups[0][0].of if len(groups) == 1 else path

@@ -130,12 +130,13 @@ class Layout:
         reduce, keep = Placement(self.gradients), Placement(self.params)
 
         def laid_out(params: Tree, state: State, grads: Tree, extra: dict[str, Any]) -> tuple[Tree, State]:
-            # A sum over devices of which each wants a part is a reduce-scatter, where it wants it all an all-reduce.
+            # Where each device wants a part of a sum, compilers can make it by a reduce-scatter in place of an all-reduce.
             params, state = apply(params, state, grads=reduce(grads), keep_layout=keep, **extra)
             return keep(params), state
 
-        # On a mesh of explicit axes every operation would have to say where its result lies.
-        automatic = jax.sharding.auto_axes(laid_out, out_sharding=(self.params, self.state))
+        # On a mesh of explicit axes every operation would have to say where its result lies. (JAX 0.7 takes abstract meshes.)
+        out_sharding = jax.tree.map(lambda s: NamedSharding(s.mesh.abstract_mesh, s.spec), (self.params, self.state))
+        automatic: Any = jax.sharding.auto_axes(laid_out, out_sharding=out_sharding)
         return lambda params, state, *, grads, **extra: automatic(params, state, grads, extra)
 
 

@@ -41,8 +41,12 @@ def batches(*, one_is_bad: bool) -> list[tuple[np.ndarray, np.ndarray]]:
     return made
 
 
-def targets() -> list[Tree]:
-    return [params_of(seed) for seed in range(2, 2 + STEPS)]
+def targets(*, one_is_bad: bool) -> list[list[np.ndarray]]:
+    """Leaves like the parameters', for losses that need no batch."""
+    made = [jax.tree.leaves(params_of(seed)) for seed in range(2, 2 + STEPS)]
+    if one_is_bad:
+        made[BAD_BATCH][1][3] = np.nan  # in the rows of the hidden kernel that one device has
+    return made
 
 
 # Recipes --------------------------------------------------------------------------------------------------------------

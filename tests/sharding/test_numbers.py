@@ -6,6 +6,8 @@ from collections.abc import Iterator
 import jax
 import pytest
 
+import optchain as oc
+
 from .runs import (
     DEVICES,
     RECIPES,
@@ -42,9 +44,29 @@ def test_eight_devices_have_the_numbers_of_one(recipe, way, record_difference):
     assert difference <= TOLERANCE
 
 
+GROUPS = Recipe(
+    "groups with gates of their own, one frozen",
+    lambda axis: oc.freeze(
+        oc.multi_optimizer(
+            ("kernels", oc.matching("kernel"), oc.adamw(0.1, gradient_accumulation_steps=2, use_ema=True)),
+            default=oc.skip_nonfinite(oc.sgd(0.1, 0.9)),
+        ),
+        oc.matching("scale"),
+    ),
+)
+
+
+@pytest.mark.parametrize("way", ["jit, data-parallel, ZeRO-1, explicit axes", "jit, tensor-parallel, ZeRO-1"])
+def test_gates_that_see_some_of_the_parameters_keep_their_layout(way, record_difference):
+    data = batches(one_is_bad=False)
+    difference = worst_difference(WAYS[way](GROUPS.make(None), data), expected(GROUPS))
+    record_difference((GROUPS.name, way, str(DEVICES)), difference)
+    assert difference <= TOLERANCE
+
+
 @pytest.mark.parametrize("recipe", [recipe for recipe in RECIPES if recipe.takes_axis_name], ids=str)
 def test_parameters_split_by_hand_have_the_numbers_of_one_device(recipe, record_difference):
-    data = [jax.tree.leaves(target) for target in targets()]
+    data = targets(one_is_bad=recipe.one_batch_is_bad)
     actual = split_in_shard_map(recipe.make("model"), data)
     difference = worst_difference(actual, on_one_device(recipe.make(None), data, distance))
     record_difference((recipe.name, "shard_map, split parameters", str(DEVICES)), difference)

@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import math
 import re
-from typing import Any
+from typing import TypeAlias
 
 from optchain.cli.bench.traffic import Instruction, arrays, branches, called, nbytes, parse
 
@@ -12,6 +12,10 @@ KINDS = ("all-reduce", "reduce-scatter", "all-gather", "all-to-all", "collective
 _CHANNEL = re.compile(r"channel_id=(\d+)")
 _SCATTERED = re.compile(r"all-reduce-scatter")
 """A TPU's fusion of an all-reduce with the slice of it that a device wants: a reduce-scatter."""
+
+
+Found: TypeAlias = collections.Counter[tuple[str, str, tuple[int, ...]]]
+"""Kind, dtype and shape to how many."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +47,8 @@ def collectives(text: str, *, updates: bool = True) -> list[Collective]:
     computations, entry = parse(text)
     seen: set[str] = set()
 
-    def total(name: str) -> collections.Counter[tuple[Any, ...]]:
-        found: collections.Counter[tuple[Any, ...]] = collections.Counter()
+    def total(name: str) -> Found:
+        found: Found = collections.Counter()
         for instruction in computations.get(name, {}).values():
             found += own(instruction, name)
             below = [total(branch) for branch in branches(instruction)]
@@ -54,7 +58,7 @@ def collectives(text: str, *, updates: bool = True) -> list[Collective]:
                 found += total(inner)
         return found
 
-    def own(instruction: Instruction, place: str) -> collections.Counter[tuple[Any, ...]]:
+    def own(instruction: Instruction, place: str) -> Found:
         kind = instruction.opcode.removesuffix("-start")
         channel = _CHANNEL.search(instruction.line)
         if kind not in KINDS or (channel and channel[1] in seen):
@@ -64,16 +68,16 @@ def collectives(text: str, *, updates: bool = True) -> list[Collective]:
         kind = "reduce-scatter" if _SCATTERED.search(place) else kind
         whole = list(arrays(instruction.type))
         if kind == "reduce-scatter" and instruction.opcode.startswith("reduce"):
-            whole = [array for name in instruction.operands for array in _type_of(name, place)]
+            whole = [array for name in instruction.operands for array in type_of(name, place)]
         elif instruction.opcode.endswith("-start") and kind == "all-gather":
             whole = whole[len(whole) // 2 :]  # a pair of what goes in and what comes out
         return collections.Counter((kind, dtype, _lengths(shape)) for dtype, shape, _ in whole)
 
-    def _type_of(name: str, place: str) -> list[tuple[str, str, str]]:
+    def type_of(name: str, place: str) -> list[tuple[str, str, str]]:
         operand = computations[place].get(name)
         return list(arrays(operand.type)) if operand else []
 
-    return [Collective(*key, count) for key, count in sorted(total(entry).items())]
+    return [Collective(kind, dtype, shape, count) for (kind, dtype, shape), count in sorted(total(entry).items())]
 
 
 def _lengths(shape: str) -> tuple[int, ...]:

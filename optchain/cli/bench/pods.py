@@ -72,7 +72,8 @@ def compile_step(topology: str, layout: str, layers: int, width: int, vocabulary
     state = jax.tree.map(_struct, jax.eval_shape(tx.init, shapes), state_shardings(tx, params, mesh, axis=axis))
     tokens = jax.ShapeDtypeStruct((len(devices), length + 1), jnp.int32, sharding=rows)
     began = time.process_time()
-    compiled = make_step(pod_model.loss_fn, tx, mesh=mesh, axis=axis).lower(params, state, tokens).compile()
+    step: Any = make_step(pod_model.loss_fn, tx, mesh=mesh, axis=axis)
+    compiled = step.lower(params, state, tokens).compile()
     seconds = time.process_time() - began
     memory, text = compiled.memory_analysis(), compiled.as_text() or ""
     assert memory is not None, "the TPU's compiler has one"
