@@ -1,10 +1,12 @@
 """One version, told everywhere; one list of checks, told in the documentation."""
 
+import importlib.util
 import re
 import tomllib
 from pathlib import Path
 
 import optchain
+from optchain.core.registry import FACTORIES
 
 ROOT = Path(__file__).parents[1]
 
@@ -30,3 +32,13 @@ def test_the_dependencies_have_lower_bounds():
         *(name for extra in project["optional-dependencies"].values() for name in extra),
     ]
     assert [name for name in listed if ">=" not in name and not name.startswith("optchain[")] == []
+
+
+def test_every_picture_of_the_site_is_of_a_transformation_that_can_be_built():
+    path = ROOT / "docs" / "hooks" / "examples.py"
+    spec = importlib.util.spec_from_file_location("examples", path)
+    examples = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(examples)
+    assert {*examples.CALLS, *examples.NO_PICTURE} <= FACTORIES.keys()
+    for code in examples.CALLS.values():
+        assert isinstance(eval(f"optchain.{code}"), optchain.Transformation)

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import matplotlib
 import numpy as np
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
@@ -33,7 +34,8 @@ def draw(tx: optchain.Transformation, code: str) -> str:
     """The picture as SVG with a transparent background."""
     projects = tx.kind == "parameter" and tx.projects
     before, after = _projected(tx) if projects else _updates(tx)
-    figure = Figure((7.6, 3.0), layout="constrained")
+    figure = Figure((7.6, 3.0))
+    figure.subplots_adjust(left=0.05, right=0.93, top=0.92, bottom=0.17, wspace=0.28)
     FigureCanvasSVG(figure)
     figure.patch.set_alpha(0)
     values, calls = figure.subplots(1, 2, width_ratios=(1, 1.35))
@@ -49,11 +51,10 @@ def draw(tx: optchain.Transformation, code: str) -> str:
         after[:, entry], color=OUT, linewidth=1.8, marker=".", markersize=4
     )
     _finish(calls, "one value, forty calls")
-    figure.legend(
-        [incoming, outgoing], names, loc="outside lower center", ncols=2, frameon=False, fontsize=8, labelcolor=INK
-    )
+    figure.legend([incoming, outgoing], names, loc="lower center", ncols=2, frameon=False, fontsize=8, labelcolor=INK)
     out = io.StringIO()
-    figure.savefig(out, format="svg", metadata={"Date": None, "Title": code})
+    with matplotlib.rc_context({"svg.fonttype": "none", "font.family": "sans-serif"}):
+        figure.savefig(out, format="svg", metadata={"Date": None, "Title": code})
     return out.getvalue()
 
 

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import jax
 import numpy as np
 import optax
 
@@ -233,6 +234,11 @@ def _optax_cases() -> Iterator[Case]:
     def decayed(*before: Any) -> optchain.Transformation:
         return adam(*before, after=(optchain.decay_weights(0.1),))
 
+    def multi_steps(params: Tree) -> optax.GradientTransformation:
+        dtype = jax.tree.leaves(params)[0].dtype  # Optax accumulates in float32 unless it is told
+        tx = optax.MultiSteps(optax.adamw(0.01, weight_decay=0.1), 4, accumulator_dtype=dtype)
+        return tx.gradient_transformation()
+
     yield case("adam", "defaults", adam, lambda: optax.adam(0.01))
     yield case("adamw", "decay", decayed, lambda: optax.adamw(0.01, weight_decay=0.1))
     yield case("adamw", "clip, decay", lambda: decayed(optchain.clip_by_global_norm(1.0)), clipped)
@@ -242,9 +248,10 @@ def _optax_cases() -> Iterator[Case]:
         lambda: optchain.sgd(0.01, 0.9, nesterov=True),
         lambda: optax.sgd(0.01, momentum=0.9, nesterov=True),
     )
-    yield case(
+    yield Case(
+        "Optax",
         "MultiSteps",
         "4 calls an update",
         lambda: optchain.accumulate(decayed(), 4),
-        lambda: optax.MultiSteps(optax.adamw(0.01, weight_decay=0.1), 4).gradient_transformation(),
+        lambda params, grads: run(multi_steps(params), params, grads)[0],
     )

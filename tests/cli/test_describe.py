@@ -101,3 +101,13 @@ def test_a_pattern_that_finds_no_parameter_is_told(tmp_path, capsys):
     file = tmp_path / "recipe.json"
     file.write_text(json.dumps(optchain.to_config(optchain.adamw(exclude_from_weight_decay=["gamma"]))))
     assert "gamma" in refused(capsys, str(file), "--params", SHAPES)
+
+
+def test_the_shell_completes_the_names_of_presets(monkeypatch, capsys):
+    monkeypatch.setenv("_OPTCHAIN_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", "optchain describe keras_adamw.")
+    monkeypatch.setenv("COMP_CWORD", "2")
+    with pytest.raises(SystemExit) as ended:
+        main([])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.split() == ["keras_adamw.adamw", "keras_adamw.nadamw", "keras_adamw.sgdw"]
