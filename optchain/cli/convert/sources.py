@@ -108,6 +108,10 @@ def _keras(source: Path, tx: optchain.Transformation, names: Names, hyperparams:
     from optchain.interop import keras as interop
     from optchain.interop.keras.sources import ALIASES, source_of
 
+    if names is None and source.suffix.lower() == ".h5":
+        raise UserError(
+            f"--names FILE: {source} has weights alone: give a table of the paths here to its own, in their order"
+        )
     with source_of(source) as found:
         shapes = {entry.path: _shape(entry.shape) for entry in found.entries()}
     table = names or {_renamed(name, ALIASES): name for name in shapes}
@@ -116,7 +120,9 @@ def _keras(source: Path, tx: optchain.Transformation, names: Names, hyperparams:
         raise UserError(f"{source} has no {', '.join(missing)}; it has {', '.join(shapes)}")
     like = nested({path: shapes[name] for path, name in table.items()})
     params = interop.load_params(like, source, table)
-    state = interop.load_state(tx, params, source, table, hyperparams=hyperparams)
+    # A file of weights alone does not know the order of its optimizer's variables: the table has it.
+    order = list(table) if source.suffix.lower() == ".h5" else table
+    state = interop.load_state(tx, params, source, order, hyperparams=hyperparams)
     rows = [Row(path, "new" if "metrics" in path else "restored") for path in by_names(state)]
     return Run(params, state, _with_params(params, Report(tuple(rows), hyperparams)))
 
