@@ -94,10 +94,11 @@ def _torch(source: Path, tx: optchain.Transformation, names: Names, hyperparams:
     if missing:
         raise UserError(f"{source} has no {', '.join(missing)}; it has {', '.join(held.model)}")
     model = {name: held.model[name] for name in names.values()}
-    theirs = nested({path: _shape(model[name].shape) for path, name in names.items()})
-    axes = layouts(theirs, None)
+    theirs = {path: _shape(model[name].shape, model[name].dtype) for path, name in names.items()}
+    axes = layouts(nested(theirs), None)
     ours = {
-        path: _shape([model[name].shape[axis] for axis in axes[tuple(path.split("/"))]]) for path, name in names.items()
+        path: _shape([like.shape[axis] for axis in axes[tuple(path.split("/"))]], like.dtype)
+        for path, like in theirs.items()
     }
     params = interop.load_params(nested(ours), model, names)
     state, report = interop.load_with_report(tx, params, held.optimizer, names, hyperparams=hyperparams, step=step)
@@ -157,8 +158,8 @@ def _with_params(params: Any, report: Report) -> Report:
     return Report((*rows, *report.rows), report.hyperparams)
 
 
-def _shape(shape: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(tuple(shape), jnp.float32)
+def _shape(shape: Any, dtype: Any = "float32") -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(str(dtype).removeprefix("torch.")))
 
 
 def _renamed(name: str, aliases: Mapping[str, str]) -> str:
