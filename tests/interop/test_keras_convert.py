@@ -11,6 +11,8 @@ import optchain
 from optchain.cli import main
 from optchain.interop import orbax
 
+from .helpers import assert_same
+
 # Keras's own: how it turns a variable into an array when it saves one.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
@@ -44,6 +46,19 @@ def test_a_run_of_keras_becomes_a_checkpoint_of_ours_and_comes_back(arguments, f
         np.testing.assert_array_equal(a, b)
     for a, b in zip(back.trainable_variables, there.trainable_variables, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_a_file_of_weights_alone_needs_a_recipe_and_the_names_in_its_optimizers_order(files, capsys):
+    keras.models.load_model("run.keras").save_weights("run.weights.h5")
+    names = {"head/kernel": "layers/dense/vars/0", "head/bias": "layers/dense/vars/1"}
+    Path("names.json").write_text(json.dumps(names))
+    arguments = ["convert", "run.weights.h5", "--to", "orbax", "--recipe", "recipe.json"]
+    assert main([*arguments, "--out", "run", "--names", "names.json"]) == 0
+    assert main(["convert", "run.keras", "--to", "orbax", "--out", "other", "--recipe", "recipe.json"]) == 0
+    a, b = orbax.read("run"), orbax.read("other")
+    assert_same(a, b)
+    assert main([*arguments, "--out", "again"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_a_run_of_another_recipe_is_refused_in_one_line(files, capsys):

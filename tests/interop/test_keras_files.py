@@ -233,6 +233,14 @@ def a_group(file: h5py.File) -> None:
     file.create_group("optimizer/vars/2")
 
 
+def a_model_in_itself(file: h5py.File) -> None:
+    """Groups that contain themselves, in a model whose layers have no names: the walk through it must end."""
+    for name in "abcdefgh":
+        file[f"layers/dense/{name}"] = file["layers"]
+    del file["optimizer"]
+    file["layers/conv2d/vars/2"] = np.zeros(1)
+
+
 def config_with(**changed: Any) -> Callable[[Path, Path], Path]:
     def write(run: Path, path: Path) -> Path:
         contents = members(run / "run.keras")
@@ -316,6 +324,7 @@ BAD: dict[str, tuple[str, Callable[[Path, Path], Path], str]] = {
         changed(lambda file: replaced(file, shape=(3, 3, 1, 4), dtype="f4", external="/etc/passwd")),
         "must lie within the file as plain numbers",
     ),
+    "a model in itself": ("bad.keras", changed(a_model_in_itself), "is too deep or too large to be a model"),
     "a variable too few": (
         "bad.keras",
         changed(lambda file: file.__delitem__("optimizer/vars/13")),

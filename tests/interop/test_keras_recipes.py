@@ -127,18 +127,18 @@ def test_a_rate_that_is_code_stays_the_same_code() -> None:
 
 
 def test_states_that_do_not_fit_say_what_differs() -> None:
-    optimizer, trained = the_optimizer("Adam")  # with a window of 2
+    optimizer, trained = the_optimizer("Adam")  # with a window of 3
     params = as_tree(trained)
 
     def load(tx: optchain.Transformation, source: Any = optimizer, **given: Any) -> Any:
         return load_state(tx, params, source, **given)
 
     with pytest.raises(ValueError, match=r"tx is an optimizer of the class Nadam, that of the Adam 'adam.*' is Adam"):
-        load(optchain.nadam(gradient_accumulation_steps=2))
-    with pytest.raises(ValueError, match=r"gradient_accumulation_steps is 1 in tx, and 2 in the Adam"):
+        load(optchain.nadam(gradient_accumulation_steps=3))
+    with pytest.raises(ValueError, match=r"gradient_accumulation_steps is 1 in tx, and 3 in the Adam"):
         load(optchain.adam())
     with pytest.raises(ValueError, match=r"tx keeps .*velocity_hat.*, and the Adam .* build tx with from_keras"):
-        load(optchain.adam(gradient_accumulation_steps=2, amsgrad=True))
+        load(optchain.adam(gradient_accumulation_steps=3, amsgrad=True))
     with pytest.raises(ValueError, match=r"tx must be one of Keras's presets"):
         load(CHAIN)
     with pytest.raises(ValueError, match=r"must be built"):

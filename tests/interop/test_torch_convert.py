@@ -159,6 +159,18 @@ def test_a_mistake_is_one_line_and_nothing_is_written(change, arguments, said, f
     assert not Path("was_here").exists()
 
 
+def test_narrow_parameters_stay_narrow_and_their_moments_become_wide(files):
+    saved = torch.load("run.pt", weights_only=True)
+    saved["model"] = {name: tensor.to(torch.bfloat16) for name, tensor in saved["model"].items()}
+    for slot in saved["optimizer"]["state"].values():
+        slot["exp_avg"] = slot["exp_avg"].to(torch.bfloat16)
+    torch.save(saved, "narrow.pt")
+    assert run("narrow.pt", "--to", "orbax", "--out", "run", *described()) == 0
+    held = orbax.read("run")
+    assert held["params"]["dense"]["kernel"].dtype == jnp.bfloat16
+    assert held["state"]["scale_by_adam"]["mu"]["dense"]["kernel"].dtype == np.float32
+
+
 def test_a_source_that_does_not_say_its_recipe_needs_one(files, capsys):
     said = refused(capsys, "run.pt", "--to", "orbax", "--out", "run", "--names", "names.json")
     assert "--recipe FILE: run.pt does not say which optimizer it is of" in said

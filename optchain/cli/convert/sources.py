@@ -94,10 +94,11 @@ def _torch(source: Path, tx: optchain.Transformation, names: Names, hyperparams:
     if missing:
         raise UserError(f"{source} has no {', '.join(missing)}; it has {', '.join(held.model)}")
     model = {name: held.model[name] for name in names.values()}
-    theirs = nested({path: _shape(model[name].shape) for path, name in names.items()})
-    axes = layouts(theirs, None)
+    theirs = {path: _shape(model[name].shape, model[name].dtype) for path, name in names.items()}
+    axes = layouts(nested(theirs), None)
     ours = {
-        path: _shape([model[name].shape[axis] for axis in axes[tuple(path.split("/"))]]) for path, name in names.items()
+        path: _shape([like.shape[axis] for axis in axes[tuple(path.split("/"))]], like.dtype)
+        for path, like in theirs.items()
     }
     params = interop.load_params(nested(ours), model, names)
     state, report = interop.load_with_report(tx, params, held.optimizer, names, hyperparams=hyperparams, step=step)
@@ -108,6 +109,10 @@ def _keras(source: Path, tx: optchain.Transformation, names: Names, hyperparams:
     from optchain.interop import keras as interop
     from optchain.interop.keras.sources import ALIASES, source_of
 
+    if names is None and source.suffix.lower() == ".h5":
+        raise UserError(
+            f"--names FILE: {source} has weights alone: give a table of the paths here to its own, in their order"
+        )
     with source_of(source) as found:
         shapes = {entry.path: _shape(entry.shape) for entry in found.entries()}
     table = names or {_renamed(name, ALIASES): name for name in shapes}
@@ -116,7 +121,9 @@ def _keras(source: Path, tx: optchain.Transformation, names: Names, hyperparams:
         raise UserError(f"{source} has no {', '.join(missing)}; it has {', '.join(shapes)}")
     like = nested({path: shapes[name] for path, name in table.items()})
     params = interop.load_params(like, source, table)
-    state = interop.load_state(tx, params, source, table, hyperparams=hyperparams)
+    # A file of weights alone does not know the order of its optimizer's variables: the table has it.
+    order = list(table) if source.suffix.lower() == ".h5" else table
+    state = interop.load_state(tx, params, source, order, hyperparams=hyperparams)
     rows = [Row(path, "new" if "metrics" in path else "restored") for path in by_names(state)]
     return Run(params, state, _with_params(params, Report(tuple(rows), hyperparams)))
 
@@ -151,8 +158,8 @@ def _with_params(params: Any, report: Report) -> Report:
     return Report((*rows, *report.rows), report.hyperparams)
 
 
-def _shape(shape: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(tuple(shape), jnp.float32)
+def _shape(shape: Any, dtype: Any = "float32") -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(str(dtype).removeprefix("torch.")))
 
 
 def _renamed(name: str, aliases: Mapping[str, str]) -> str:

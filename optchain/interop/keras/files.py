@@ -19,7 +19,7 @@ import numpy as np
 CONFIG, WEIGHTS = "config.json", "model.weights.h5"
 MAX_CONFIG = 2**26  # bytes
 MAX_DEPTH = 32
-MAX_VARIABLES = 100_000
+MAX_VARIABLES = MAX_GROUPS = 100_000
 BFLOAT16 = jnp.dtype(jnp.bfloat16)
 
 
@@ -39,9 +39,6 @@ class Dataset:
             raise ValueError(f"{self.where} must hold numbers; its dtype is {dtype}")
         return np.asarray(self.dataset[()])
 
-    def write(self, value: np.ndarray) -> None:
-        raise TypeError(f"{self.where} is read only: save into a live optimizer, and save the model")
-
 
 class Weights:
     """The variables of an open HDF5 file."""
@@ -60,28 +57,26 @@ class Weights:
 
     def places(self, root: str = "layers") -> list[str]:
         """All places below a root that have variables, in the order of their names."""
-        found: list[str] = []
-
-        def visit(group: Any, place: str, depth: int) -> None:
-            if depth > MAX_DEPTH or len(found) > MAX_VARIABLES or len(group) > MAX_VARIABLES:
-                raise ValueError(f"{self.what}: {place} is too deep or too large to be a model")
-            for name in sorted(group):
-                child = self._child(group, name)
-                if name == "vars" and hasattr(child, "keys") and len(child):
-                    found.append(place)
-                elif hasattr(child, "keys"):
-                    visit(child, f"{place}/{name}", depth + 1)
-
-        top = self._group(root)
-        if top is not None:
-            visit(top, root, 0)
+        found, waiting, visited = list[str](), [(root, self._group(root))], 0
+        while waiting:
+            place, group = waiting.pop()
+            visited += 1
+            # A group may contain itself: what is too deep or too large to be a model ends here.
+            if visited > MAX_GROUPS or place.count("/") > MAX_DEPTH:
+                raise ValueError(f"{self.what}: what is in {root} is too deep or too large to be a model")
+            names = sorted((name for name in group or () if isinstance(name, str)), reverse=True)
+            children = {name: self._child(group, name) for name in names}
+            groups = {name: child for name, child in children.items() if isinstance(child, _h5py().Group)}
+            if len(groups.pop("vars", ())):
+                found.append(place)
+            waiting += [(f"{place}/{name}", child) for name, child in groups.items()]
         return found
 
     def _group(self, place: str) -> Any:
         group = self.file
         for name in place.split("/"):
             group = self._child(group, name)
-            if group is None or not hasattr(group, "keys"):
+            if not isinstance(group, _h5py().Group):
                 return None
         return group
 
@@ -97,7 +92,7 @@ class Weights:
 
     def _dataset(self, group: Any, place: str, name: str) -> Dataset:
         found, where = self._child(group, name), f"{self.what}: {place}/{name}"
-        if found is None or not hasattr(found, "dtype") or hasattr(found, "keys"):
+        if not isinstance(found, _h5py().Dataset):
             raise ValueError(f"{where} must be a dataset: this is no file of Keras's")
         if found.external or found.is_virtual or found.chunks is not None:
             raise ValueError(f"{where} must lie within the file as plain numbers, as Keras writes it: refused")

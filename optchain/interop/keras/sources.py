@@ -25,8 +25,6 @@ class Variable(Protocol):
 
     def read(self) -> np.ndarray: ...
 
-    def write(self, value: np.ndarray) -> None: ...
-
 
 @dataclasses.dataclass(frozen=True)
 class Live:
@@ -43,7 +41,7 @@ class Live:
 
         return np.asarray(keras.ops.convert_to_numpy(self.variable.value))
 
-    def write(self, value: np.ndarray) -> None:
+    def assign(self, value: np.ndarray) -> None:
         self.variable.assign(value.astype(jnp.dtype(str(self.variable.dtype))))
 
 

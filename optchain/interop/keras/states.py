@@ -100,13 +100,12 @@ def save_state(
     shapes = jax.eval_shape(tx.init, params)
     trees.check_match("state", state, "the states of tx", shapes)
     plan.check_unchanged(tx, state)
-    made = _calls(tx, state, calls)
     planned = plan.planned(tx, shapes, params, sources.of_live(target), mapping, same_rate=True)
-    empty = made % layout.window_length(tx) == 0
-    values = [_value(cell, state, made, empty) for cell, _ in planned]
+    values = _values([cell for cell, _ in planned], state, _calls(tx, state, calls), layout.window_length(tx))
     for (_, variable), value in zip(planned, values, strict=True):
         if value is not None:
-            variable.write(value)
+            assert isinstance(variable, sources.Live)
+            variable.assign(value)
 
 
 # From variables to a state --------------------------------------------------------------------------------------------
@@ -163,34 +162,33 @@ def _with_scalar(state: State, place: layout.Place, value: Any) -> State:
 # From a state to variables --------------------------------------------------------------------------------------------
 
 
-def _value(cell: Cell, state: State, calls: int, empty: bool) -> np.ndarray | None:
-    """What a variable of Keras's is to be; None where Keras does not look at it."""
-    if cell.slot == "iteration":
-        return np.asarray(calls)
-    if (
-        cell.slot == "gradient_accumulator" and empty
-    ):  # ours starts from zero when a window begins, Keras's when it ends
-        return np.zeros(cell.shape)
-    if cell.place is None:
-        return None
-    return cell.sign * np.asarray(jax.tree.leaves(layout.entry(state, cell.place))[cell.leaf or 0])
+def _values(cells: list[Cell], state: State, calls: int, window: int) -> list[np.ndarray | None]:
+    """What the variables of Keras's are to be; None where Keras does not look at them."""
+    leaves = {cell.place: jax.tree.leaves(layout.entry(state, cell.place)) for cell in cells if cell.place is not None}
+
+    def value(cell: Cell) -> np.ndarray | None:
+        if cell.slot == "iteration":
+            return np.asarray(calls)
+        if cell.slot == "gradient_accumulator" and calls % window == 0:
+            return np.zeros(cell.shape)  # ours starts from zero when a window begins, Keras's when it ends
+        return None if cell.place is None else cell.sign * np.asarray(leaves[cell.place][cell.leaf or 0])
+
+    return list(map(value, cells))
 
 
 def _calls(tx: Transformation, state: State, given: int | None) -> int:
     """How many calls were made, by all counts in the state, which must agree."""
     found, window = layout.counts(tx, state), layout.window_length(tx)
     calls, updates = ({int(layout.entry(state, place)) for place in places} for places in (found.calls, found.updates))
-    held, weight = (
-        (0, 0.0)
-        if found.window is None
-        else (f(layout.entry(state, found.window)[n]) for f, n in ((int, "count"), (float, "weight")))
-    )
+    accumulator = {"count": 0, "weight": 0} if found.window is None else layout.entry(state, found.window)
+    held, weight = int(accumulator["count"]), float(accumulator["weight"])
     if held and weight != held:
         raise ValueError(
             f"the accumulator holds {held} gradients of weight {weight} together; Keras's have weight 1 each: "
             "save at the end of a window"
         )
-    said = calls | ({given} if given is not None else set()) or {update * window + held for update in updates} or {held}
+    said = calls | {number for number in [given] if number is not None}
+    said = said or {update * window + held for update in updates} or {held}
     made = min(said)
     if len(said) > 1 or updates - {made // window} or made % window != held:
         raise ValueError(
