@@ -25,7 +25,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "Adafactor": ("Adafactor", {"learning_rate": 0.1}),
     "Adafactor, decay": ("Adafactor", {"learning_rate": 0.1, **SHARED}),
     "Adagrad": ("Adagrad", {"learning_rate": 0.1, "clipnorm": 1.0}),
-    "Adam": ("Adam", {"learning_rate": 0.1, "gradient_accumulation_steps": 3}),
+    "Adam": ("Adam", {"learning_rate": 0.1, "gradient_accumulation_steps": 3, "name": "accumulate"}),
     "Adam, AMSGrad": ("Adam", {"learning_rate": 0.1, "amsgrad": True}),
     "AdamW": ("AdamW", {"learning_rate": 0.1, "gradient_accumulation_steps": 3, **SHARED}),
     "Adamax": ("Adamax", {"learning_rate": 0.1}),

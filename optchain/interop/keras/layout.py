@@ -102,6 +102,11 @@ class Node(NamedTuple):
     place: Place
     state: State
 
+    @property
+    def rule(self) -> str:
+        """What built the link. (Its name may be any that the user gave the preset.)"""
+        return self.link.registered_name if self.link.is_registered else ""
+
 
 def walk(tx: Transformation, state: State, place: Place = ()) -> Iterator[Node]:
     """All links that a preset is made of, and that have a state, each with it."""
@@ -116,7 +121,7 @@ def slots(tx: Transformation, state: State) -> list[list[Slot]]:
     """The blocks of variables that Keras keeps for this preset, in its order."""
     inner = tx.config["inner"] if tx.registered_name == LOSS_SCALE else tx
     blocks = [(_AVERAGE,), (_ACCUMULATOR,), *RULES[keras_class(inner)]]
-    found = {(node.link.name, field) for node in walk(tx, state) for field in node.state}
+    found = {(node.rule, field) for node in walk(tx, state) for field in node.state}
     return [list(block) for block in blocks if (block[0].link, block[0].field) in found]
 
 
@@ -132,7 +137,7 @@ def cells(
       order: their positions in the order of Keras's.
       has_rate: whether Keras's learning rate is a variable.
     """
-    nodes = {node.link.name: node for node in walk(tx, state)}
+    nodes = {node.rule: node for node in walk(tx, state)}
     made: list[Cell] = []
     if tx.registered_name == LOSS_SCALE:
         unused = [Cell("unused iteration", (), None), Cell("unused learning_rate", (), None)]
@@ -202,9 +207,9 @@ class Counts(NamedTuple):
 
 def counts(tx: Transformation, state: State) -> Counts:
     """The places of all counts that Keras's one count of calls says."""
-    found = Counts([], [], next((n.place for n in walk(tx, state) if n.link.name == "accumulate"), None))
+    found = Counts([], [], next((n.place for n in walk(tx, state) if n.rule == "accumulate"), None))
     for node in walk(tx, state):
-        if "count" not in node.state or node.link.name == "clip_by_global_norm" or node.place == found.window:
+        if "count" not in node.state or node.rule == "clip_by_global_norm" or node.place == found.window:
             continue
         within = found.window is not None and node.place[: len(found.window)] == found.window
         (found.updates if within else found.calls).append((*node.place, "count"))
