@@ -1,6 +1,6 @@
 """What a recipe's hyperparameters are over a run, from its schedules alone: nothing is trained."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -35,9 +35,10 @@ def _updates(link: Transformation, calls: Calls) -> Calls:
     """What a link within counts: of `accumulate` the updates, which a window of calls makes."""
     if not link.is_registered or link.registered_name != "accumulate":
         return calls
-    window: Any = link.config["steps"]
-    if not callable(window):
-        return calls // window
+    steps = link.config["steps"]
+    if isinstance(steps, int):
+        return calls // steps
+    window: Callable[[int], Any] = steps
     ends, updates = [0], 0
     while ends[-1] <= calls.max(initial=0):
         ends.append(ends[-1] + max(round(float(window(updates))), 1))
