@@ -10,6 +10,7 @@ from optchain.core.metrics import metrics
 from optchain.core.optax_link import as_transformation
 from optchain.core.transformation import State
 from optchain.core.trees import Tree
+from optchain.embedding import value_and_grad
 from optchain.transforms.loss_scale import scale_loss
 
 Step = Callable[..., tuple[Tree, State, dict[str, Any]]]
@@ -20,7 +21,7 @@ def make_step(loss_fn: Callable[..., Any], tx: optax.GradientTransformation, *, 
 
     The parameters and the state are donated and updated in place: go on with what the step returns, the arrays that went
     in are gone. The loss is scaled by the loss scales in the state before the gradient is taken, and handed to links
-    that ask for it as `value`.
+    that ask for it as `value`. The gradient of a table that the loss reads by `rows_of` names rows (see `value_and_grad`).
 
     Args:
       loss_fn: `loss_fn(params, *batch)` returns the loss, a scalar, or with `has_aux` a pair of it and a pytree.
@@ -47,7 +48,7 @@ def make_step(loss_fn: Callable[..., Any], tx: optax.GradientTransformation, *, 
             loss, aux = loss_fn(params, *batch) if has_aux else (loss_fn(params, *batch), None)
             return scale_loss(loss, state), (loss, aux)
 
-        grads, (loss, aux) = jax.grad(scaled_loss, has_aux=True)(params)
+        (_, (loss, aux)), grads = value_and_grad(scaled_loss, has_aux=True)(params)
         # Parameters before state, in and out: donated buffers are paired with outputs of equal shape by position.
         params, state = transformation.apply(params, state, grads=grads, value=loss)
         noticed = {"loss": loss} | ({"aux": aux} if has_aux else {}) | metrics(state)
