@@ -120,11 +120,6 @@ def densified(tree: Any) -> Any:
     return jax.tree.map(lambda x: x.dense() if is_rows(x) else x, tree, is_leaf=is_rows)
 
 
-def merged(tree: Any) -> Any:
-    """The tree with every `RowGradient` merged."""
-    return jax.tree.map(lambda x: x.merge() if is_rows(x) else x, tree, is_leaf=is_rows)
-
-
 def values(tree: Any) -> Any:
     """The tree with the rows in place of each merged `RowGradient`: what a norm is taken of."""
     return jax.tree.map(lambda x: x.rows if is_rows(x) else x, tree, is_leaf=is_rows)

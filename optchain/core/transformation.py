@@ -23,7 +23,6 @@ from optchain.core import trees
 from optchain.core.config import call_code, freeze, given_arguments, on_host, registered_name
 from optchain.core.hyperparams import Hyperparams
 from optchain.core.lookup import FULL_MIRRORS
-from optchain.core.rows import merged
 from optchain.core.trees import Tree
 
 State: TypeAlias = Any
@@ -248,7 +247,7 @@ class Transformation(optax.GradientTransformationExtraArgs):
             trees.check_leaves("params", params)
             trees.check_match(root, updates, "params", params)
             updates = trees.align(root, updates, params)
-        return merged(updates)  # no link meets a row twice
+        return trees.merged(updates)  # no link meets a row twice
 
     # The forms without the boundary: for links that contain links --------------------------------------------------------
 

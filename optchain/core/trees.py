@@ -307,6 +307,11 @@ def unscaled(updates: Tree | Scaled) -> Tree:
     return updates.tree if isinstance(updates, Scaled) else updates
 
 
+def merged(updates: Tree) -> Tree:
+    """The updates with every `RowGradient` made wide and merged, so that duplicates are added up wide."""
+    return jax.tree.map(lambda x: wide(x).merge() if is_rows(x) else x, updates, is_leaf=is_rows)
+
+
 def dense(updates: Tree | Scaled) -> Tree | Scaled:
     """The updates with an array in place of each `RowGradient`."""
     return (

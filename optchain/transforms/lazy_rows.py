@@ -101,7 +101,8 @@ def lazy_rows(inner: optax.GradientTransformation, *, catch_up: bool = False) ->
                 if trees.path_names(path) in named
             }
             inner_part = wrapped.decayed(inner_part, missed)
-            called = jax.tree.map(lambda last: jnp.broadcast_to(count, last.shape), last_call)
+            # The largest of both is the count; that it takes the old value keeps XLA from reading that later, from a copy.
+            called = jax.tree.map(lambda last: jnp.maximum(last, count), last_call)
             caught_up = {"count": count, "last_call": _put(state["last_call"], called, named, trees.path_names)}
         new, inner_part = act(part, inner_part, values(grads))
         return new, {**caught_up, **inner_entry(_put(inner_state, inner_part, named, _parameter))}, named

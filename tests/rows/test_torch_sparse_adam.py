@@ -25,6 +25,8 @@ def test_lazy_adam_equals_sparse_adam_of_torch():
         ]:
             ours, state = step(ours, state, {"table": named(batch)["table"]})
             inside = (batch[0] >= 0) & (batch[0] < HEIGHT)
-            table.grad = torch.sparse_coo_tensor(batch[0][inside][None], batch[1][inside], table.shape)
+            table.grad = torch.sparse_coo_tensor(
+                batch[0][inside][None], batch[1][inside], table.shape, check_invariants=True
+            )
             optimizer.step()
             np.testing.assert_allclose(ours["table"], table.detach().numpy(), rtol=1e-10, atol=1e-12)
