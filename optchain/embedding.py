@@ -155,7 +155,8 @@ def _lookups(program: Jaxpr) -> list[_Lookup]:
         for equation in program.eqns:
             table, *others = [argument(atom) for atom in equation.invars] or [None]
             if _is_lookup(equation) and table is not None:
-                found.append(_Lookup(table, equation.outvars[0].aval.shape))
+                made: Any = equation.outvars[0].aval
+                found.append(_Lookup(table, made.shape))
             elif _is_call(equation):
                 inner = equation.params["jaxpr"].jaxpr
                 visit(inner, {var: i for var, i in zip(inner.invars, [table, *others], strict=True) if i is not None})

@@ -103,6 +103,7 @@ class Embed(nn.Embed):
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """The embeddings of the indices, with an axis of features appended."""
         (rows,) = self.promote_dtype(rows_of(self.embedding, inputs), dtype=self.dtype, inexact=False)
+        assert rows is not None
         return rows
 
 
@@ -122,7 +123,9 @@ class NnxEmbed(nnx.Embed):
       Array([7, 3, 7], dtype=int32)
     """
 
-    def __call__(self, inputs: jax.Array) -> jax.Array:
-        """The embeddings of the indices, with an axis of features appended."""
+    def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
+        """The embeddings of the indices, with an axis of features appended; with an `out_sharding` Flax's own, and dense."""
+        if out_sharding is not None:
+            return super().__call__(inputs, out_sharding)
         (rows,) = self.promote_dtype((rows_of(self.embedding[...], inputs),), dtype=self.dtype, inexact=False)
         return rows

@@ -18,6 +18,8 @@ from optchain.core.trees import Path, Tree
 
 Keys: TypeAlias = tuple[str, ...]
 """The path of a parameter, as plain strings."""
+Named: TypeAlias = Mapping[Keys | None, jax.Array]
+"""The named rows of each table."""
 
 
 class LazyRowsState(TypedDict):
@@ -85,9 +87,11 @@ def lazy_rows(inner: optax.GradientTransformation, *, catch_up: bool = False) ->
 
     def on_rows(
         params: Tree | None, state: dict[str, Any], grads: Tree, act: Callable[[Tree, State, Tree], tuple[Tree, State]]
-    ) -> tuple[Tree, dict[str, Any], dict[Keys, jax.Array]]:
+    ) -> tuple[Tree, dict[str, Any], Named]:
         """What `act` makes of the named rows, the new state, and the named rows."""
-        named = {trees.path_names(path): leaf.indices for path, leaf in trees.leaves_with_paths(grads) if is_rows(leaf)}
+        named: Named = {
+            trees.path_names(path): leaf.indices for path, leaf in trees.leaves_with_paths(grads) if is_rows(leaf)
+        }
         part = None if params is None else _take(params, named, trees.path_names)
         inner_state = state.get("inner", {})
         inner_part = _take(inner_state, named, _parameter)
@@ -141,7 +145,7 @@ def _parameter(path: Path) -> Keys | None:
     return None if below is None else names[below:]
 
 
-def _take(tree: Tree, named: Mapping[Keys, jax.Array], key: Callable[[Path], Keys | None]) -> Tree:
+def _take(tree: Tree, named: Named, key: Callable[[Path], Keys | None]) -> Tree:
     """The tree with the named rows in place of the tables."""
 
     def take(path: Path, x: Any) -> Any:
@@ -153,7 +157,7 @@ def _take(tree: Tree, named: Mapping[Keys, jax.Array], key: Callable[[Path], Key
     return jax.tree_util.tree_map_with_path(take, tree)
 
 
-def _put(tree: Tree, part: Tree, named: Mapping[Keys, jax.Array], key: Callable[[Path], Keys | None]) -> Tree:
+def _put(tree: Tree, part: Tree, named: Named, key: Callable[[Path], Keys | None]) -> Tree:
     """The tree with rows of `part` in the tables, and all else as it is in `part`."""
 
     def put(path: Path, x: Any, new: Any) -> Any:
