@@ -152,7 +152,7 @@ def _take(tree: Tree, named: Named, key: Callable[[Path], Keys | None]) -> Tree:
         indices = named.get(key(path))
         if indices is None:
             return x
-        return x.at[indices].get(mode="fill", fill_value=0, unique_indices=True, indices_are_sorted=True)
+        return jnp.asarray(x).at[indices].get(mode="fill", fill_value=0, unique_indices=True, indices_are_sorted=True)
 
     return jax.tree_util.tree_map_with_path(take, tree)
 
@@ -164,6 +164,6 @@ def _put(tree: Tree, part: Tree, named: Named, key: Callable[[Path], Keys | None
         indices = named.get(key(path))
         if indices is None:
             return new
-        return x.at[indices].set(new, mode="drop", unique_indices=True, indices_are_sorted=True)
+        return jnp.asarray(x).at[indices].set(new, mode="drop", unique_indices=True, indices_are_sorted=True)
 
     return jax.tree_util.tree_map_with_path(put, tree, part)
