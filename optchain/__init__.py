@@ -12,9 +12,12 @@ from optchain.core.hyperparams import set_hyperparams as set_hyperparams
 from optchain.core.masks import matching as matching
 from optchain.core.metrics import metrics as metrics
 from optchain.core.registry import register as register
+from optchain.core.rows import RowGradient as RowGradient
 from optchain.core.sweep import sweep as sweep
 from optchain.core.transformation import Transformation as Transformation
 from optchain.description import describe as describe
+from optchain.embedding import rows_of as rows_of
+from optchain.embedding import value_and_grad as value_and_grad
 from optchain.presets.keras import adadelta as adadelta
 from optchain.presets.keras import adafactor as adafactor
 from optchain.presets.keras import adagrad as adagrad
@@ -54,6 +57,7 @@ from optchain.transforms.decay import decay_weights as decay_weights
 from optchain.transforms.decay_by_path import decay_by_path as decay_by_path
 from optchain.transforms.factored import scale_by_factored_rms as scale_by_factored_rms
 from optchain.transforms.ftrl import apply_ftrl as apply_ftrl
+from optchain.transforms.lazy_rows import lazy_rows as lazy_rows
 from optchain.transforms.learning_rate import scale_by_learning_rate as scale_by_learning_rate
 from optchain.transforms.learning_rate import scale_by_relative_step as scale_by_relative_step
 from optchain.transforms.lion import scale_by_lion as scale_by_lion

@@ -1,12 +1,15 @@
-"""Flax's `TrainState` and `nnx.Optimizer`, in the `apply` form."""
+"""Flax's `TrainState` and `nnx.Optimizer`, in the `apply` form, and its `Embed`, whose gradient names rows."""
 
 from typing import Any, Self
 
+import flax.linen as nn
+import jax
 from flax import nnx
 from flax.linen.fp8_ops import OVERWRITE_WITH_GRADIENT
 from flax.training import train_state
 
 from optchain.core.optax_link import as_transformation
+from optchain.embedding import rows_of
 
 
 class TrainState(train_state.TrainState):
@@ -79,3 +82,50 @@ class Optimizer(nnx.Optimizer):
         nnx.update(model, params)
         nnx.update(self.opt_state, nnx.state(state, graph=self.graph))
         self.step[...] += 1
+
+
+class Embed(nn.Embed):
+    """Flax's `linen.Embed`, whose gradient names rows: it looks up by `rows_of`, and casts what it found.
+
+    An index below 0 or beyond the table gives zeros, and no gradient, where Flax's counts from the end or gives NaN. `attend`
+    reads the whole table: a loss that uses it gets a dense gradient.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optchain
+      >>> from optchain.flax import Embed
+      >>> layer, ids = Embed(num_embeddings=1000, features=4), jnp.array([7, 3, 7, -1])
+      >>> params = layer.init(jax.random.key(0), ids)["params"]
+      >>> loss, grads = optchain.value_and_grad(lambda p: layer.apply({"params": p}, ids).sum())(params)
+      >>> grads["embedding"].indices
+      Array([ 7,  3,  7, -1], dtype=int32)
+    """
+
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """The embeddings of the indices, with an axis of features appended."""
+        (rows,) = self.promote_dtype(rows_of(self.embedding, inputs), dtype=self.dtype, inexact=False)
+        assert rows is not None
+        return rows
+
+
+class NnxEmbed(nnx.Embed):
+    """Flax's `nnx.Embed`, whose gradient names rows, as those of `Embed` do.
+
+    `optchain.value_and_grad` takes a function of the parameters: split the module, and merge it in the loss.
+
+    Example:
+      >>> import jax.numpy as jnp, optchain
+      >>> from flax import nnx
+      >>> from optchain.flax import NnxEmbed
+      >>> graph, params = nnx.split(NnxEmbed(1000, 4, rngs=nnx.Rngs(0)))
+      >>> loss_fn = lambda params: nnx.merge(graph, params)(jnp.array([7, 3, 7])).sum()
+      >>> loss, grads = optchain.value_and_grad(loss_fn)(nnx.as_pure(params))
+      >>> grads["embedding"].indices
+      Array([7, 3, 7], dtype=int32)
+    """
+
+    def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
+        """The embeddings of the indices, with an axis of features appended; with an `out_sharding` Flax's own, and dense."""
+        if out_sharding is not None:
+            return super().__call__(inputs, out_sharding)
+        (rows,) = self.promote_dtype((rows_of(self.embedding[...], inputs),), dtype=self.dtype, inexact=False)
+        return rows

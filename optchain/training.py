@@ -11,6 +11,7 @@ from optchain.core.metrics import metrics
 from optchain.core.optax_link import as_transformation
 from optchain.core.transformation import State
 from optchain.core.trees import Tree
+from optchain.embedding import value_and_grad
 from optchain.sharding import Layout, StepOverMesh
 from optchain.transforms.loss_scale import scale_loss
 
@@ -29,7 +30,7 @@ def make_step(
 
     The parameters and the state are donated and updated in place: go on with what the step returns, the arrays that went
     in are gone. The loss is scaled by the loss scales in the state before the gradient is taken, and handed to links
-    that ask for it as `value`.
+    that ask for it as `value`. The gradient of a table that the loss reads by `rows_of` names rows (see `value_and_grad`).
 
     On a mesh of devices the parameters keep the layout in which they come, whatever it is: whole on every device, split, or
     some of each. The state goes to where `state_shardings(tx, params, mesh, axis=axis)` has it, and stays; make it there with
@@ -64,7 +65,7 @@ def make_step(
                 loss, aux = loss_fn(params, *batch) if has_aux else (loss_fn(params, *batch), None)
                 return scale_loss(loss, state), (loss, aux)
 
-            grads, (loss, aux) = jax.grad(scaled_loss, has_aux=True)(params)
+            (_, (loss, aux)), grads = value_and_grad(scaled_loss, has_aux=True)(params)
             # Parameters before state, in and out: donated buffers are paired with outputs of equal shape by position.
             params, state = apply(params, state, grads=grads, value=loss)
             noticed = {"loss": loss} | ({"aux": aux} if has_aux else {}) | metrics(state)

@@ -75,6 +75,7 @@ def chain(*links: Link, learning_rate: Hyperparam | None = None, name: str = "ch
     named = _named(links)
     _check_kinds(named)
     _check_stages(named)
+    _check_rows(named)
     hyperparams = Hyperparams() if learning_rate is None else Hyperparams(learning_rate=learning_rate)
     if learning_rate is not None and not any("learning_rate" in link.takes for link in named):
         raise ValueError(
@@ -151,6 +152,8 @@ def chain(*links: Link, learning_rate: Hyperparam | None = None, name: str = "ch
         links=tuple(named),
         sequential=True,
         takes_scaled=True,
+        takes_rows=True,
+        rowwise=True,
     )
 
 
@@ -266,6 +269,22 @@ def _check_stages(links: list[Transformation]) -> None:
                 if (earlier, stage) == (first, second):
                     raise ValueError(f"{name} stands after {earlier_name}, and cannot: {why}.")
         seen.append((name, stage, partial))
+
+
+def _check_rows(links: list[Transformation]) -> None:
+    dense: str | None = None
+    for link in _elementary(links):
+        if dense and is_lazy(link):
+            raise ValueError(
+                f"{link.name} stands after {dense}, and cannot: {dense} hands on dense gradients, and no rows would be named. "
+                f"Put {dense} inside lazy_rows."
+            )
+        dense = dense if link.takes_rows else link.name
+
+
+def is_lazy(link: Transformation) -> bool:
+    """Whether a link updates the rows that a gradient names, and no others, or contains one that does."""
+    return any(stage == "lazy" for _, stage, _ in stages((link,)))
 
 
 def stages(

@@ -22,13 +22,15 @@ def gate(
     flush: Callable[[dict[str, Any]], Decision] | None = None,
     takes: Iterable[str] = (),
     stage: Stage | None = None,
+    rowwise: bool = False,
 ) -> Transformation:
     """A gate from its decision.
 
     `decide(grads, state, extra) -> (run, gradient, state)` says whether `inner` runs, on which gradient (a function, called
     inside the branch), and what the gate's own state becomes. `flush(state)` decides likewise, without a new gradient.
-    `takes` names what `decide` reads from the call's extra arguments. Over a mesh a call may give `keep_layout`, a function
-    that puts new parameters where the old ones were: it is called in the branch, so that a call that waits gathers nothing.
+    `takes` names what `decide` reads from the call's extra arguments; `rowwise` says that `decide` treats rows by themselves.
+    Over a mesh a call may give `keep_layout`, a function that puts new parameters where the old ones were: it is called in
+    the branch, so that a call that waits gathers nothing.
 
     The branches return only what they may change, and close over the rest: XLA then leaves the untouched buffers in
     place, where passing an accumulator through the branches would copy it.
@@ -86,6 +88,8 @@ def gate(
         takes=takes,
         stage=stage,
         takes_scaled=True,
+        takes_rows=True,
+        rowwise=rowwise,
     )
 
 

@@ -18,7 +18,7 @@ FULL_MIRRORS = frozenset(
     {"params", "mu", "nu", "nu_max", "velocity", "average", "grads", "iterates"}
     | {"sum_of_squares", "e_g", "e_x", "linear_term"}
 )
-MIRRORS = FULL_MIRRORS | {"v_row", "v_col", "v", "adam_nu"}
+MIRRORS = FULL_MIRRORS | {"v_row", "v_col", "v", "adam_nu", "last_call"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

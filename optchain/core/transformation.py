@@ -28,7 +28,16 @@ from optchain.core.trees import Tree
 State: TypeAlias = Any
 Kind: TypeAlias = Literal["gradient", "gate", "parameter"]
 Stage: TypeAlias = Literal[
-    "unscale", "clip", "penalty", "second_moment", "learning_rate", "decay", "varying_window", "average", "projection"
+    "unscale",
+    "clip",
+    "penalty",
+    "second_moment",
+    "learning_rate",
+    "decay",
+    "lazy",
+    "varying_window",
+    "average",
+    "projection",
 ]
 
 
@@ -53,6 +62,11 @@ class Transformation(optax.GradientTransformationExtraArgs):
       sequential: whether it runs `links` one after the other, and does nothing else.
       labels: where each of the links acts on some leaves only: which, as a function of the parameters.
       takes_scaled: whether the rule accepts a `trees.Scaled` in place of a tree of updates.
+      takes_rows: whether it accepts a `RowGradient` in place of an array; every other rule gets the dense gradient.
+      rowwise: whether it treats each row of a table by itself, so that it may run on the rows that a gradient names
+        (`lazy_rows`): what it keeps for a parameter has the parameter's shape, and zeros for the other rows change nothing.
+      decays: the entries of its state that a zero gradient multiplies, each with the name of the hyperparameter it is
+        multiplied by.
       name: what error messages call it until a factory names it.
 
     Attributes:
@@ -89,6 +103,11 @@ class Transformation(optax.GradientTransformationExtraArgs):
     _own_fields: frozenset[str]
     _needs_params: bool
     _takes_scaled: bool
+    _rowwise: bool
+    takes_rows: bool
+    """Whether a `RowGradient` passes through; every other transformation hands on the dense gradient."""
+    decays: Mapping[str, str]
+    """The entries of its own state that a zero gradient multiplies, each with the name of the hyperparameter."""
     _factory: Callable[..., "Transformation"] | None
     _arguments: inspect.BoundArguments | None
 
@@ -111,6 +130,9 @@ class Transformation(optax.GradientTransformationExtraArgs):
         labels: Callable[[Tree], Tree] | None = None,
         takes: Iterable[str] = (),
         takes_scaled: bool = False,
+        takes_rows: bool = False,
+        rowwise: bool = False,
+        decays: Mapping[str, str] | None = None,
         name: str = "transformation",
     ) -> Self:
         hyperparams = hyperparams or Hyperparams()
@@ -128,6 +150,9 @@ class Transformation(optax.GradientTransformationExtraArgs):
                 "_hyperparams": hyperparams,
                 "_own_fields": frozenset(fields),
                 "_takes_scaled": takes_scaled,
+                "takes_rows": takes_rows,
+                "_rowwise": rowwise,
+                "decays": MappingProxyType(dict(decays or {})),
                 "_needs_params": needs_params or kind == "parameter" or (update is None and project is not None),
                 "_factory": None,
                 "_arguments": None,
@@ -218,11 +243,11 @@ class Transformation(optax.GradientTransformationExtraArgs):
         for name in self._hyperparams.names & extra.keys():
             raise TypeError(f"{self.name} owns {name}: change it with set_hyperparams, not by the call")
         trees.check_leaves(root, updates)
-        if params is None:
-            return updates
-        trees.check_leaves("params", params)
-        trees.check_match(root, updates, "params", params)
-        return trees.align(root, updates, params)
+        if params is not None:
+            trees.check_leaves("params", params)
+            trees.check_match(root, updates, "params", params)
+            updates = trees.align(root, updates, params)
+        return trees.merged(updates)  # no link meets a row twice
 
     # The forms without the boundary: for links that contain links --------------------------------------------------------
 
@@ -239,7 +264,7 @@ class Transformation(optax.GradientTransformationExtraArgs):
         self, updates: Tree, state: State, params: Tree | None, extra: Mapping[str, Any]
     ) -> tuple[Tree, State]:
         """`update` without the checks; takes narrow, wide or scaled updates, returns wide or scaled ones."""
-        updates = updates if self._takes_scaled else trees.force(updates)
+        updates = self._admitted(updates)
         if self._update is None:
             assert params is not None
             applied = trees.add(params, updates)
@@ -251,7 +276,7 @@ class Transformation(optax.GradientTransformationExtraArgs):
 
     def run_apply(self, params: Tree, state: State, grads: Tree, extra: Mapping[str, Any]) -> tuple[Tree, State]:
         """`apply` without the checks."""
-        grads = grads if self._takes_scaled else trees.force(grads)
+        grads = self._admitted(grads)
         if self._apply is not None:
             own, values, kept = self._enter(state, grads, extra)
             params, own = self._apply(params, own, grads, **values)
@@ -282,6 +307,35 @@ class Transformation(optax.GradientTransformationExtraArgs):
             return self._flush(params, state, **values)
         assert projection is not None
         return projection(params, state, **values)[0], state
+
+    def _admitted(self, updates: Tree) -> Tree:
+        """The updates as the rule accepts them."""
+        updates = updates if self.takes_rows else trees.dense(updates)
+        return updates if self._takes_scaled else trees.multiplied(updates)
+
+    def refuses_rows(self) -> str | None:
+        """The name of the first link within that does not treat each row of a table by itself."""
+        refusing = (link.refuses_rows() for link in self.links)
+        return next((name for name in refusing if name), None if self._rowwise else self.name)
+
+    def decayed(self, state: State, steps: Mapping[tuple[str, ...], jax.Array]) -> State:
+        """The state as so many zero gradients would leave it: `steps` has a number for each row, by the path of the table."""
+        if not isinstance(state, dict):
+            return state
+        values = self._hyperparams.last(state)
+        new = dict(state)
+        for entry, factor in self.decays.items():
+
+            def decay(path: trees.Path, x: jax.Array, beta: Any = values[factor]) -> jax.Array:
+                k = steps.get(trees.path_names(path))
+                return x if k is None else trees.astype(trees.decay_rows(x, beta, k), x.dtype)
+
+            new[entry] = jax.tree_util.tree_map_with_path(decay, state[entry])
+        for link in self.links:
+            name = link.name if link.name in state else "inner"
+            if name in state:
+                new[name] = link.decayed(new[name], steps)
+        return new
 
     @property
     def schedules(self) -> Mapping[str, Callable[[Any], Any]]:

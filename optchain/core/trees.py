@@ -23,9 +23,10 @@ from jax import lax
 from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
 
 from optchain.core import devices
+from optchain.core.rows import densified, is_rows, values
 
 Tree: TypeAlias = Any
-"""A pytree of arrays with the structure of the parameters."""
+"""A pytree of arrays with the structure of the parameters; among gradients a `RowGradient` is a leaf too."""
 Path: TypeAlias = tuple[Any, ...]
 
 
@@ -64,7 +65,7 @@ def path_code(root: str, path: Path) -> str:
 
 
 def leaves_with_paths(tree: Tree) -> list[tuple[Path, Any]]:
-    return jax.tree_util.tree_flatten_with_path(tree)[0]
+    return jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_rows)[0]
 
 
 # Checks --------------------------------------------------------------------------------------------------------------
@@ -90,16 +91,15 @@ def check_leaves(root: str, tree: Tree) -> None:
 
 def check_match(root: str, tree: Tree, reference_root: str, reference: Tree) -> None:
     """Requires `tree` to have the structure and the shapes of `reference`; the error names the first leaf that differs."""
-    leaves, treedef = jax.tree.flatten(tree)
-    reference_leaves, reference_treedef = jax.tree.flatten(reference)
+    leaves, treedef = jax.tree.flatten(tree, is_leaf=is_rows)
+    reference_leaves, reference_treedef = jax.tree.flatten(reference, is_leaf=is_rows)
     if treedef != reference_treedef:
         _raise_structure(root, tree, reference_root, reference)
     for index, (leaf, expected) in enumerate(zip(leaves, reference_leaves, strict=True)):
-        if jnp.shape(leaf) != jnp.shape(expected):
+        shape, wanted = shape_of(leaf), shape_of(expected)
+        if shape != wanted:
             path = leaves_with_paths(tree)[index][0]
-            raise ValueError(
-                f"{path_code(root, path)}: shape {jnp.shape(leaf)}, {reference_root} have {jnp.shape(expected)}"
-            )
+            raise ValueError(f"{path_code(root, path)}: shape {shape}, {reference_root} have {wanted}")
 
 
 def check_axes(owner: str, path: Path, leaf: Any, axes: tuple[int, ...]) -> None:
@@ -128,6 +128,10 @@ def _raise_structure(root: str, tree: Tree, reference_root: str, reference: Tree
         f"{root} and {reference_root} have the same paths in different containers: "
         f"{jax.tree.structure(tree)} and {jax.tree.structure(reference)}"
     )
+
+
+def shape_of(leaf: Any) -> tuple[int, ...]:
+    return leaf.shape if is_rows(leaf) else jnp.shape(leaf)
 
 
 def _describe(leaf: Any) -> str:
@@ -163,8 +167,10 @@ def real_dtype(dtype: Any) -> jnp.dtype:
     return jnp.finfo(dtype).dtype
 
 
-def wide(x: Any) -> jax.Array:
+def wide(x: Any) -> Any:
     """The leaf in the dtype in which arithmetic is done (see :func:`wide_dtype`)."""
+    if is_rows(x):
+        return x.with_rows(wide(x.rows))
     return astype(x, wide_dtype(dtype_of(x)))
 
 
@@ -190,13 +196,15 @@ def align(root: str, updates: Tree, params: Tree) -> Tree:
 
     def cast_one(path: Path, g: Any, p: Any) -> Any:
         dtype, wanted = dtype_of(g), wide_dtype(dtype_of(p))
+        if is_rows(g):
+            return g.with_rows(cast_one(path, g.rows, p))
         if wide_dtype(dtype) == wanted:
             return g
         if is_complex(g) and not is_complex(p):
             raise TypeError(f"{path_code(root, path)} is complex ({dtype}), its parameter is real ({dtype_of(p)})")
         return astype(g, wanted)
 
-    return jax.tree_util.tree_map_with_path(cast_one, updates, params)
+    return jax.tree_util.tree_map_with_path(cast_one, updates, params, is_leaf=is_rows)
 
 
 def increment(count: jax.Array) -> jax.Array:
@@ -256,28 +264,36 @@ class Scaled:
     def for_norm(self) -> tuple[Tree, jax.Array | None]:
         """A tree to take a norm of, and what the norm is then to be multiplied by."""
         if self.mild:
-            return self.tree, self.factor
+            return values(self.tree), self.factor
         factor = lax.optimization_barrier(self.factor)  # or the product would be shared with the update's
-        return jax.tree.map(lambda x: scale_leaf(_apart(x), factor), self.tree), None
+        return jax.tree.map(lambda x: scale_leaf(_apart(x), factor), values(self.tree)), None
 
 
 def scale(updates: Tree | Scaled, factor: Any) -> Tree:
     """Every leaf, made wide, times one scalar; two scalars are multiplied first."""
     scaled = rescale(updates, factor)
-    return jax.tree.map(lambda x: scale_leaf(x, scaled.factor), scaled.tree)
+    return jax.tree.map(lambda x: scale_leaf(x, scaled.factor), scaled.tree, is_leaf=is_rows)
 
 
 def scale_each(updates: Tree | Scaled, factors: Tree) -> Tree:
     """Every leaf, made wide, times a scalar of its own."""
     if isinstance(updates, Scaled):
         factors = jax.tree.map(lambda factor: factor * cast(updates.factor, factor), factors)
-    return jax.tree.map(scale_leaf, unscaled(updates), factors)
+    return jax.tree.map(scale_leaf, unscaled(updates), factors, is_leaf=is_rows)
 
 
-def scale_leaf(x: Any, factor: Any) -> jax.Array:
+def scale_leaf(x: Any, factor: Any) -> Any:
     """The leaf, made wide, times a scalar."""
     x = wide(x)
-    return x * cast(factor, x)
+    return x.with_rows(scale_leaf(x.rows, factor)) if is_rows(x) else x * cast(factor, x)
+
+
+def decay_rows(x: jax.Array, beta: Any, steps: jax.Array) -> jax.Array:
+    """Each row, made wide, times a power of its own of a number."""
+    x = wide(x)
+    real = real_dtype(x.dtype)
+    powers = jnp.asarray(beta, real) ** astype(steps, real)
+    return x * astype(powers, x.dtype).reshape(-1, *[1] * (x.ndim - 1))
 
 
 def rescale(updates: Tree | Scaled, factor: jax.Array, *, mild: bool = False) -> Scaled:
@@ -292,9 +308,28 @@ def unscaled(updates: Tree | Scaled) -> Tree:
     return updates.tree if isinstance(updates, Scaled) else updates
 
 
-def force(updates: Tree | Scaled) -> Tree:
-    """The updates as a tree."""
+def merged(updates: Tree) -> Tree:
+    """The updates with every `RowGradient` made wide and merged, so that duplicates are added up wide."""
+    return jax.tree.map(lambda x: wide(x).merge() if is_rows(x) else x, updates, is_leaf=is_rows)
+
+
+def dense(updates: Tree | Scaled) -> Tree | Scaled:
+    """The updates with an array in place of each `RowGradient`."""
+    return (
+        dataclasses.replace(updates, tree=densified(updates.tree))
+        if isinstance(updates, Scaled)
+        else densified(updates)
+    )
+
+
+def multiplied(updates: Tree | Scaled) -> Tree:
+    """The updates as a tree, with the factor multiplied in."""
     return scale(updates.tree, updates.factor) if isinstance(updates, Scaled) else updates
+
+
+def force(updates: Tree | Scaled) -> Tree:
+    """The updates as a tree of arrays."""
+    return multiplied(dense(updates))
 
 
 def widened(updates: Tree | Scaled) -> Tree:
@@ -304,7 +339,7 @@ def widened(updates: Tree | Scaled) -> Tree:
 
 def for_norm(updates: Tree | Scaled) -> tuple[Tree, jax.Array | None]:
     """A tree to take a norm of, and what the norm is then to be multiplied by, if anything."""
-    return updates.for_norm() if isinstance(updates, Scaled) else (updates, None)
+    return updates.for_norm() if isinstance(updates, Scaled) else (values(updates), None)
 
 
 def add(params: Tree, updates: Tree) -> Tree:
@@ -395,7 +430,7 @@ def all_finite(updates: Tree | Scaled, axis_name: str | tuple[str, ...] | None =
     """
     tree, factor = (updates.tree, updates.factor) if isinstance(updates, Scaled) else (updates, 1.0)
     finite = jnp.bool_(True)
-    for x in jax.tree.leaves(tree):
+    for x in jax.tree.leaves(values(tree)):
         for part in (x.real, x.imag) if is_complex(x) else (x,):
             largest = wide(jnp.max(jnp.abs(part), initial=0))
             finite &= jnp.isfinite(largest * cast(factor, largest))

@@ -17,6 +17,7 @@ from optchain.transforms.accumulation import accumulate
 from optchain.transforms.averaging import average_params
 from optchain.transforms.clipping import clip_by_global_norm, clip_by_norm, clip_by_value
 from optchain.transforms.decay import decay_first, decay_weights
+from optchain.transforms.lazy_rows import lazy_rows
 from optchain.transforms.loss_scale import unscale_gradients
 
 P = ParamSpec("P")
@@ -36,6 +37,7 @@ class SharedButDecay(TypedDict, total=False):
     name: str | None
     exclude_from_weight_decay: Sequence[str] | Mask | None
     decay: float | None
+    lazy: bool
 
 
 class Shared(SharedButDecay, total=False):
@@ -59,6 +61,8 @@ SHARED_DOC = """
       exclude_from_weight_decay: which parameters do not decay: regular expressions searched in their paths (see
         `matching`), a tree of bools, or a callable of the parameters that returns one.
       decay: the legacy `decay`: the learning rate becomes `learning_rate / (1 + decay · calls)`; >= 0, None for none.
+      lazy: whether a `RowGradient` updates the rows that it names and no others (see `lazy_rows`): another optimizer, whose
+        step costs what these rows cost. It does not go with accumulation.
 """
 
 
@@ -78,10 +82,11 @@ def assemble(
     *,
     exclude_from_weight_decay: Sequence[str] | Mask | None = None,
     decay: float | None = None,
+    lazy: bool = False,
 ) -> Transformation:
     """The chain of a preset: what Keras does around a rule, in Keras's order.
 
-        unscale → accumulate( clip → rule → decay ) → average
+        unscale → accumulate( clip → rule → decay ) → average,   lazy: all of it on the rows that gradients name
 
     Decay reads the parameters as they were before the step, so that it may follow a rule that does not look at them; a rule
     that needs them sees them decayed.
@@ -99,7 +104,8 @@ def assemble(
     averages = _averages(use_ema, ema_momentum, ema_overwrite_frequency, steps)
     arguments.check_hyperparam("learning_rate", learning_rate)
     rate = _decayed(learning_rate, decay)
-    return chain(*unscaling, *body, *averages, learning_rate=rate, name=cast(str, name))
+    whole = chain(*unscaling, *body, *averages, learning_rate=rate, name=cast(str, name))
+    return lazy_rows(whole) if arguments.check_bool("lazy", lazy) else whole
 
 
 def _clips(**clips: Hyperparam | None) -> list[Transformation]:

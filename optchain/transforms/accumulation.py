@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import optax
 
 from optchain.core import arguments, trees
+from optchain.core.chain import is_lazy
 from optchain.core.gates import Decision, gate
 from optchain.core.optax_link import as_transformation
 from optchain.core.registry import register
+from optchain.core.rows import is_rows
 from optchain.core.transformation import State, Transformation
 from optchain.core.trees import Tree
 
@@ -65,6 +67,11 @@ def accumulate(
       Array([-2.], dtype=float32)
     """
     gated = as_transformation(inner, "inner")
+    if is_lazy(gated):
+        raise ValueError(
+            "accumulate cannot run lazy_rows: what it accumulates is the whole gradient, which names no rows. Leave out "
+            "lazy_rows, or concatenate the batches"
+        )
     varying = callable(steps)
     if not varying:
         steps = arguments.check_integer("steps", steps, minimum=1)
@@ -82,12 +89,12 @@ def accumulate(
         weight = extra.get("weight")
         first, last = state["count"] == 0, state["count"] + 1 >= window(state)
 
-        def add(g: jax.Array, total: jax.Array) -> jax.Array:
-            g = trees.wide(g)
-            term = g if weight is None else g * trees.cast(weight, g)
-            return _kept(first, trees.astype(total, g.dtype)) + term
+        def add(g: Any, total: jax.Array) -> jax.Array:
+            term = trees.wide(g) if weight is None else trees.scale_leaf(g, weight)
+            kept = _kept(first, trees.astype(total, term.dtype))
+            return term.add_to(kept) if is_rows(term) else kept + term
 
-        sums = jax.tree.map(add, trees.force(grads), state["grads"])
+        sums = jax.tree.map(add, trees.multiplied(grads), state["grads"], is_leaf=is_rows)
         total = _kept(first, state["weight"]) + trees.cast(1.0 if weight is None else weight, state["weight"])
         count = _kept(last, state["count"] + 1)
         own = {"count": count, "weight": total, "grads": trees.cast_tree(sums, state["grads"]), **counted(state, last)}

@@ -68,4 +68,12 @@ def scale_by_adadelta(
         steps, e_g, e_x = trees.map_unzip(step, 3, updates, state["e_g"], state["e_x"])
         return steps, {"e_g": e_g, "e_x": e_x}
 
-    return Transformation(init, update, fields=["e_g", "e_x"], hyperparams=hyperparams, stage="second_moment")
+    return Transformation(
+        init,
+        update,
+        fields=["e_g", "e_x"],
+        hyperparams=hyperparams,
+        stage="second_moment",
+        rowwise=True,
+        decays={"e_g": "rho", "e_x": "rho"},
+    )

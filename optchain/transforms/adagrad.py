@@ -72,5 +72,10 @@ def scale_by_rss(
         return directions, {"sum_of_squares": trees.cast_tree(sums, state["sum_of_squares"])}
 
     return Transformation(
-        init, update, fields=["sum_of_squares"], hyperparams=Hyperparams(epsilon=epsilon), stage="second_moment"
+        init,
+        update,
+        fields=["sum_of_squares"],
+        hyperparams=Hyperparams(epsilon=epsilon),
+        stage="second_moment",
+        rowwise=True,
     )

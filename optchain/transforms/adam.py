@@ -123,4 +123,6 @@ def scale_by_adam(
         fields=["count", *moment_names],
         hyperparams=hyperparams,
         stage="second_moment",
+        rowwise=True,
+        decays={"mu": "beta_1", "nu": "beta_2"},
     )

@@ -95,4 +95,12 @@ def scale_by_adamax(
         directions, mu, nu = trees.map_unzip(step, 3, updates, state["mu"], state["nu"])
         return directions, {"count": count, "mu": mu, "nu": nu}
 
-    return Transformation(init, update, fields=["count", "mu", "nu"], hyperparams=hyperparams, stage="second_moment")
+    return Transformation(
+        init,
+        update,
+        fields=["count", "mu", "nu"],
+        hyperparams=hyperparams,
+        stage="second_moment",
+        rowwise=True,
+        decays={"mu": "beta_1", "nu": "beta_2"},
+    )

@@ -91,7 +91,9 @@ def average_params(
         count = trees.increment(state["count"])
         return params, {"count": count, "average": trees.cast_tree(average, state["average"])}
 
-    return Transformation(init, project=project, fields=["count", "average"], hyperparams=hyperparams, stage="average")
+    return Transformation(
+        init, project=project, fields=["count", "average"], hyperparams=hyperparams, stage="average", rowwise=True
+    )
 
 
 def averaged_params(state: Any) -> Tree:

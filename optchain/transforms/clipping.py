@@ -42,7 +42,7 @@ def clip_by_value(max_value: Hyperparam) -> Transformation:
         _refuse_complex(updates)
         return jax.tree.map(clip, updates), state
 
-    return Transformation(init, update, hyperparams=Hyperparams(max_value=max_value), stage="clip")
+    return Transformation(init, update, hyperparams=Hyperparams(max_value=max_value), stage="clip", rowwise=True)
 
 
 def _refuse_complex(tree: Tree) -> None:
@@ -78,7 +78,14 @@ def clip_by_norm(max_norm: Hyperparam) -> Transformation:
 
         return trees.scale_each(updates, jax.tree.map(factor, trees.norms(updates))), state
 
-    return Transformation(update=update, hyperparams=Hyperparams(max_norm=max_norm), stage="clip", takes_scaled=True)
+    return Transformation(
+        update=update,
+        hyperparams=Hyperparams(max_norm=max_norm),
+        stage="clip",
+        takes_scaled=True,
+        takes_rows=True,
+        rowwise=True,
+    )
 
 
 class GlobalNormMetrics(TypedDict):
@@ -150,6 +157,13 @@ def clip_by_global_norm(max_norm: Hyperparam, *, axis_name: str | tuple[str, ...
         metrics: GlobalNormMetrics = {"global_norm": norm, "clipped_fraction": fraction}
         return trees.scale(updates, factor), {"count": count, "clipped": clipped, "metrics": metrics}
 
-    hyperparams = Hyperparams(max_norm=max_norm)
-    fields = ["count", "clipped", "metrics"]
-    return Transformation(init, update, fields=fields, hyperparams=hyperparams, stage="clip", takes_scaled=True)
+    return Transformation(
+        init,
+        update,
+        fields=["count", "clipped", "metrics"],
+        hyperparams=Hyperparams(max_norm=max_norm),
+        stage="clip",
+        takes_scaled=True,
+        takes_rows=True,
+        rowwise=True,
+    )

@@ -85,7 +85,7 @@ def decay_weights(
 
         return jax.tree.map(decay, updates, params, resolve_mask("mask", mask, params)), state
 
-    return Transformation(init, update, hyperparams=hyperparams, stage="decay", needs_params=True)
+    return Transformation(init, update, hyperparams=hyperparams, stage="decay", needs_params=True, rowwise=True)
 
 
 @register
@@ -157,6 +157,7 @@ def decay_first(
         optional_fields=[name for name, link in within.items() if not link.fields],
         links=(inner, decay),
         needs_params=True,
+        rowwise=True,
     )
 
 

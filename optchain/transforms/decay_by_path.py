@@ -56,7 +56,7 @@ def decay_by_path(
 
         return jax.tree.map(decay, updates, params, first_match("weight_decays", strengths, None, params)), state
 
-    return Transformation(init, update, hyperparams=Hyperparams(**own), stage="decay", needs_params=True)
+    return Transformation(init, update, hyperparams=Hyperparams(**own), stage="decay", needs_params=True, rowwise=True)
 
 
 def check_decays(name: str, weight_decays: Any) -> dict[str, tuple[float, float]]:

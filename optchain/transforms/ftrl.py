@@ -129,6 +129,7 @@ def apply_ftrl(
         hyperparams=hyperparams,
         stage="learning_rate",
         needs_params=True,
+        rowwise=True,
     )
 
 

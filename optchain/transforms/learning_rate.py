@@ -39,7 +39,8 @@ def scale_by_learning_rate(learning_rate: Hyperparam | None = None) -> Transform
     def update(updates: Tree, state: dict, params: Tree, *, learning_rate: jax.Array) -> tuple[Tree, dict]:
         return trees.scale(updates, -learning_rate), _noticed(learning_rate) if own.names else {}
 
-    return Transformation(init, update, fields=["metrics"] * bool(own.names), hyperparams=own, stage="learning_rate")
+    fields = ["metrics"] * bool(own.names)
+    return Transformation(init, update, fields=fields, hyperparams=own, stage="learning_rate", rowwise=True)
 
 
 def _noticed(learning_rate: jax.Array) -> dict[str, Any]:

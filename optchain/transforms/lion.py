@@ -60,4 +60,12 @@ def scale_by_lion(beta_1: Hyperparam = 0.9, beta_2: Hyperparam = 0.99, *, moment
         directions, mu = trees.map_unzip(step, 2, updates, state["mu"])
         return directions, {"mu": mu}
 
-    return Transformation(init, update, fields=["mu"], hyperparams=hyperparams, stage="second_moment")
+    return Transformation(
+        init,
+        update,
+        fields=["mu"],
+        hyperparams=hyperparams,
+        stage="second_moment",
+        rowwise=True,
+        decays={"mu": "beta_2"},
+    )

@@ -41,7 +41,12 @@ def unscale_gradients(loss_scale: Hyperparam) -> Transformation:
         return trees.rescale(updates, 1 / loss_scale), state
 
     return Transformation(
-        update=update, hyperparams=Hyperparams(loss_scale=loss_scale), stage="unscale", takes_scaled=True
+        update=update,
+        hyperparams=Hyperparams(loss_scale=loss_scale),
+        stage="unscale",
+        takes_scaled=True,
+        takes_rows=True,
+        rowwise=True,
     )
 
 
@@ -124,7 +129,7 @@ def dynamic_loss_scale(
         inverse = 1 / scale
         return finite, lambda: trees.rescale(grads, inverse), own
 
-    return gate(gated, init, decide, fields=["loss_scale", "good_steps", "metrics"])
+    return gate(gated, init, decide, fields=["loss_scale", "good_steps", "metrics"], rowwise=True)
 
 
 def scale_loss(loss: jax.Array, state: Any) -> jax.Array:

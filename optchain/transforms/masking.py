@@ -91,7 +91,7 @@ def freeze(inner: optax.GradientTransformation, mask: Mask) -> Transformation:
 
     def stand_still(updates: Tree) -> Tree:
         # −0 and not 0: added to a number it leaves every one as it is, −0 too.
-        return jax.tree.map(jnp.negative, trees.zeros_like(trees.unscaled(updates)))
+        return jax.tree.map(jnp.negative, trees.zeros_like(trees.force(updates)))
 
     return _part(
         as_transformation(inner, "inner"),
@@ -119,7 +119,7 @@ def _part(
         return inner_entry(inner.run_init(select(chosen(params), params)))
 
     def update(updates: Tree, state: dict[str, Any], params: Tree | None, **extra: Any) -> tuple[Tree, dict[str, Any]]:
-        mask = chosen(trees.unscaled(updates) if params is None else params)
+        mask = chosen(trees.force(updates) if params is None else params)
         inner_params = None if params is None else select(mask, params)
         new, inner_state = inner.run_update(select(mask, updates), state.get("inner", {}), inner_params, extra)
         rest = update_others(select(invert(mask), updates))
@@ -154,6 +154,8 @@ def _part(
         links=(inner,),
         labels=lambda params: jax.tree.map(lambda flag: "inner" if flag else others, chosen(params)),
         takes_scaled=True,
+        takes_rows=True,
+        rowwise=True,
     )
 
 

@@ -74,7 +74,14 @@ def apply_momentum(
         count = {"count": trees.increment(state["count"])} if dampens else {}
         return updates, {"velocity": velocity, **count}
 
-    return Transformation(init, update, fields=["velocity", *["count"] * dampens], hyperparams=hyperparams)
+    return Transformation(
+        init,
+        update,
+        fields=["velocity", *["count"] * dampens],
+        hyperparams=hyperparams,
+        rowwise=True,
+        decays={"velocity": "momentum"},
+    )
 
 
 def momentum_unless_zero(momentum: Hyperparam, nesterov: bool = False, **options: Any) -> list[Transformation]:

@@ -79,7 +79,7 @@ def multi_optimizer(*groups: Group, default: optax.GradientTransformation | None
             new, link_state = link.run_update(part(updates), state.get(link.name, {}), part(params), extra)
             return trees.widened(new), link_state
 
-        return each(labels(trees.unscaled(updates) if params is None else params), act)
+        return each(labels(trees.force(updates) if params is None else params), act)
 
     def apply(params: Tree, state: dict[str, Any], grads: Tree, **extra: Any) -> tuple[Tree, dict[str, Any]]:
         return each(
@@ -106,6 +106,8 @@ def multi_optimizer(*groups: Group, default: optax.GradientTransformation | None
         links=tuple(links),
         labels=labels,
         takes_scaled=True,
+        takes_rows=True,
+        rowwise=True,
     )
 
 

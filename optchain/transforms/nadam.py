@@ -117,5 +117,11 @@ def scale_by_nadam(
         return directions, {"count": count, "mu_product": product, "mu": mu, "nu": nu}
 
     return Transformation(
-        init, update, fields=["count", "mu_product", "mu", "nu"], hyperparams=hyperparams, stage="second_moment"
+        init,
+        update,
+        fields=["count", "mu_product", "mu", "nu"],
+        hyperparams=hyperparams,
+        stage="second_moment",
+        rowwise=True,
+        decays={"mu": "beta_1", "nu": "beta_2"},
     )

@@ -84,7 +84,7 @@ def skip_nonfinite(
         consecutive = jnp.where(finite, jnp.zeros_like(skipped), trees.increment(state["consecutive"]))
         return finite, lambda: grads, state_of(skipped, consecutive)
 
-    return gate(gated, init, decide, fields=["skipped_steps", "consecutive", "metrics"])
+    return gate(gated, init, decide, fields=["skipped_steps", "consecutive", "metrics"], rowwise=True)
 
 
 def check(metrics: Mapping[str, Any]) -> None:

@@ -47,4 +47,4 @@ def add_l2_penalty(weight_decay: Hyperparam, *, mask: Mask | None = None) -> Tra
         return jax.tree.map(penalize, updates, params, resolve_mask("mask", mask, params)), state
 
     hyperparams = Hyperparams(weight_decay=weight_decay)
-    return Transformation(init, update, hyperparams=hyperparams, stage="penalty", needs_params=True)
+    return Transformation(init, update, hyperparams=hyperparams, stage="penalty", needs_params=True, rowwise=True)

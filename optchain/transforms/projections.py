@@ -51,7 +51,7 @@ def project_non_negative(*, mask: Mask | None = None) -> Transformation:
                     f"{trees.dtype_of(leaf)}: leave it out by a mask"
                 )
 
-    return _projection(lambda p: jnp.maximum(trees.wide(p), 0), check, Hyperparams())
+    return _projection(lambda p: jnp.maximum(trees.wide(p), 0), check, Hyperparams(), rowwise=True)
 
 
 @register
@@ -177,11 +177,11 @@ def _norm_projection(
         norm = trees.root(trees.sum_of_squares(p, axes))
         return trees.scale_leaf(p, desired(norm, **values) / (EPSILON + norm))
 
-    return _projection(project, check, hyperparams)
+    return _projection(project, check, hyperparams, rowwise=min(axes) > 0)
 
 
 def _projection(
-    rule: Callable[..., jax.Array], check: Callable[[Tree], None], hyperparams: Hyperparams
+    rule: Callable[..., jax.Array], check: Callable[[Tree], None], hyperparams: Hyperparams, *, rowwise: bool
 ) -> Transformation:
     """A parameter link from the rule of a leaf, which gets the leaf and the hyperparameters, and returns a wide one."""
 
@@ -194,4 +194,4 @@ def _projection(
         values = {name: extra[name] for name in hyperparams.names}
         return trees.cast_tree(jax.tree.map(lambda p: rule(p, **values), params), params), state
 
-    return Transformation(init, project=project, hyperparams=hyperparams, stage="projection")
+    return Transformation(init, project=project, hyperparams=hyperparams, stage="projection", rowwise=rowwise)

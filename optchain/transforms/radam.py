@@ -97,7 +97,15 @@ def scale_by_radam(
         directions, mu, nu = trees.map_unzip(step, 3, updates, state["mu"], state["nu"])
         return directions, {"count": count, "mu": mu, "nu": nu}
 
-    return Transformation(init, update, fields=["count", "mu", "nu"], hyperparams=hyperparams, stage="second_moment")
+    return Transformation(
+        init,
+        update,
+        fields=["count", "mu", "nu"],
+        hyperparams=hyperparams,
+        stage="second_moment",
+        rowwise=True,
+        decays={"mu": "beta_1", "nu": "beta_2"},
+    )
 
 
 def _rectification(beta_2: float | jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:

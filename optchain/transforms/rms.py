@@ -109,4 +109,6 @@ def scale_by_rms(
         fields=[*["count"] * corrects, *moment_names],
         hyperparams=hyperparams,
         stage="second_moment",
+        rowwise=True,
+        decays=dict.fromkeys(moment_names, "rho"),
     )

@@ -34,7 +34,9 @@ def scale(factor: Hyperparam) -> Transformation:
     def update(updates: Tree, state: dict, params: Tree, *, factor: jax.Array) -> tuple[trees.Scaled, dict]:
         return trees.rescale(updates, jnp.asarray(factor, trees.default_float())), state
 
-    return Transformation(update=update, hyperparams=Hyperparams(factor=factor), takes_scaled=True)
+    return Transformation(
+        update=update, hyperparams=Hyperparams(factor=factor), takes_scaled=True, takes_rows=True, rowwise=True
+    )
 
 
 @register
@@ -82,4 +84,4 @@ def scale_by_path(factors: Mapping[str, float]) -> Transformation:
 
         return jax.tree.map(scaled, updates, first_match("factors", numbers, 1.0, updates)), state
 
-    return Transformation(init, update)
+    return Transformation(init, update, rowwise=True)

@@ -107,6 +107,7 @@ ROWS = [
             oc.average_params(0.5),
         ),
     ),
+    Row("lazy_rows", lambda: oc.lazy_rows(oc.adamw(0.1, global_clipnorm=0.5, use_ema=True), catch_up=True)),
     Row("monitor", lambda: oc.monitor(per_subtree=True)),
     Row("project_non_negative", lambda: oc.project_non_negative(), refuses_complex=True),
     Row("project_unit_norm", lambda: oc.project_unit_norm(mask=only_matrices)),
