@@ -288,6 +288,8 @@ HIDDEN = {"links", "inner", "groups", "default", "name"}
 def inner_links(link: Transformation) -> list[tuple[str, Transformation]]:
     """The transformations within, by the names of their states."""
     entries = link.fields | link.optional_fields
+    if len(link.links) == 1 and "inner" in entries:  # whatever its name: `iterates` is another entry of `schedule_free`
+        return [("inner", link.links[0])]
     return [(inner.name if inner.name in entries else "inner", inner) for inner in link.links]
 
 

@@ -174,3 +174,9 @@ def test_what_is_no_transformation_is_refused() -> None:
 def test_integer_leaves_are_refused_by_name_on_paper_too() -> None:
     with pytest.raises(TypeError, match=r'params\["ids"\] has dtype int32'):
         oc.describe(oc.adam(0.1), {"ids": jax.ShapeDtypeStruct((3,), jnp.int32)})
+
+
+def test_a_link_within_may_have_the_name_of_an_entry():
+    rows = {row.path.rpartition("/")[2]: row for row in oc.describe(oc.schedule_free_adamw(0.1), {"w": jnp.ones(3)}).rows}
+    assert rows["schedule_free"].entries["iterates"] == "3 × float32"
+    assert rows["scale_by_rms"].entries == {"count": "1 × int32", "nu": "3 × float32"}
