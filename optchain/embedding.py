@@ -185,7 +185,7 @@ def _run(
         inputs = [value(atom) for atom in equation.invars]
         if not any(isinstance(x, _Table) for x in inputs):
             bound = equation.primitive.get_bind_params(equation.params)
-            functions, params = bound if isinstance(bound, tuple) else ((), bound)  # a pair up to jax 0.9
+            functions, params = bound if isinstance(bound, tuple) else ((), bound)  # older JAX returns a pair
             with equation.ctx.manager:
                 outputs = equation.primitive.bind(*functions, *inputs, **params)
             outputs = outputs if equation.primitive.multiple_results else [outputs]

@@ -75,7 +75,8 @@ TWO_DEVICES = """
     split, state = jax.tree.map(
         lambda x: jax.device_put(x, rows if x.ndim == 2 else NamedSharding(mesh, P())), (table, tx.init(table))
     )
-    split, state, _ = oc.make_step(loss_fn, tx)(split, state, ids)
+    in_parts = oc.make_step(loss_fn, tx).lower(split, state, ids).compile()
+    split, state, _ = in_parts(split, state, ids)
     mu = state["inner"]["scale_by_adam"]["mu"]
 
     mean = oc.chain(oc.cross_replica_mean("d"), tx)
@@ -89,6 +90,7 @@ TWO_DEVICES = """
         "split": float(np.abs(np.asarray(split) - np.asarray(alone)).max()),
         "gathered": float(np.abs(np.asarray(gathered) - np.asarray(alone)).max()),
         "moved": float(np.abs(np.asarray(alone) - np.asarray(table)).max()),
+        "gathers_the_table": "all-gather" in in_parts.as_text(),
         "stays_split": bool(split.sharding.is_equivalent_to(rows, 2) and mu.sharding.is_equivalent_to(rows, 2)),
     }))
 """
@@ -104,6 +106,7 @@ def test_a_table_split_by_rows_and_replicas_that_split_the_batch_give_the_same()
     assert found["gathered"] < 1e-6
     assert found["moved"] > 0.05
     assert found["stays_split"]
+    assert not found["gathers_the_table"]
 
 
 def test_the_example_comes_to_the_same_loss_with_dense_exact_and_lazy_gradients():
