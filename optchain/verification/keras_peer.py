@@ -1,17 +1,21 @@
 """Runs of the live Keras, on its JAX backend."""
 
 import contextlib
+import os
 import unittest.mock
 from collections.abc import Iterator
 from typing import Any
 
 import jax
-import keras
 import numpy as np
-from keras.src.backend.common import dtypes as keras_dtypes
 
 from optchain.core.precision import enable_x64
 from optchain.verification.runs import Tree
+
+os.environ.setdefault("KERAS_BACKEND", "jax")  # read when Keras is first imported
+
+import keras
+from keras.src.backend.common import dtypes as keras_dtypes
 
 
 @contextlib.contextmanager

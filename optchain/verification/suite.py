@@ -6,7 +6,6 @@ import importlib
 import importlib.metadata
 import importlib.util
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -68,8 +67,7 @@ def missing(peers: Iterable[str] = PEERS) -> dict[str, str]:
     found = {peer: importlib.util.find_spec(PACKAGES[peer]) for peer in peers}
     reasons = {peer: f"not installed: pip install {PACKAGES[peer]}" for peer, spec in found.items() if spec is None}
     if "Keras" in found and "Keras" not in reasons:
-        os.environ.setdefault("KERAS_BACKEND", "jax")  # read when Keras is first imported
-        backend = importlib.import_module("keras").backend.backend()
+        backend = importlib.import_module("optchain.verification.keras_peer").keras.backend.backend()
         if backend != "jax":
             reasons["Keras"] = f"its backend is {backend}: set KERAS_BACKEND=jax"
     return reasons

@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import torch
 
 from optchain.verification.runs import Tree
 
@@ -17,6 +16,8 @@ def run_torch(
     rate: Callable[[int], float] | None = None,
 ) -> list[Tree]:
     """The parameters after every step of the optimizer that `build` makes of them, at a `rate` of the step."""
+    import torch
+
     values, treedef = jax.tree.flatten(params)
     default = torch.get_default_dtype()
     torch.set_default_dtype(
@@ -34,6 +35,8 @@ def _torch_steps(
     grads: Iterable[list[np.ndarray]],
     rate: Callable[[int], float] | None,
 ) -> Iterator[list[np.ndarray]]:
+    import torch
+
     leaves = [torch.tensor(value, requires_grad=True) for value in values]
     optimizer = build(leaves)
     for number, g in enumerate(grads):
