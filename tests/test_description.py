@@ -177,6 +177,8 @@ def test_integer_leaves_are_refused_by_name_on_paper_too() -> None:
 
 
 def test_a_link_within_may_have_the_name_of_an_entry():
-    rows = {row.path.rpartition("/")[2]: row for row in oc.describe(oc.schedule_free_adamw(0.1), {"w": jnp.ones(3)}).rows}
+    rows = {
+        row.path.rpartition("/")[2]: row for row in oc.describe(oc.schedule_free_adamw(0.1), {"w": jnp.ones(3)}).rows
+    }
     assert rows["schedule_free"].entries["iterates"] == "3 × float32"
     assert rows["scale_by_rms"].entries == {"count": "1 × int32", "nu": "3 × float32"}

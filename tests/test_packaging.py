@@ -35,10 +35,10 @@ def test_the_dependencies_have_lower_bounds():
 
 
 def test_every_picture_of_the_site_is_of_a_transformation_that_can_be_built():
-    path = ROOT / "docs" / "hooks" / "examples.py"
-    spec = importlib.util.spec_from_file_location("examples", path)
-    examples = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(examples)
-    assert {*examples.CALLS, *examples.NO_PICTURE} <= FACTORIES.keys()
-    for code in examples.CALLS.values():
+    path = ROOT / "docs" / "hooks" / "calls.py"
+    spec = importlib.util.spec_from_file_location("calls", path)
+    calls = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(calls)
+    assert {*calls.CALLS, *calls.NO_PICTURE} <= FACTORIES.keys()
+    for code in calls.CALLS.values():
         assert isinstance(eval(f"optchain.{code}"), optchain.Transformation)

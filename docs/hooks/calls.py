@@ -36,5 +36,5 @@ CALLS = {
     "monitor": "monitor()",
 }
 
-NO_PICTURE = {"cross_replica_mean"}
-"""What works inside a named axis only."""
+NO_PICTURE = {"cross_replica_mean", "lazy_rows"}
+"""What works inside a named axis only, and what differs for gradients that are no arrays."""
