@@ -78,6 +78,11 @@ UNSAID = {
     "a chain within": (optchain.loss_scale_optimizer(CHAIN), "tx must have one of Keras's presets within"),
     "PyTorch's": (optchain.presets.torch.adamw(), "tx must be one of Keras's presets; got presets.torch.adamw()"),
     "another dtype": (optchain.adam(moment_dtype="bfloat16"), "Keras's Adam has no moment_dtype; got moment_dtype='bf"),
+    "lazy rows": (optchain.adam(lazy=True), "Keras has no optimizer that updates only the rows that gradients name"),
+    "lazy rows within": (
+        optchain.loss_scale_optimizer(optchain.adam(lazy=True)),
+        "Keras has no optimizer that updates",
+    ),
     "the legacy decay": (optchain.adam(decay=0.1), "Keras's Adam has no decay; got decay=0.1"),
     "a schedule that it has not": (
         optchain.adam(schedules.StepLR(0.1, 3)),

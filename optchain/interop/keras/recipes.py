@@ -123,7 +123,7 @@ def to_keras(
 
     Raises:
       ValueError: what Keras cannot say: a chain of one's own, a schedule that Keras does not have, `decay`,
-        `moment_dtype`, a run-time value other than the learning rate, exclusions without `params` and `variables`.
+        `moment_dtype`, `lazy`, a run-time value other than the learning rate, exclusions without `params` and `variables`.
 
     Example:
       >>> import optchain
@@ -142,6 +142,7 @@ def to_keras(
         return keras.optimizers.LossScaleOptimizer(inner, **given)
     config = dict(tx.config)
     excluded = config.pop("exclude_from_weight_decay", None)
+    del config["lazy"]  # False: keras_class has looked
     for argument in ("decay", "moment_dtype"):
         if config.pop(argument, None) is not None:
             raise ValueError(f"Keras's {name} has no {argument}; got {argument}={tx.config[argument]!r}")
@@ -169,8 +170,12 @@ def keras_class(tx: Any) -> str:
     """The name of a preset's class in Keras."""
     names = CLASS_NAMES | {LOSS_SCALE: "LossScaleOptimizer"}
     if isinstance(tx, Transformation) and tx.is_registered and tx.registered_name in names:
-        if tx.registered_name == LOSS_SCALE and CLASS_NAMES.get(_name_of(tx.config["inner"])) is None:
-            raise ValueError(f"tx must have one of Keras's presets within; got {tx!r}")
+        if tx.registered_name == LOSS_SCALE:
+            if CLASS_NAMES.get(_name_of(tx.config["inner"])) is None:
+                raise ValueError(f"tx must have one of Keras's presets within; got {tx!r}")
+            keras_class(tx.config["inner"])
+        elif tx.config["lazy"]:
+            raise ValueError(f"Keras has no optimizer that updates only the rows that gradients name; got {tx!r}")
         return names[tx.registered_name]
     raise ValueError(f"tx must be one of Keras's presets; got {tx!r}. There are: {', '.join(sorted(names))}")
 
