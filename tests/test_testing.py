@@ -11,7 +11,7 @@ from optchain.testing import CHECKS, check_transformation
 
 
 @optchain.register
-def scale_by_sign(momentum=0.9):
+def scale_by_momentum_sign(momentum=0.9):
     def init(params):
         return {"mu": trees.zeros_like(params)}
 
@@ -23,9 +23,9 @@ def scale_by_sign(momentum=0.9):
 
 
 def test_a_link_of_ones_own_passes_every_check():
-    assert check_transformation(scale_by_sign, skip=("vmap_over_a_state_runs_ten_learning_rates_at_once",)) == tuple(
-        name for name in CHECKS if name != "vmap_over_a_state_runs_ten_learning_rates_at_once"
-    )
+    assert check_transformation(
+        scale_by_momentum_sign, skip=("vmap_over_a_state_runs_ten_learning_rates_at_once",)
+    ) == tuple(name for name in CHECKS if name != "vmap_over_a_state_runs_ten_learning_rates_at_once")
 
 
 def of_update(update, init=None, fields=()):
@@ -91,4 +91,4 @@ def test_a_link_that_looks_for_paths_is_tried_on_parameters_that_have_them():
 
 def test_an_unknown_check_is_refused_with_the_ones_that_there_are():
     with pytest.raises(ValueError, match="a_run_is_repeatable"):
-        check_transformation(scale_by_sign, only=("a_run_is_repeated",))
+        check_transformation(scale_by_momentum_sign, only=("a_run_is_repeated",))
