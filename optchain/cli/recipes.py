@@ -33,9 +33,9 @@ def build(recipe: str) -> optchain.Transformation:
     known = presets()
     if recipe not in known:
         similar = difflib.get_close_matches(recipe, known, SHOWN, 0.5)
-        hint = f"did you mean {' or '.join(similar)}? " if similar else ""
+        hint = f": did you mean {' or '.join(similar)}?" if similar else "."
         raise UserError(
-            f"RECIPE {recipe}: no preset has this name, {hint}"
+            f"RECIPE {recipe}: no preset has this name{hint} "
             f"There are {', '.join(sorted(known))}; or give a config file whose name ends in {' or '.join(PARSERS)}"
         )
     return known[recipe]()
