@@ -19,6 +19,7 @@ from optchain.core.registry import FACTORIES
 
 log = logging.getLogger("mkdocs.hooks")
 ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
 
 AROUND_OTHERS = {"chain", "decay_first", "freeze", "masked", "multi_optimizer"}
 GROUPS = {
@@ -53,8 +54,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         {"Transformations": ["transformations/index.md", *listed]} if "Transformations" in entry else entry
         for entry in config.nav or []
     ]
-    bench = ROOT / "benchmarks" / "results" / "cpu" / "bench.png"
-    files.append(File.generated(config, "images/bench.png", abs_src_path=str(bench)))
+    for chart in sorted(RESULTS.rglob("*.png")):
+        place = f"images/{chart.relative_to(RESULTS).as_posix()}"
+        files.append(File.generated(config, place, abs_src_path=str(chart)))
     for name in ("CHANGELOG", "CONTRIBUTING"):
         text = (ROOT / f"{name}.md").read_text(encoding="utf-8")
         files.append(File.generated(config, f"{name.lower()}.md", content=text))
@@ -65,7 +67,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Puts the benchmarks' own notes into the page on costs."""
+    """Shows the benchmarks' charts, which lie outside of the site, and puts their own notes into the page on costs."""
+    markdown = markdown.replace("](../benchmarks/results/", "](images/")
     if "{{ benchmarks }}" not in markdown:
         return markdown
     text = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
