@@ -64,6 +64,13 @@ def test_an_optimizer_that_nobody_has_is_refused_with_the_ones_that_there_are(ca
     assert "there are MultiSteps, adam, adamw, sgd" in capsys.readouterr().err
 
 
+def test_every_case_of_optax_passes():
+    """Those of Keras and PyTorch are compared in tests/parity over more arguments; Optax's cases are made here alone."""
+    results = list(verification.verify(verification.cases(["Optax"])))
+    assert len(results) == 20
+    assert [result for result in results if not result.passed] == []
+
+
 def test_every_preset_of_keras_and_torch_has_a_case():
     cases = [build.__name__ for build in suite.KERAS_PRESETS.values()]
     ours = {name for name in recipes.presets() if "." not in name}
