@@ -13,6 +13,8 @@ from optchain.core.masks import matching as matching
 from optchain.core.metrics import metrics as metrics
 from optchain.core.registry import register as register
 from optchain.core.rows import RowGradient as RowGradient
+from optchain.core.rule import rule as rule
+from optchain.core.slot import Slot as Slot
 from optchain.core.sweep import sweep as sweep
 from optchain.core.transformation import Transformation as Transformation
 from optchain.description import describe as describe

@@ -246,20 +246,20 @@ def _groups(link: Transformation, params: Tree, path: str) -> dict[str, list[str
     """What acts on each parameter, by the links' paths, as far as something within does not act on all."""
     labels = None if link.labels is None else link.labels(params)
     found: dict[str, list[str]] = {}
-    for name, inner in inner_links(link):
+    for name, inner in link.parts:
         seen = (
             params if labels is None else select(jax.tree.map(lambda label, name=name: label == name, labels), params)
         )
         for parameter, names in _groups(inner, seen, f"{path}/{name}").items():
             found.setdefault(parameter, []).extend(names)
     for place, label in [] if labels is None else leaves_with_paths(labels):
-        acting = f"{path}/{label}" if label in dict(inner_links(link)) else label
+        acting = f"{path}/{label}" if label in dict(link.parts) else label
         found.setdefault(path_string(place), [acting])
     return {path_string(place): found[path_string(place)] for place, _ in leaves_with_paths(params)} if found else {}
 
 
 def _rows(link: Transformation, state: Any, path: str, depth: int) -> Iterator[LinkRow]:
-    below = dict(inner_links(link))
+    below = dict(link.parts)
     own = (
         {name: entry for name, entry in state.items() if name not in below}
         if isinstance(state, dict)
@@ -283,14 +283,6 @@ def _heading(link: Transformation) -> str:
 
 HIDDEN = {"links", "inner", "groups", "default", "name"}
 """Arguments that hold transformations, and the name, which stands before them."""
-
-
-def inner_links(link: Transformation) -> list[tuple[str, Transformation]]:
-    """The transformations within, by the names of their states."""
-    entries = link.fields | link.optional_fields
-    if len(link.links) == 1 and "inner" in entries:  # whatever its name: `iterates` is another entry of `schedule_free`
-        return [("inner", link.links[0])]
-    return [(inner.name if inner.name in entries else "inner", inner) for inner in link.links]
 
 
 def _contents(entry: Any) -> str:

@@ -198,6 +198,18 @@ def check_dtype(name: str, value: Any) -> str | None:
     return dtype.name
 
 
+def check_storage(name: str, value: Any) -> str | None:
+    """The name of a dtype that holds numbers of float32's range, or None: moments are squares, and small."""
+    dtype = check_dtype(name, value)
+    if dtype is None or (jnp.finfo(dtype).tiny <= jnp.finfo(jnp.float32).tiny and jnp.dtype(dtype).itemsize > 1):
+        return dtype
+    info = jnp.finfo(dtype)
+    raise ValueError(
+        f"{name} must have the range of float32, as bfloat16, float32 and float64 have; got {dtype}, which holds "
+        f"{float(info.tiny):.1e} to {float(info.max):.1e}: smaller numbers would become 0. Use bfloat16 to store 2 bytes"
+    )
+
+
 def check_identifier(name: str, value: Any) -> str:
     """A dot or a slash in a key would corrupt some checkpoints silently, so names are identifiers."""
     if not isinstance(value, str):

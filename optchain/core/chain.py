@@ -16,15 +16,21 @@ import optax
 
 from optchain.core import arguments, trees
 from optchain.core.hyperparams import Hyperparam, Hyperparams
-from optchain.core.lookup import MIRRORS
 from optchain.core.optax_link import as_transformation
 from optchain.core.registry import register
+from optchain.core.slot import slot_names
 from optchain.core.transformation import Kind, Stage, State, Transformation
 from optchain.core.trees import Tree
 
 Link = optax.GradientTransformation | tuple[str, optax.GradientTransformation]
 
-RESERVED = frozenset({"hyperparams", "scheduled", "count", "metrics", "inner"}) | MIRRORS
+OWN_ENTRIES = frozenset({"hyperparams", "scheduled", "count", "metrics"})
+"""What links keep beside their slots."""
+
+
+def reserved_names() -> frozenset[str]:
+    """What no link may be called: the names of other entries of a state, such as the slots of rules."""
+    return OWN_ENTRIES | {"inner"} | slot_names()
 
 
 @register
@@ -190,8 +196,8 @@ def _named(links: tuple[Link, ...]) -> list[Transformation]:
         named.append(made.renamed(name or _unique(made.name, taken)))
         taken.add(named[-1].name)
     for link in named:
-        if link.name in RESERVED:
-            raise ValueError(f"the name of a link must not be one of {sorted(RESERVED)}; got {link.name!r}")
+        if link.name in reserved_names():
+            raise ValueError(f"the name of a link must not be one of {sorted(reserved_names())}; got {link.name!r}")
     return named
 
 

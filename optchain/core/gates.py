@@ -7,6 +7,7 @@ import jax
 from jax import lax
 
 from optchain.core import trees
+from optchain.core.slot import Slot
 from optchain.core.transformation import Stage, State, Transformation
 from optchain.core.trees import Tree
 
@@ -19,6 +20,7 @@ def gate(
     decide: Callable[[Tree, dict[str, Any], Mapping[str, Any]], Decision],
     *,
     fields: Iterable[str],
+    slots: Mapping[str, Slot] | None = None,
     flush: Callable[[dict[str, Any]], Decision] | None = None,
     takes: Iterable[str] = (),
     stage: Stage | None = None,
@@ -83,6 +85,7 @@ def gate(
         apply=apply,
         flush=flush_tail,
         fields=fields,
+        slots=slots,
         optional_fields=["inner"],
         links=(inner,),
         takes=takes,

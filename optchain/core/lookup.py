@@ -10,15 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from optchain.core.slot import lies_in_slot
 from optchain.core.trees import Path, path_names
-
-# Trees of the parameters' shapes, and trees of their structure whose leaves are smaller: whatever a parameter is called,
-# nothing below them belongs to a link.
-FULL_MIRRORS = frozenset(
-    {"params", "mu", "nu", "nu_max", "velocity", "average", "grads", "iterates"}
-    | {"sum_of_squares", "e_g", "e_x", "linear_term"}
-)
-MIRRORS = FULL_MIRRORS | {"v_row", "v_col", "v", "adam_nu", "last_call"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,7 +34,7 @@ def find_fields(state: Any, group: str) -> list[Field]:
     fields = []
     for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]:
         names = path_names(path)
-        if len(names) >= 2 and names[-2] == group and MIRRORS.isdisjoint(names[:-1]):
+        if len(names) >= 2 and names[-2] == group and not lies_in_slot(names[:-1]):
             fields.append(Field(path, names[:-2], names[-1], leaf))
     return fields
 
@@ -65,7 +58,7 @@ def _find_states(state: Any, *names: str) -> list[tuple[str, Any]]:
             isinstance(node, Mapping)
             and all(name in node for name in names)
             and jnp.issubdtype(getattr(node[names[-1]], "dtype", jnp.float32), jnp.integer)
-            and MIRRORS.isdisjoint(path_names(path))
+            and not lies_in_slot(path_names(path))
         )
 
     def visit(path: Path, node: Any) -> Any:

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 
 from optchain.core import arguments
 from optchain.core.hyperparams import find_settable
-from optchain.core.lookup import MIRRORS, replace_fields
+from optchain.core.lookup import replace_fields
+from optchain.core.slot import lies_in_slot
 from optchain.core.trees import Path, path_names
 
 # What is counted by calls alone, and so is the same for every member.
@@ -73,4 +74,4 @@ def sweep(state: Any, values: Mapping[str, Any] | None = None, /, **named: Any) 
 
 def _is_counter(path: Path) -> bool:
     names = path_names(path)
-    return bool(names) and names[-1] in COUNTERS and MIRRORS.isdisjoint(names)
+    return bool(names) and names[-1] in COUNTERS and not lies_in_slot(names)

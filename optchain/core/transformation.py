@@ -22,7 +22,8 @@ import optax
 from optchain.core import trees
 from optchain.core.config import call_code, freeze, given_arguments, on_host, registered_name
 from optchain.core.hyperparams import Hyperparams
-from optchain.core.lookup import FULL_MIRRORS
+from optchain.core.rows import is_rows
+from optchain.core.slot import Slot, declare
 from optchain.core.trees import Tree
 
 State: TypeAlias = Any
@@ -53,26 +54,27 @@ class Transformation(optax.GradientTransformationExtraArgs):
       apply: a gate's rule in the fused form.
       project: a parameter link's rule.
       flush: what a gate, or what contains one, does when a tail is flushed.
-      fields: the names of the entries that `init` makes.
+      fields: the names of the entries that `init` makes and that are no slots.
+      slots: the entries that mirror the parameters, each with what is to be known of it.
       hyperparams: the link's hyperparameters; the rule gets their values by keyword.
       stage: what the link does, for the order checks of `chain`.
       needs_params: whether `update` needs the parameters.
       links: the transformations it is composed of.
       takes: extra arguments that the rule uses without naming them.
+      requires: those that it cannot do without, and does not name either.
       sequential: whether it runs `links` one after the other, and does nothing else.
       labels: where each of the links acts on some leaves only: which, as a function of the parameters.
       takes_scaled: whether the rule accepts a `trees.Scaled` in place of a tree of updates.
       takes_rows: whether it accepts a `RowGradient` in place of an array; every other rule gets the dense gradient.
       rowwise: whether it treats each row of a table by itself, so that it may run on the rows that a gradient names
         (`lazy_rows`): what it keeps for a parameter has the parameter's shape, and zeros for the other rows change nothing.
-      decays: the entries of its state that a zero gradient multiplies, each with the name of the hyperparameter it is
-        multiplied by.
       name: what error messages call it until a factory names it.
 
     Attributes:
       name: what the link is called in a chain's state.
       config: the arguments it was built from.
       links: the transformations it is composed of.
+      slots: the entries of its own state that mirror the parameters, by name.
       kind: `gradient`, `gate` or `parameter`.
     """
 
@@ -100,14 +102,13 @@ class Transformation(optax.GradientTransformationExtraArgs):
     _project: Callable[..., tuple[Tree, Any]] | None
     _flush: Callable[..., tuple[Tree, Any]] | None
     _hyperparams: Hyperparams
+    slots: Mapping[str, Slot]
     _own_fields: frozenset[str]
     _needs_params: bool
     _takes_scaled: bool
     _rowwise: bool
     takes_rows: bool
     """Whether a `RowGradient` passes through; every other transformation hands on the dense gradient."""
-    decays: Mapping[str, str]
-    """The entries of its own state that a zero gradient multiplies, each with the name of the hyperparameter."""
     _factory: Callable[..., "Transformation"] | None
     _arguments: inspect.BoundArguments | None
 
@@ -121,6 +122,7 @@ class Transformation(optax.GradientTransformationExtraArgs):
         flush: Callable[..., tuple[Tree, Any]] | None = None,
         kind: Kind | None = None,
         fields: Iterable[str] = (),
+        slots: Mapping[str, Slot] | None = None,
         optional_fields: Iterable[str] = (),
         hyperparams: Hyperparams | None = None,
         stage: Stage | None = None,
@@ -129,14 +131,15 @@ class Transformation(optax.GradientTransformationExtraArgs):
         sequential: bool = False,
         labels: Callable[[Tree], Tree] | None = None,
         takes: Iterable[str] = (),
+        requires: Iterable[str] = (),
         takes_scaled: bool = False,
         takes_rows: bool = False,
         rowwise: bool = False,
-        decays: Mapping[str, str] | None = None,
         name: str = "transformation",
     ) -> Self:
         hyperparams = hyperparams or Hyperparams()
-        own = hyperparams.names
+        slots, requires = declare(**slots or {}), frozenset(requires)
+        own, fields = hyperparams.names, frozenset(fields) | slots.keys()
         keywords = [p for rule in (update, apply, project) if rule for p in _keyword_only(rule) if p.name not in own]
         needs = {extra: owner for link in links for extra, owner in link.needs.items() if extra not in own}
         taken = {extra for link in links for extra in link.takes if extra not in own}
@@ -148,11 +151,11 @@ class Transformation(optax.GradientTransformationExtraArgs):
                 "_project": project and _select_keywords(project),
                 "_flush": flush,
                 "_hyperparams": hyperparams,
-                "_own_fields": frozenset(fields),
+                "slots": slots,
+                "_own_fields": fields,
                 "_takes_scaled": takes_scaled,
                 "takes_rows": takes_rows,
                 "_rowwise": rowwise,
-                "decays": MappingProxyType(dict(decays or {})),
                 "_needs_params": needs_params or kind == "parameter" or (update is None and project is not None),
                 "_factory": None,
                 "_arguments": None,
@@ -163,10 +166,10 @@ class Transformation(optax.GradientTransformationExtraArgs):
                 "stage": stage,
                 "sequential": sequential,
                 "labels": labels,
-                "fields": frozenset(fields) | hyperparams.fields,
+                "fields": fields | hyperparams.fields,
                 "optional_fields": frozenset(optional_fields),
-                "takes": frozenset(taken.union(takes, (p.name for p in keywords))),
-                "needs": needs | {p.name: name for p in keywords if p.default is p.empty},
+                "takes": frozenset(taken.union(takes, requires, (p.name for p in keywords))),
+                "needs": needs | dict.fromkeys([*requires, *(p.name for p in keywords if p.default is p.empty)], name),
             }
         )
 
@@ -254,6 +257,7 @@ class Transformation(optax.GradientTransformationExtraArgs):
     def run_init(self, params: Tree) -> State:
         """`init` without the checks."""
         own = self._init(params)
+        declare(**{name: Slot() for name in self._undeclared(own, params)})
         if own.keys() - self.optional_fields != self._own_fields:
             raise ValueError(
                 f"{self.name}: init made the entries {sorted(own)}, fields says {sorted(self._own_fields)}"
@@ -324,18 +328,55 @@ class Transformation(optax.GradientTransformationExtraArgs):
             return state
         values = self._hyperparams.last(state)
         new = dict(state)
-        for entry, factor in self.decays.items():
+        for entry, slot in self.slots.items():
+            if slot.decay is None:
+                continue
 
-            def decay(path: trees.Path, x: jax.Array, beta: Any = values[factor]) -> jax.Array:
+            def decay(path: trees.Path, x: jax.Array, beta: Any = values[slot.decay]) -> jax.Array:
                 k = steps.get(trees.path_names(path))
                 return x if k is None else trees.astype(trees.decay_rows(x, beta, k), x.dtype)
 
             new[entry] = jax.tree_util.tree_map_with_path(decay, state[entry])
-        for link in self.links:
-            name = link.name if link.name in state else "inner"
+        for name, link in self.parts:
             if name in state:
                 new[name] = link.decayed(new[name], steps)
         return new
+
+    @property
+    def parts(self) -> list[tuple[str, "Transformation"]]:
+        """The transformations within, each with the name of its entry in the state."""
+        entries = self.fields | self.optional_fields
+        if len(self.links) == 1 and "inner" in entries:  # whatever its name: a gate has entries of its own
+            return [("inner", self.links[0])]
+        return [(link.name if link.name in entries else "inner", link) for link in self.links]
+
+    def mirrors(self, names: tuple[str, ...]) -> tuple[str, ...] | None:
+        """The path of the parameter that a leaf of the state belongs to, if it has its shape.
+
+        An entry that was not declared as a slot is taken for one: the caller compares shapes.
+        """
+        if not names:
+            return None
+        if names[0] in self.slots:
+            return names[1:] if self.slots[names[0]].full else None
+        for name, link in self.parts:
+            if name == names[0]:
+                return link.mirrors(names[1:])
+        return names[1:] if names[0] in self._own_fields - {"metrics"} else None
+
+    def _undeclared(self, own: State, reference: Tree) -> list[str]:
+        """Entries that are no slots, and have the structure of the parameters and leaves of as many axes all the same."""
+        shapes, treedef = _shapes(reference)
+        if treedef == jax.tree.structure(0) and not shapes[0]:
+            return []  # a single number: nothing tells its moments from counters
+        others = sorted(self._own_fields - self.slots.keys() - {"metrics", *(name for name, _ in self.parts)})
+        axes = [len(shape) for shape in shapes]
+        found = ((name, *_shapes(own[name])) for name in others if name in own)
+        return [
+            name
+            for name, own_shapes, own_treedef in found
+            if own_treedef == treedef and list(map(len, own_shapes)) == axes
+        ]
 
     @property
     def schedules(self) -> Mapping[str, Callable[[Any], Any]]:
@@ -391,8 +432,10 @@ class Transformation(optax.GradientTransformationExtraArgs):
                     f"the state of {self.name} has the {group} {sorted(state[group])}, {self.name} needs {sorted(names)}: it is "
                     f"another transformation's. If the recipe was changed, take {group!r} from a fresh tx.init(params)."
                 )
-        for name in sorted(FULL_MIRRORS & state.keys()):
-            trees.check_match(f'{self.name} state["{name}"]', state[name], "updates", trees.unscaled(reference))
+        reference = trees.unscaled(reference)
+        full = [name for name, slot in self.slots.items() if slot.full]
+        for name in [*full, *(self._undeclared(state, reference) if self._rowwise else [])]:
+            trees.check_match(f'{self.name} state["{name}"]', state[name], "updates", reference)
 
     # The object ---------------------------------------------------------------------------------------------------------
 
@@ -497,6 +540,11 @@ def _rebuild(factory: Callable[..., Transformation], args: tuple[Any, ...], kwar
 
 
 jax.tree_util.register_static(Transformation)
+
+
+def _shapes(tree: Tree) -> tuple[list[tuple[int, ...]], Any]:
+    leaves, treedef = jax.tree.flatten(tree, is_leaf=is_rows)
+    return [trees.shape_of(leaf) for leaf in leaves], treedef
 
 
 def _keyword_only(rule: Callable[..., Any]) -> list[inspect.Parameter]:

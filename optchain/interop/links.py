@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from optchain.core.masks import select
 from optchain.core.transformation import State, Transformation
 from optchain.core.trees import Tree, leaves_with_paths, path_names
-from optchain.description import inner_links
 from optchain.interop.report import Names
 
 
@@ -83,7 +82,7 @@ def measured(place: Place, values: dict[str, Any]) -> dict[Names, Any]:
 def _places(link: Transformation, path: Names, params: Tree, follows_rate: bool) -> Iterator[Place]:
     yield Place(link, path, params, follows_rate)
     labels = None if link.labels is None else link.labels(params)
-    for name, inner in inner_links(link):
+    for name, inner in link.parts:
         seen = params
         if labels is not None:
             seen = select(jax.tree.map(lambda label, name=name: label == name, labels), params)

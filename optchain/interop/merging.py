@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optchain.core.lookup import MIRRORS
+from optchain.core.slot import lies_in_slot, slot_names
 from optchain.core.trees import Tree, dtype_of, leaves_with_paths, path_names
-from optchain.interop.report import FIELDS, Choice, Names, Report, Row, listed, split
+from optchain.interop.report import Choice, Names, Report, Row, is_field, listed, split
 
 
 def merge(saved: Any, target: Tree, *, hyperparams: Choice) -> tuple[Tree, Report]:
@@ -137,7 +137,7 @@ def _moved(saved: Mapping[Names, Any], wanted: Mapping[Names, Any]) -> dict[Name
 
 def _links(entries: Mapping[Names, Any]) -> dict[Names, str]:
     """The places of links that have a name of their own, with the name. What keeps nothing that a link keeps is a layer."""
-    owners = {owner for owner, field, _ in map(split, entries) if field in FIELDS}
+    owners = {owner for owner, field, _ in map(split, entries) if is_field(field)}
     return {owner: owner[-1] for owner in owners if owner and owner[-1] != "inner" and not owner[-1].isdecimal()}
 
 
@@ -155,7 +155,7 @@ def _check_model(
     used = set(sources.values())
     trees = {_entry(names): _entry(moved.get(names, names)) for names in wanted}
     for entry, source in trees.items():
-        if entry[-1] not in MIRRORS:
+        if entry[-1] not in slot_names():
             continue
         lacking = ["/".join(split(names)[2]) for names in wanted if _entry(names) == entry and names not in sources]
         surplus = ["/".join(split(names)[2]) for names in saved if _entry(names) == source and names not in used]
@@ -190,7 +190,7 @@ def _entry(names: Names) -> Names:
 
 
 def _is_hyperparam(names: Names) -> bool:
-    return len(names) >= 2 and names[-2] == "hyperparams" and MIRRORS.isdisjoint(names[:-1])
+    return len(names) >= 2 and names[-2] == "hyperparams" and not lies_in_slot(names[:-1])
 
 
 def _initialized(names: Names, like: Any) -> jax.Array:

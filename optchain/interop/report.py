@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Literal, TypeAlias
 
-from optchain.core.chain import RESERVED
+from optchain.core.chain import OWN_ENTRIES
+from optchain.core.slot import slot_names
 from optchain.description import aligned
 
 Names: TypeAlias = tuple[str, ...]
@@ -12,10 +13,6 @@ Names: TypeAlias = tuple[str, ...]
 Choice: TypeAlias = Literal["saved", "configured"]
 """Which hyperparameters a run goes on with."""
 Fate: TypeAlias = Literal["restored", "configured", "new", "gone"]
-
-FIELDS = RESERVED - {"inner"}
-"""The entries of a link's state below which nothing is a link."""
-
 
 SCALARS = frozenset({"hyperparams", "scheduled", "metrics"})
 """The entries below which there is one number by a name."""
@@ -72,9 +69,14 @@ class Report:
         return "\n".join([*aligned(table, "<><<"), "", f"hyperparameters: {self.hyperparams}"])
 
 
+def is_field(name: str) -> bool:
+    """Whether it names an entry of a link's state below which nothing is a link."""
+    return name in OWN_ENTRIES or name in slot_names()
+
+
 def split(names: Names) -> tuple[Names, str, Names]:
     """The link's place, its entry, and the place within the entry: `((…, scale_by_adam), mu, (dense, kernel))`."""
-    index = next((i for i, name in enumerate(names) if name in FIELDS), len(names) - 1)
+    index = next((i for i, name in enumerate(names) if is_field(name)), len(names) - 1)
     return names[:index], names[index] if names else "", names[index + 1 :]
 
 

@@ -13,6 +13,7 @@ from optchain.core.gates import Decision, gate
 from optchain.core.optax_link import as_transformation
 from optchain.core.registry import register
 from optchain.core.rows import is_rows
+from optchain.core.slot import Slot, declare
 from optchain.core.transformation import State, Transformation
 from optchain.core.trees import Tree
 
@@ -27,6 +28,11 @@ class AccumulateState(TypedDict):
     inner: State
     updates: NotRequired[jax.Array]
     """Where `steps` is a schedule, the number of updates made, int32."""
+
+
+SLOTS = declare(
+    grads=Slot(),  # the weighted sum of the gradients
+)
 
 
 @register
@@ -111,9 +117,9 @@ def accumulate(
             return {}
         return {"updates": jnp.where(updates, trees.increment(state["updates"]), state["updates"])}
 
-    fields = ["count", "weight", "grads", *["updates"] * varying]
+    fields = ["count", "weight", *["updates"] * varying]
     stage = "varying_window" if varying else None
-    return gate(gated, init, decide, fields=fields, flush=flush, takes=["weight"], stage=stage)
+    return gate(gated, init, decide, fields=fields, slots=SLOTS, flush=flush, takes=["weight"], stage=stage)
 
 
 def _kept(reset: jax.Array, value: jax.Array) -> jax.Array:

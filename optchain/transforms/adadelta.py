@@ -7,6 +7,7 @@ import jax
 from optchain.core import arguments, trees
 from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.registry import register
+from optchain.core.slot import Slot, declare
 from optchain.core.transformation import Transformation
 from optchain.core.trees import Tree
 
@@ -16,6 +17,12 @@ class ScaleByAdadeltaState(TypedDict):
     """The average of the squared gradients, real."""
     e_x: Tree
     """The average of the squared steps, real."""
+
+
+SLOTS = declare(
+    e_g=Slot(real=True, decay="rho"),  # the average of the squared gradients
+    e_x=Slot(real=True, decay="rho"),  # the average of the squared steps
+)
 
 
 @register
@@ -71,9 +78,9 @@ def scale_by_adadelta(
     return Transformation(
         init,
         update,
-        fields=["e_g", "e_x"],
+        fields=[],
+        slots=SLOTS,
         hyperparams=hyperparams,
         stage="second_moment",
         rowwise=True,
-        decays={"e_g": "rho", "e_x": "rho"},
     )

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from optchain.core import arguments, trees
 from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.registry import register
+from optchain.core.slot import Slot, declare
 from optchain.core.transformation import Transformation
 from optchain.core.trees import Tree
 
@@ -15,6 +16,11 @@ from optchain.core.trees import Tree
 class ScaleByRssState(TypedDict):
     sum_of_squares: Tree
     """The initial value and the squares of all gradients, real."""
+
+
+SLOTS = declare(
+    sum_of_squares=Slot(real=True),  # the initial value and the squares of all gradients
+)
 
 
 @register
@@ -74,7 +80,8 @@ def scale_by_rss(
     return Transformation(
         init,
         update,
-        fields=["sum_of_squares"],
+        fields=[],
+        slots=SLOTS,
         hyperparams=Hyperparams(epsilon=epsilon),
         stage="second_moment",
         rowwise=True,

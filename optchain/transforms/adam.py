@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from optchain.core import arguments, trees
 from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.registry import register
+from optchain.core.slot import Slot, declare
 from optchain.core.transformation import Transformation
 from optchain.core.trees import Tree
 from optchain.transforms.moments import average, bias_corrections
@@ -23,6 +24,13 @@ class ScaleByAdamState(TypedDict):
     """The average of their squares, real."""
     nu_max: NotRequired[Tree]
     """With AMSGrad, the largest `nu` so far."""
+
+
+SLOTS = declare(
+    mu=Slot(decay="beta_1"),  # the average of the gradients
+    nu=Slot(real=True, decay="beta_2"),  # the average of their squares
+    nu_max=Slot(real=True),  # with AMSGrad, the largest `nu` so far
+)
 
 
 @register
@@ -120,9 +128,9 @@ def scale_by_adam(
     return Transformation(
         init,
         update,
-        fields=["count", *moment_names],
+        fields=["count"],
+        slots={name: SLOTS[name] for name in moment_names},
         hyperparams=hyperparams,
         stage="second_moment",
         rowwise=True,
-        decays={"mu": "beta_1", "nu": "beta_2"},
     )

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from optchain.core import arguments, trees
 from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.registry import register
+from optchain.core.slot import Slot, declare
 from optchain.core.transformation import Transformation
 from optchain.core.trees import Tree
 from optchain.transforms.moments import average, bias_corrections, magnitude
@@ -20,6 +21,12 @@ class ScaleByAdamaxState(TypedDict):
     """The average of the gradients."""
     nu: Tree
     """The largest magnitude, which decays, real."""
+
+
+SLOTS = declare(
+    mu=Slot(decay="beta_1"),  # the average of the gradients
+    nu=Slot(real=True, decay="beta_2"),  # the largest magnitude, which decays
+)
 
 
 @register
@@ -98,9 +105,9 @@ def scale_by_adamax(
     return Transformation(
         init,
         update,
-        fields=["count", "mu", "nu"],
+        fields=["count"],
+        slots=SLOTS,
         hyperparams=hyperparams,
         stage="second_moment",
         rowwise=True,
-        decays={"mu": "beta_1", "nu": "beta_2"},
     )

@@ -12,6 +12,7 @@ from optchain.core import arguments, trees
 from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.lookup import find_trees
 from optchain.core.registry import register
+from optchain.core.slot import Slot, declare
 from optchain.core.transformation import Transformation
 from optchain.core.trees import Tree
 
@@ -21,6 +22,11 @@ class AverageParamsState(TypedDict):
     """The number of calls, int32."""
     average: Tree
     """The average, float32 or wider; before the first call, the initial parameters."""
+
+
+SLOTS = declare(
+    average=Slot(start="params"),  # the average, float32 or wider; before the first call, the initial parameters
+)
 
 
 @register
@@ -92,7 +98,7 @@ def average_params(
         return params, {"count": count, "average": trees.cast_tree(average, state["average"])}
 
     return Transformation(
-        init, project=project, fields=["count", "average"], hyperparams=hyperparams, stage="average", rowwise=True
+        init, project=project, fields=["count"], slots=SLOTS, hyperparams=hyperparams, stage="average", rowwise=True
     )
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from optchain.core import arguments, trees
 from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.registry import register
+from optchain.core.slot import Slot, declare
 from optchain.core.transformation import Transformation
 from optchain.core.trees import Tree
 
@@ -22,6 +23,15 @@ class ScaleByFactoredRmsState(TypedDict):
     """The average over the last axis but one, likewise."""
     v: Tree
     """The average itself, where a leaf is not factored; of one element where it is."""
+
+
+SLOTS = declare(
+    v_row=Slot(
+        real=True, full=False
+    ),  # the average of the squared gradients over the last axis; of one element where a leaf is not factored
+    v_col=Slot(real=True, full=False),  # the average over the last axis but one, likewise
+    v=Slot(real=True, full=False),  # the average itself, where a leaf is not factored; of one element where it is
+)
 
 
 @register
@@ -96,7 +106,8 @@ def scale_by_factored_rms(beta_2_decay: float = -0.8, epsilon: Hyperparam = 1e-3
     return Transformation(
         init,
         update,
-        fields=["count", "v_row", "v_col", "v"],
+        fields=["count"],
+        slots=SLOTS,
         hyperparams=Hyperparams(epsilon=epsilon),
         stage="second_moment",
     )

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from optchain.core import arguments, trees
 from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.registry import register
+from optchain.core.slot import Slot, declare
 from optchain.core.transformation import Transformation
 from optchain.core.trees import Tree
 from optchain.transforms.moments import magnitude
@@ -18,6 +19,12 @@ class ApplyFtrlState(TypedDict):
     """The initial value and the squares of all gradients, real: `n` in the paper."""
     linear_term: Tree
     """The linear term of the problem that the parameters solve: `z` in the paper."""
+
+
+SLOTS = declare(
+    sum_of_squares=Slot(real=True),  # the initial value and the squares of all gradients: `n` in the paper
+    linear_term=Slot(),  # the linear term of the problem that the parameters solve: `z` in the paper
+)
 
 
 @register
@@ -125,7 +132,8 @@ def apply_ftrl(
     return Transformation(
         init,
         update,
-        fields=["sum_of_squares", "linear_term"],
+        fields=[],
+        slots=SLOTS,
         hyperparams=hyperparams,
         stage="learning_rate",
         needs_params=True,

@@ -9,17 +9,17 @@ import optax
 
 from optchain.core import arguments, trees
 from optchain.core.gates import inner_entry
-from optchain.core.lookup import FULL_MIRRORS
 from optchain.core.optax_link import as_transformation
 from optchain.core.registry import register
-from optchain.core.rows import is_rows, values
+from optchain.core.rows import RowGradient, is_rows, values
+from optchain.core.slot import Slot, declare
 from optchain.core.transformation import State, Transformation
 from optchain.core.trees import Path, Tree
 
 Keys: TypeAlias = tuple[str, ...]
 """The path of a parameter, as plain strings."""
-Named: TypeAlias = Mapping[Keys | None, jax.Array]
-"""The named rows of each table."""
+Named: TypeAlias = Mapping[Keys | None, RowGradient]
+"""The tables of which only some rows have gradients."""
 
 
 class LazyRowsState(TypedDict):
@@ -28,6 +28,11 @@ class LazyRowsState(TypedDict):
     """With `catch_up`, the number of calls, int32."""
     last_call: NotRequired[Tree]
     """With `catch_up`, for each row of each parameter the last call that updated it, int32; 0 for none."""
+
+
+SLOTS = declare(
+    last_call=Slot(full=False),  # for each row of each parameter the last call that updated it
+)
 
 
 @register
@@ -85,16 +90,17 @@ def lazy_rows(inner: optax.GradientTransformation, *, catch_up: bool = False) ->
         last_call = jax.tree.map(lambda p: jnp.zeros(jnp.shape(p)[:1], jnp.int32), params)
         return {**state, "count": jnp.zeros((), jnp.int32), "last_call": last_call}
 
+    def mirrored(path: Path) -> Keys | None:
+        return wrapped.mirrors(trees.path_names(path))
+
     def on_rows(
         params: Tree | None, state: dict[str, Any], grads: Tree, act: Callable[[Tree, State, Tree], tuple[Tree, State]]
     ) -> tuple[Tree, dict[str, Any], Named]:
         """What `act` makes of the named rows, the new state, and the named rows."""
-        named: Named = {
-            trees.path_names(path): leaf.indices for path, leaf in trees.leaves_with_paths(grads) if is_rows(leaf)
-        }
+        named: Named = {trees.path_names(path): leaf for path, leaf in trees.leaves_with_paths(grads) if is_rows(leaf)}
         part = None if params is None else _take(params, named, trees.path_names)
         inner_state = state.get("inner", {})
-        inner_part = _take(inner_state, named, _parameter)
+        inner_part = _take(inner_state, named, mirrored)
         caught_up = {}
         if catch_up:
             count = trees.increment(state["count"])
@@ -109,7 +115,7 @@ def lazy_rows(inner: optax.GradientTransformation, *, catch_up: bool = False) ->
             called = jax.tree.map(lambda last: jnp.maximum(last, count), last_call)
             caught_up = {"count": count, "last_call": _put(state["last_call"], called, named, trees.path_names)}
         new, inner_part = act(part, inner_part, values(grads))
-        return new, {**caught_up, **inner_entry(_put(inner_state, inner_part, named, _parameter))}, named
+        return new, {**caught_up, **inner_entry(_put(inner_state, inner_part, named, mirrored))}, named
 
     def apply(params: Tree, state: dict[str, Any], grads: Tree, **extra: Any) -> tuple[Tree, dict[str, Any]]:
         part, state, named = on_rows(params, state, grads, lambda p, s, g: wrapped.run_apply(p, s, g, extra))
@@ -130,7 +136,8 @@ def lazy_rows(inner: optax.GradientTransformation, *, catch_up: bool = False) ->
         apply=apply,
         flush=flush,
         kind="parameter" if wrapped.kind == "parameter" else "gate",
-        fields=["count", "last_call"] * catch_up,
+        fields=["count"] * catch_up,
+        slots=SLOTS if catch_up else {},
         optional_fields=["inner"],
         links=(wrapped,),
         stage="lazy",
@@ -138,18 +145,11 @@ def lazy_rows(inner: optax.GradientTransformation, *, catch_up: bool = False) ->
     )
 
 
-def _parameter(path: Path) -> Keys | None:
-    """The parameter that a leaf of a state mirrors, if it mirrors one."""
-    names = trees.path_names(path)
-    below = next((i + 1 for i, name in enumerate(names) if name in FULL_MIRRORS), None)
-    return None if below is None else names[below:]
-
-
 def _take(tree: Tree, named: Named, key: Callable[[Path], Keys | None]) -> Tree:
     """The tree with the named rows in place of the tables."""
 
     def take(path: Path, x: Any) -> Any:
-        indices = named.get(key(path))
+        indices = _indices(x, named.get(key(path)))
         if indices is None:
             return x
         return jnp.asarray(x).at[indices].get(mode="fill", fill_value=0, unique_indices=True, indices_are_sorted=True)
@@ -161,9 +161,14 @@ def _put(tree: Tree, part: Tree, named: Named, key: Callable[[Path], Keys | None
     """The tree with rows of `part` in the tables, and all else as it is in `part`."""
 
     def put(path: Path, x: Any, new: Any) -> Any:
-        indices = named.get(key(path))
+        indices = _indices(x, named.get(key(path)))
         if indices is None:
             return new
         return jnp.asarray(x).at[indices].set(new, mode="drop", unique_indices=True, indices_are_sorted=True)
 
     return jax.tree_util.tree_map_with_path(put, tree, part)
+
+
+def _indices(x: Any, rows: RowGradient | None) -> jax.Array | None:
+    """The rows of a leaf that are named; None if it has not the rows of a table."""
+    return rows.indices if rows is not None and jnp.shape(x)[:1] == rows.shape[:1] else None

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from optchain.core import arguments, trees
 from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.registry import register
+from optchain.core.slot import Slot, declare
 from optchain.core.transformation import Transformation
 from optchain.core.trees import Tree
 
@@ -15,6 +16,11 @@ from optchain.core.trees import Tree
 class ScaleByLionState(TypedDict):
     mu: Tree
     """The average of the gradients."""
+
+
+SLOTS = declare(
+    mu=Slot(decay="beta_2"),  # the average of the gradients
+)
 
 
 @register
@@ -63,9 +69,9 @@ def scale_by_lion(beta_1: Hyperparam = 0.9, beta_2: Hyperparam = 0.99, *, moment
     return Transformation(
         init,
         update,
-        fields=["mu"],
+        fields=[],
+        slots=SLOTS,
         hyperparams=hyperparams,
         stage="second_moment",
         rowwise=True,
-        decays={"mu": "beta_2"},
     )

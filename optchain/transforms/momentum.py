@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from optchain.core import arguments, trees
 from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.registry import register
+from optchain.core.slot import Slot, declare
 from optchain.core.transformation import Transformation
 from optchain.core.trees import Tree
 
@@ -17,6 +18,11 @@ class ApplyMomentumState(TypedDict):
     """The decaying sum of the updates."""
     count: NotRequired[jax.Array]
     """With dampening, the number of updates made, int32."""
+
+
+SLOTS = declare(
+    velocity=Slot(decay="momentum"),  # the decaying sum of the updates
+)
 
 
 @register
@@ -77,10 +83,10 @@ def apply_momentum(
     return Transformation(
         init,
         update,
-        fields=["velocity", *["count"] * dampens],
+        fields=["count"] * dampens,
+        slots=SLOTS,
         hyperparams=hyperparams,
         rowwise=True,
-        decays={"velocity": "momentum"},
     )
 
 

@@ -7,7 +7,7 @@ import jax
 import optax
 
 from optchain.core import arguments, trees
-from optchain.core.chain import RESERVED, entries
+from optchain.core.chain import entries, reserved_names
 from optchain.core.masks import Mask, Matching, check_mask, matching, resolve_mask, select
 from optchain.core.optax_link import as_transformation
 from optchain.core.registry import register
@@ -124,8 +124,8 @@ def _checked(
             raise TypeError(f"group {position} must be a tuple (name, parameters, transformation); got {group!r}")
         name, chosen, tx = group
         arguments.check_identifier("the name of a group", name)
-        if name in masks or name in RESERVED or name == "default":
-            taken = sorted({*masks, *RESERVED, "default"})
+        if name in masks or name in reserved_names() or name == "default":
+            taken = sorted({*masks, *reserved_names(), "default"})
             raise ValueError(f"the name of a group must be its own and not one of {taken}; got {name!r}")
         masks[name] = matching(chosen) if isinstance(chosen, str) else chosen
         check_mask(f"the parameters of group {name!r}", masks[name])

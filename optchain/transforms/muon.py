@@ -10,6 +10,7 @@ from optchain.core import arguments, trees
 from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.masks import Mask, check_mask, resolve_mask
 from optchain.core.registry import register
+from optchain.core.slot import Slot, declare
 from optchain.core.transformation import Transformation
 from optchain.core.trees import Tree
 from optchain.transforms.moments import average, bias_corrections
@@ -25,6 +26,14 @@ class ScaleByMuonState(TypedDict):
     """The momentum: the decaying sum of a matrix's gradients, the average of any other's."""
     adam_nu: Tree
     """The average of the squared gradients, real; of one element for a matrix that is made orthogonal."""
+
+
+SLOTS = declare(
+    mu=Slot(),  # the momentum of a matrix, the average of any other's gradients
+    adam_nu=Slot(
+        real=True, full=False
+    ),  # the average of the squares; of one element for a matrix that is made orthogonal
+)
 
 
 @register
@@ -156,9 +165,7 @@ def scale_by_muon(
         directions, mu, nu = trees.map_unzip(step, 3, updates, state["mu"], state["adam_nu"])
         return directions, {"count": count, "mu": mu, "adam_nu": nu}
 
-    return Transformation(
-        init, update, fields=["count", "mu", "adam_nu"], hyperparams=hyperparams, stage="second_moment"
-    )
+    return Transformation(init, update, fields=["count"], slots=SLOTS, hyperparams=hyperparams, stage="second_moment")
 
 
 def orthogonalize(x: jax.Array, coefficients: Sequence[float] = QUINTIC, steps: int = 5) -> jax.Array:

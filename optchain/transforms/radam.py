@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from optchain.core import arguments, trees
 from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.registry import register
+from optchain.core.slot import Slot, declare
 from optchain.core.transformation import Transformation
 from optchain.core.trees import Tree
 from optchain.transforms.moments import average
@@ -22,6 +23,12 @@ class ScaleByRadamState(TypedDict):
     """The average of the gradients."""
     nu: Tree
     """The average of their squares, real."""
+
+
+SLOTS = declare(
+    mu=Slot(decay="beta_1"),  # the average of the gradients
+    nu=Slot(real=True, decay="beta_2"),  # the average of their squares
+)
 
 
 @register
@@ -100,11 +107,11 @@ def scale_by_radam(
     return Transformation(
         init,
         update,
-        fields=["count", "mu", "nu"],
+        fields=["count"],
+        slots=SLOTS,
         hyperparams=hyperparams,
         stage="second_moment",
         rowwise=True,
-        decays={"mu": "beta_1", "nu": "beta_2"},
     )
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from optchain.core import arguments, trees
 from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.registry import register
+from optchain.core.slot import Slot, declare
 from optchain.core.transformation import Transformation
 from optchain.core.trees import Tree
 from optchain.transforms.moments import bias_corrections
@@ -20,6 +21,12 @@ class ScaleByRmsState(TypedDict):
     """When centered, the average of the gradients."""
     count: NotRequired[jax.Array]
     """With bias correction, the number of updates made, int32."""
+
+
+SLOTS = declare(
+    nu=Slot(real=True, decay="rho"),  # the average of the squared gradients
+    mu=Slot(decay="rho"),  # when centered, the average of the gradients
+)
 
 
 @register
@@ -106,9 +113,9 @@ def scale_by_rms(
     return Transformation(
         init,
         update,
-        fields=[*["count"] * corrects, *moment_names],
+        fields=["count"] * corrects,
+        slots={name: SLOTS[name] for name in moment_names},
         hyperparams=hyperparams,
         stage="second_moment",
         rowwise=True,
-        decays=dict.fromkeys(moment_names, "rho"),
     )

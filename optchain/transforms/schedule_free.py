@@ -12,6 +12,7 @@ from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.lookup import find_siblings
 from optchain.core.optax_link import as_transformation
 from optchain.core.registry import register
+from optchain.core.slot import Slot, declare
 from optchain.core.transformation import State, Transformation
 from optchain.core.trees import Tree
 
@@ -24,6 +25,11 @@ class ScheduleFreeState(TypedDict):
     iterates: Tree
     """The iterates `z` of the inner rule."""
     inner: State
+
+
+SLOTS = declare(
+    iterates=Slot(start="params"),  # the iterates `z` of the inner rule
+)
 
 
 @register
@@ -90,7 +96,8 @@ def schedule_free(inner: optax.GradientTransformation, beta_1: Hyperparam = 0.9)
     return Transformation(
         init,
         update,
-        fields=["count", "beta_1", "iterates", *["inner"] * bool(rule.fields)],
+        slots=SLOTS,
+        fields=["count", "beta_1", *["inner"] * bool(rule.fields)],
         optional_fields=[] if rule.fields else ["inner"],
         hyperparams=hyperparams,
         links=(rule,),

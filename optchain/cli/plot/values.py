@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from optchain import Transformation
-from optchain.description import inner_links
 
 Calls = np.ndarray
 """The number of calls that a link has had, at each call of the whole recipe."""
@@ -27,7 +26,7 @@ def _found(link: Transformation, owner: str, calls: Calls) -> Iterator[tuple[str
     for name, value in link.settable.items():
         if name == "learning_rate":
             yield f"{owner}{name}", np.full(calls.shape, float(value))
-    for name, inner in inner_links(link):
+    for name, inner in link.parts:
         yield from _found(inner, f"{owner}{name}/", _updates(link, calls))
 
 

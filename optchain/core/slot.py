@@ -1,0 +1,97 @@
+"""`Slot`: an entry of a link's state that mirrors the parameters, and all that anyone may ask of it.
+
+What a slot holds, how it begins, how it is stored: a rule says it once, as data. Whoever else needs to know what mirrors the
+parameters (checks of shapes, `lazy_rows`, `metrics`, `sweep`, the readers of checkpoints) asks the slots.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from optchain.core import arguments, trees
+from optchain.core.trees import Tree
+
+
+@dataclasses.dataclass(frozen=True)
+class Slot:
+    """An entry of the state that has a leaf for each parameter.
+
+    Args:
+      real: whether it is real for complex parameters, as `|g|²` is.
+      start: what it begins as: a number, or `"params"` for the parameters' own values.
+      decay: the hyperparameter that a zero gradient multiplies it by, and nothing else happens to it; None if there is none.
+        `lazy_rows` catches up by it.
+      dtype: the dtype in which it is stored; None for the parameter's, float32 or wider. Complex leaves stay complex.
+      full: whether its leaves have the parameters' shapes.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from optchain import Slot
+      >>> Slot(real=True, start=0.5, dtype="bfloat16").init({"w": jnp.zeros(2)})
+      {'w': Array([0.5, 0.5], dtype=bfloat16)}
+    """
+
+    real: bool = False
+    start: float | Literal["params"] = 0.0
+    decay: str | None = None
+    dtype: str | None = None
+    full: bool = True
+
+    def init(self, params: Tree) -> Tree:
+        """The entry before the first step: fresh arrays that lie where the parameters lie."""
+        if self.start == "params":
+            return trees.copy(params, self.dtype)
+        zeros = trees.zeros_like(params, self.dtype, real=self.real)
+        return jax.tree.map(lambda zero: jnp.full_like(zero, self.start), zeros) if self.start else zeros
+
+    def load(self, stored: jax.Array, dtype: Any) -> jax.Array:
+        """A stored leaf as a rule wants it: in the dtype of the gradient, made wide, or of its real part."""
+        return trees.astype(stored, trees.real_dtype(dtype) if self.real else dtype)
+
+    def store(self, new: jax.Array, old: jax.Array) -> jax.Array:
+        """What a rule made of a leaf, stored as the old one was."""
+        return trees.astype(new, old.dtype)
+
+
+def stored(slots: Mapping[str, Slot], dtype: Any, *, argument: str = "moment_dtype") -> dict[str, Slot]:
+    """The slots, stored in another dtype: one for all, or one by name, where None and what is left out stay wide."""
+    by_name = isinstance(dtype, Mapping)
+    for name in dtype if by_name else ():
+        if name not in slots:
+            raise ValueError(f"{argument} has {name!r}; the state has {', '.join(map(repr, slots))}")
+    chosen = dtype if by_name else dict.fromkeys(slots, dtype)
+    return {
+        name: dataclasses.replace(
+            slot, dtype=arguments.check_storage(f"{argument}[{name!r}]" if by_name else argument, chosen.get(name))
+        )
+        for name, slot in slots.items()
+    }
+
+
+# The names of slots --------------------------------------------------------------------------------------------------
+#
+# A state is plain dicts, so that every serializer takes it, and a parameter may be called anything, `metrics` too. That
+# `mu/metrics/scale` is a moment and no metric shows in the name `mu` alone, and there only to those who know that a rule
+# has a slot of that name. So the names are noted where slots are declared, and links cannot have them.
+
+_names: set[str] = {"params"}  # what a Flax `TrainState` keeps beside the state
+
+
+def declare(**slots: Slot) -> Mapping[str, Slot]:
+    """The slots of a rule by name, which no link may have from here on."""
+    _names.update(slots)
+    return MappingProxyType(slots)
+
+
+def slot_names() -> frozenset[str]:
+    """The names of all slots that were declared."""
+    return frozenset(_names)
+
+
+def lies_in_slot(names: Iterable[str]) -> bool:
+    """Whether a path in a state leads into a slot: what lies there belongs to a parameter, whatever it is called."""
+    return not _names.isdisjoint(names)
