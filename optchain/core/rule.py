@@ -21,14 +21,16 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from optchain.core import trees
+from optchain.core import arguments, trees
 from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.slot import Slot
 from optchain.core.transformation import Stage, Transformation
 from optchain.core.trees import Tree
 
-Leaf: TypeAlias = Callable[..., tuple[jax.Array, Mapping[str, jax.Array]]]
-"""`leaf(g, **slots)`, or `leaf(g, p, **slots)`, to the update and the new slots."""
+LeafUpdate: TypeAlias = tuple[jax.Array, Mapping[str, Any]]
+"""What a rule makes of one leaf: the update, and the slots by name."""
+Leaf: TypeAlias = Callable[..., LeafUpdate]
+"""`leaf(g, **slots)`, or `leaf(g, p, **slots)`."""
 
 
 def rule(
@@ -144,4 +146,4 @@ def rule(
 
 def _is_traced() -> bool:
     """Whether a `jit` is being traced. Outside of one, a jitted leaf would be compiled anew at every call."""
-    return isinstance(jnp.zeros(()), jax.core.Tracer)
+    return arguments.is_traced(jnp.zeros(()))

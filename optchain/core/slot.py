@@ -43,10 +43,11 @@ class Slot:
 
     def init(self, params: Tree) -> Tree:
         """The entry before the first step: fresh arrays that lie where the parameters lie."""
-        if self.start == "params":
+        start = self.start
+        if start == "params":
             return trees.copy(params, self.dtype)
         zeros = trees.zeros_like(params, self.dtype, real=self.real)
-        return jax.tree.map(lambda zero: jnp.full_like(zero, self.start), zeros) if self.start else zeros
+        return jax.tree.map(lambda zero: jnp.full_like(zero, start), zeros) if start else zeros
 
     def load(self, stored: jax.Array, dtype: Any) -> jax.Array:
         """A stored leaf as a rule wants it: in the dtype of the gradient, made wide, or of its real part."""
@@ -70,6 +71,14 @@ def stored(slots: Mapping[str, Slot], dtype: Any, *, argument: str = "moment_dty
         )
         for name, slot in slots.items()
     }
+
+
+def divided(dtype: Any, *slots: Mapping[str, Slot]) -> list[Any]:
+    """An argument such as `moment_dtype` for several rules: to each what names its slots."""
+    if not isinstance(dtype, Mapping):
+        return [dtype] * len(slots)
+    stored({name: slot for some in slots for name, slot in some.items()}, dtype)  # refuses what none of them has
+    return [{name: value for name, value in dtype.items() if name in some} for some in slots]
 
 
 # The names of slots --------------------------------------------------------------------------------------------------

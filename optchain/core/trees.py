@@ -181,7 +181,7 @@ def astype(x: Any, dtype: Any) -> jax.Array:
     return lax.convert_element_type(x, dtype)
 
 
-def cast(scalar: Any, like: jax.Array) -> Any:
+def cast(scalar: Any, like: jax.Array | jax.ShapeDtypeStruct) -> Any:
     """A scalar ready to meet the leaf `like`: Python numbers as they are (they are weakly typed), arrays in its dtype."""
     return scalar if isinstance(scalar, int | float) else astype(scalar, like.dtype)
 

@@ -22,6 +22,11 @@ def bias_corrections(count: jax.Array, *betas: Hyperparam) -> Callable[[Any], tu
     return in_dtype
 
 
+def one_minus_power(beta: Hyperparam, t: jax.Array) -> jax.Array:
+    """The bias correction `1 − βᵗ`, with β in the dtype of `t` first, as Keras has it."""
+    return 1 - jnp.asarray(beta, t.dtype) ** t
+
+
 def magnitude(x: jax.Array) -> jax.Array:
     """`|x|`, whose gradient is no NaN at a complex zero."""
     return trees.root(trees.abs_square(x)) if trees.is_complex(x) else jnp.abs(x)
