@@ -1,30 +1,18 @@
 """Adam's rule: the first moment over the root of the second, with bias correction."""
 
-import functools
-from typing import Any, NotRequired, TypedDict
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from optchain.core import arguments, trees
-from optchain.core.hyperparams import Hyperparam, Hyperparams
+from optchain.core import arguments
+from optchain.core.hyperparams import Hyperparam
 from optchain.core.registry import register
-from optchain.core.slot import Slot, declare
+from optchain.core.rule import Leaf, LeafUpdate, rule
+from optchain.core.slot import Slot, declare, stored
 from optchain.core.transformation import Transformation
-from optchain.core.trees import Tree
-from optchain.transforms.moments import average, bias_corrections
-
-
-class ScaleByAdamState(TypedDict):
-    count: jax.Array
-    """The number of updates made, int32."""
-    mu: Tree
-    """The average of the gradients."""
-    nu: Tree
-    """The average of their squares, real."""
-    nu_max: NotRequired[Tree]
-    """With AMSGrad, the largest `nu` so far."""
-
+from optchain.core.trees import abs_square, root
+from optchain.transforms.moments import average, one_minus_power
 
 SLOTS = declare(
     mu=Slot(decay="beta_1"),  # the average of the gradients
@@ -76,61 +64,25 @@ def scale_by_adam(
       >>> updates.round(3)
       Array([ 1., -1.], dtype=float32)
     """
-    hyperparams = Hyperparams(beta_1=beta_1, beta_2=beta_2, epsilon=epsilon)
     amsgrad = arguments.check_bool("amsgrad", amsgrad)
     epsilon_hat = arguments.check_bool("epsilon_hat", epsilon_hat)
-    dtype = arguments.check_dtype("moment_dtype", moment_dtype)
 
-    def init(params: Tree) -> ScaleByAdamState:
-        def second_moment() -> Tree:
-            return trees.zeros_like(params, dtype, real=True)
+    def step(t: jax.Array, beta_1: jax.Array, beta_2: jax.Array, epsilon: jax.Array) -> Leaf:
+        c1, c2 = one_minus_power(beta_1, t), one_minus_power(beta_2, t)
+        factor = (jnp.sqrt(c2) if epsilon_hat else 1) / c1
 
-        state: ScaleByAdamState = {
-            "count": jnp.zeros((), jnp.int32),
-            "mu": trees.zeros_like(params, dtype),
-            "nu": second_moment(),
-        }
-        return {**state, "nu_max": second_moment()} if amsgrad else state
+        def leaf(g: jax.Array, mu: jax.Array, nu: jax.Array, nu_max: jax.Array | None = None) -> LeafUpdate:
+            mu, nu = average(mu, g, beta_1), average(nu, abs_square(g), beta_2)
+            v = nu if nu_max is None else jnp.maximum(nu_max, nu)
+            u = mu * factor / (root(v if epsilon_hat else v / c2) + epsilon)
+            return u, {"mu": mu, "nu": nu, "nu_max": v}
 
-    moment_names = ["mu", "nu", *["nu_max"] * amsgrad]
+        return leaf
 
-    def update(
-        updates: Tree,
-        state: ScaleByAdamState,
-        params: Tree,
-        *,
-        beta_1: jax.Array,
-        beta_2: jax.Array,
-        epsilon: jax.Array,
-    ) -> tuple[Tree, dict[str, Any]]:
-        count = trees.increment(state["count"])
-        corrections = bias_corrections(count, beta_1, beta_2)
-
-        @functools.cache  # once for each dtype of the tree
-        def first_factor(dtype: Any) -> jax.Array:
-            one_minus_b1, one_minus_b2 = corrections(dtype)
-            return (jnp.sqrt(one_minus_b2) if epsilon_hat else 1) / one_minus_b1
-
-        def step(g: jax.Array, *old: jax.Array) -> tuple[jax.Array, ...]:
-            g = trees.wide(g)
-            g_square = trees.abs_square(g)
-            mu, nu, *nu_max = (trees.astype(x, y.dtype) for x, y in zip(old, (g, g_square, g_square), strict=False))
-            mu, nu = average(mu, g, beta_1), average(nu, g_square, beta_2)
-            new = (mu, nu, *(jnp.maximum(largest, nu) for largest in nu_max))
-            largest = new[-1] if epsilon_hat else new[-1] / corrections(nu.dtype)[1]
-            denominator = trees.root(largest) + trees.cast(epsilon, nu)
-            direction = mu * trees.cast(first_factor(nu.dtype), mu) / trees.astype(denominator, mu.dtype)
-            return direction, *(trees.astype(x, y.dtype) for x, y in zip(new, old, strict=True))
-
-        directions, *moments = trees.map_unzip(step, 1 + len(moment_names), updates, *(state[m] for m in moment_names))
-        return directions, {"count": count, **dict(zip(moment_names, moments, strict=True))}
-
-    return Transformation(
-        init,
-        update,
-        fields=["count"],
-        slots={name: SLOTS[name] for name in moment_names},
-        hyperparams=hyperparams,
+    slots = {name: slot for name, slot in SLOTS.items() if amsgrad or name != "nu_max"}
+    return rule(
+        step,
+        slots=stored(slots, moment_dtype),
+        hyperparams={"beta_1": beta_1, "beta_2": beta_2, "epsilon": epsilon},
         stage="second_moment",
-        rowwise=True,
     )
