@@ -1,22 +1,15 @@
 """Lion's rule: the sign of an interpolated momentum."""
 
-from typing import Any, TypedDict
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from optchain.core import arguments, trees
-from optchain.core.hyperparams import Hyperparam, Hyperparams
+from optchain.core.hyperparams import Hyperparam
 from optchain.core.registry import register
-from optchain.core.slot import Slot, declare
+from optchain.core.rule import Leaf, LeafUpdate, rule
+from optchain.core.slot import Slot, declare, stored
 from optchain.core.transformation import Transformation
-from optchain.core.trees import Tree
-
-
-class ScaleByLionState(TypedDict):
-    mu: Tree
-    """The average of the gradients."""
-
 
 SLOTS = declare(
     mu=Slot(decay="beta_2"),  # the average of the gradients
@@ -49,29 +42,17 @@ def scale_by_lion(beta_1: Hyperparam = 0.9, beta_2: Hyperparam = 0.99, *, moment
       >>> tx.update(jnp.array([0.1, -10.0, 0.0]), tx.init(jnp.zeros(3)))[0]
       Array([ 1., -1.,  0.], dtype=float32)
     """
-    hyperparams = Hyperparams(beta_1=beta_1, beta_2=beta_2)
-    dtype = arguments.check_dtype("moment_dtype", moment_dtype)
 
-    def init(params: Tree) -> ScaleByLionState:
-        return {"mu": trees.zeros_like(params, dtype)}
+    def step(beta_1: jax.Array, beta_2: jax.Array) -> Leaf:
+        def leaf(g: jax.Array, mu: jax.Array) -> LeafUpdate:
+            b1, b2 = (jnp.asarray(beta, g.dtype) for beta in (beta_1, beta_2))  # 1 − β in this dtype, as Keras's
+            return jnp.sign(b1 * mu + (1 - b1) * g), {"mu": b2 * mu + (1 - b2) * g}
 
-    def update(
-        updates: Tree, state: ScaleByLionState, params: Tree, *, beta_1: jax.Array, beta_2: jax.Array
-    ) -> tuple[Tree, ScaleByLionState]:
-        def step(g: jax.Array, old: jax.Array) -> tuple[jax.Array, jax.Array]:
-            g = trees.wide(g)
-            mu, b1, b2 = (jnp.asarray(x, g.dtype) for x in (old, beta_1, beta_2))  # 1 − β in this dtype, as Keras's
-            return jnp.sign(b1 * mu + (1 - b1) * g), trees.astype(b2 * mu + (1 - b2) * g, old.dtype)
+        return leaf
 
-        directions, mu = trees.map_unzip(step, 2, updates, state["mu"])
-        return directions, {"mu": mu}
-
-    return Transformation(
-        init,
-        update,
-        fields=[],
-        slots=SLOTS,
-        hyperparams=hyperparams,
+    return rule(
+        step,
+        slots=stored(SLOTS, moment_dtype),
+        hyperparams={"beta_1": beta_1, "beta_2": beta_2},
         stage="second_moment",
-        rowwise=True,
     )
