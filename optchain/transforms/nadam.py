@@ -1,29 +1,18 @@
 """Nadam's rule: Adam with Nesterov's momentum, which warms up."""
 
-from typing import Any, TypedDict
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from optchain.core import arguments, trees
-from optchain.core.hyperparams import Hyperparam, Hyperparams
+from optchain.core import arguments
+from optchain.core.hyperparams import Hyperparam
 from optchain.core.registry import register
-from optchain.core.slot import Slot, declare
+from optchain.core.rule import Leaf, LeafUpdate, rule
+from optchain.core.slot import Slot, declare, stored
 from optchain.core.transformation import Transformation
-from optchain.core.trees import Tree
-from optchain.transforms.moments import average, bias_corrections
-
-
-class ScaleByNadamState(TypedDict):
-    count: jax.Array
-    """The number of updates made, int32."""
-    mu_product: jax.Array
-    """The product of the momentum's values so far."""
-    mu: Tree
-    """The average of the gradients."""
-    nu: Tree
-    """The average of their squares, real."""
-
+from optchain.core.trees import abs_square, root
+from optchain.transforms.moments import average, one_minus_power
 
 SLOTS = declare(
     mu=Slot(decay="beta_1"),  # the average of the gradients
@@ -73,62 +62,37 @@ def scale_by_nadam(
       >>> [round(float(u), 3) for u in updates]
       [1.063, -1.063]
     """
-    hyperparams = Hyperparams(beta_1=beta_1, beta_2=beta_2, epsilon=epsilon, momentum_decay=momentum_decay)
     epsilon_in_root = arguments.check_bool("epsilon_in_root", epsilon_in_root)
     next_momentum = arguments.check_bool("next_momentum", next_momentum)
-    dtype = arguments.check_dtype("moment_dtype", moment_dtype)
 
-    def init(params: Tree) -> ScaleByNadamState:
-        return {
-            "count": jnp.zeros((), jnp.int32),
-            "mu_product": jnp.ones((), trees.default_float()),
-            "mu": trees.zeros_like(params, dtype),
-            "nu": trees.zeros_like(params, dtype, real=True),
-        }
-
-    def update(
-        updates: Tree,
-        state: ScaleByNadamState,
-        params: Tree,
-        *,
+    def step(
+        t: jax.Array,
         beta_1: jax.Array,
         beta_2: jax.Array,
         epsilon: jax.Array,
         momentum_decay: jax.Array,
-    ) -> tuple[Tree, ScaleByNadamState]:
-        count = trees.increment(state["count"])
-        corrections = bias_corrections(count, beta_2)
-        t = trees.astype(count, state["mu_product"].dtype)
-        decay = trees.cast(momentum_decay, t)
-        momentum, later = (trees.cast(beta_1, t) * (1 - 0.5 * 0.96 ** (decay * when)) for when in (t, t + 1))
-        product = state["mu_product"] * momentum
-        of_mu, of_g = (later if next_momentum else momentum) / (1 - product * later), (1 - momentum) / (1 - product)
+        mu_product: jax.Array,
+    ) -> tuple[Leaf, dict[str, jax.Array]]:
+        # As in Keras, β is rounded to the leaf's dtype before 1 − β, as it is before βᵗ: the two go together.
+        b1, b2 = (jnp.asarray(beta, t.dtype) for beta in (beta_1, beta_2))
+        mu_t, mu_next = (b1 * (1 - 0.5 * 0.96 ** (momentum_decay * when)) for when in (t, t + 1))
+        product = mu_product * mu_t  # M_t
+        of_mu = (mu_next if next_momentum else mu_t) / (1 - product * mu_next)
+        of_g = (1 - mu_t) / (1 - product)
+        c2 = one_minus_power(beta_2, t)
 
-        def step(g: jax.Array, old_mu: jax.Array, old_nu: jax.Array) -> tuple[jax.Array, ...]:
-            g = trees.wide(g)
-            g_square = trees.abs_square(g)
-            mu, nu = trees.astype(old_mu, g.dtype), trees.astype(old_nu, g_square.dtype)
-            # As in Keras, β is rounded to the leaf's dtype before 1 − β, as it is before βᵗ: the two go together.
-            mu, nu = average(mu, g, jnp.asarray(beta_1, nu.dtype)), average(nu, g_square, jnp.asarray(beta_2, nu.dtype))
-            (one_minus_b2,) = corrections(nu.dtype)
-            ahead = trees.cast(of_mu, mu) * mu + trees.cast(of_g, g) * g
-            square, eps = nu / one_minus_b2, trees.cast(epsilon, nu)
-            denominator = trees.root(square + eps) if epsilon_in_root else trees.root(square) + eps
-            return (
-                ahead / trees.astype(denominator, g.dtype),
-                trees.astype(mu, old_mu.dtype),
-                trees.astype(nu, old_nu.dtype),
-            )
+        def leaf(g: jax.Array, mu: jax.Array, nu: jax.Array) -> LeafUpdate:
+            mu, nu = average(mu, g, b1), average(nu, abs_square(g), b2)
+            v = nu / c2
+            u = (of_mu * mu + of_g * g) / (root(v + epsilon) if epsilon_in_root else root(v) + epsilon)
+            return u, {"mu": mu, "nu": nu}
 
-        directions, mu, nu = trees.map_unzip(step, 3, updates, state["mu"], state["nu"])
-        return directions, {"count": count, "mu_product": product, "mu": mu, "nu": nu}
+        return leaf, {"mu_product": product}
 
-    return Transformation(
-        init,
-        update,
-        fields=["count", "mu_product"],
-        slots=SLOTS,
-        hyperparams=hyperparams,
+    return rule(
+        step,
+        slots=stored(SLOTS, moment_dtype),
+        scalars={"mu_product": 1.0},
+        hyperparams={"beta_1": beta_1, "beta_2": beta_2, "epsilon": epsilon, "momentum_decay": momentum_decay},
         stage="second_moment",
-        rowwise=True,
     )
