@@ -1,27 +1,18 @@
 """RMSprop's rule: the gradient over the root of the average of its squares."""
 
-from typing import Any, NotRequired, TypedDict
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from optchain.core import arguments, trees
-from optchain.core.hyperparams import Hyperparam, Hyperparams
+from optchain.core import arguments
+from optchain.core.hyperparams import Hyperparam
 from optchain.core.registry import register
-from optchain.core.slot import Slot, declare
+from optchain.core.rule import Leaf, LeafUpdate, rule
+from optchain.core.slot import Slot, declare, stored
 from optchain.core.transformation import Transformation
-from optchain.core.trees import Tree
-from optchain.transforms.moments import bias_corrections
-
-
-class ScaleByRmsState(TypedDict):
-    nu: Tree
-    """The average of the squared gradients, real."""
-    mu: NotRequired[Tree]
-    """When centered, the average of the gradients."""
-    count: NotRequired[jax.Array]
-    """With bias correction, the number of updates made, int32."""
-
+from optchain.core.trees import abs_square, root
+from optchain.transforms.moments import one_minus_power
 
 SLOTS = declare(
     nu=Slot(real=True, decay="rho"),  # the average of the squared gradients
@@ -71,51 +62,32 @@ def scale_by_rms(
       >>> tx.update(jnp.array([0.1, -10.0]), tx.init(jnp.zeros(2)))[0].round(3)
       Array([ 2., -2.], dtype=float32)
     """
-    hyperparams = Hyperparams(rho=rho, epsilon=epsilon)
     centered = arguments.check_bool("centered", centered)
     epsilon_in_root = arguments.check_bool("epsilon_in_root", epsilon_in_root)
-    corrects = arguments.check_bool("bias_correction", bias_correction)
-    dtype = arguments.check_dtype("moment_dtype", moment_dtype)
-    moment_names = ["nu", *["mu"] * centered]
+    bias_correction = arguments.check_bool("bias_correction", bias_correction)
 
-    def init(params: Tree) -> dict[str, Any]:
-        count = {"count": jnp.zeros((), jnp.int32)} if corrects else {}
-        return count | {name: trees.zeros_like(params, dtype, real=name == "nu") for name in moment_names}
+    def plain(rho: jax.Array, epsilon: jax.Array) -> Leaf:
+        return averages(rho, epsilon, 1)
 
-    def update(
-        updates: Tree, state: dict[str, Any], params: Tree, *, rho: jax.Array, epsilon: jax.Array
-    ) -> tuple[Tree, dict[str, Any]]:
-        count = {"count": trees.increment(state["count"])} if corrects else {}
-        corrections = bias_corrections(count["count"], rho) if corrects else None
+    def corrected(t: jax.Array, rho: jax.Array, epsilon: jax.Array) -> Leaf:
+        # 1 − rho is rounded as 1 − rhoᵗ is, so that the first quotient is exactly 1.
+        return averages(jnp.asarray(rho, t.dtype), epsilon, 1 / one_minus_power(rho, t))
 
-        def step(g: jax.Array, *old: jax.Array) -> tuple[jax.Array, ...]:
-            g = trees.wide(g)
-            g_square = trees.abs_square(g)
-            nu, *mu = (trees.astype(x, y.dtype) for x, y in zip(old, (g_square, g), strict=False))
-            # With bias correction 1 − rho is rounded as 1 − rhoᵗ is, so that the first quotient is exactly 1.
-            decay = jnp.asarray(rho, nu.dtype) if corrects else trees.cast(rho, nu)
-            nu = decay * nu + (1 - decay) * g_square
-            mu = [trees.cast(decay, g) * m + trees.cast(1 - decay, g) * g for m in mu]
-            scale = 1 / corrections(nu.dtype)[0] if corrections else 1
-            square = nu * scale
-            if centered:
-                square = jnp.maximum(square - trees.abs_square(mu[0]) * scale**2, 0)
-            eps = trees.cast(epsilon, nu)
-            denominator = trees.root(square + eps) if epsilon_in_root else trees.root(square) + eps
-            new = (nu, *mu)
-            return g / trees.astype(denominator, g.dtype), *(
-                trees.astype(x, y.dtype) for x, y in zip(new, old, strict=True)
-            )
+    def averages(rho: jax.Array, epsilon: jax.Array, c: jax.Array | int) -> Leaf:
+        def leaf(g: jax.Array, nu: jax.Array, mu: jax.Array | None = None) -> LeafUpdate:
+            nu = rho * nu + (1 - rho) * abs_square(g)
+            v = nu * c
+            if mu is not None:
+                mu = rho * mu + (1 - rho) * g
+                v = jnp.maximum(v - abs_square(mu) * c**2, 0)
+            return g / (root(v + epsilon) if epsilon_in_root else root(v) + epsilon), {"nu": nu, "mu": mu}
 
-        directions, *moments = trees.map_unzip(step, 1 + len(moment_names), updates, *(state[m] for m in moment_names))
-        return directions, count | dict(zip(moment_names, moments, strict=True))
+        return leaf
 
-    return Transformation(
-        init,
-        update,
-        fields=["count"] * corrects,
-        slots={name: SLOTS[name] for name in moment_names},
-        hyperparams=hyperparams,
+    slots = {name: slot for name, slot in SLOTS.items() if centered or name != "mu"}
+    return rule(
+        corrected if bias_correction else plain,
+        slots=stored(slots, moment_dtype),
+        hyperparams={"rho": rho, "epsilon": epsilon},
         stage="second_moment",
-        rowwise=True,
     )
