@@ -1,22 +1,16 @@
 """Adagrad's rule: the gradient over the root of the sum of its squares."""
 
-from typing import TypedDict
+import dataclasses
 
 import jax
-import jax.numpy as jnp
 
-from optchain.core import arguments, trees
-from optchain.core.hyperparams import Hyperparam, Hyperparams
+from optchain.core import arguments
+from optchain.core.hyperparams import Hyperparam
 from optchain.core.registry import register
+from optchain.core.rule import Leaf, LeafUpdate, rule
 from optchain.core.slot import Slot, declare
 from optchain.core.transformation import Transformation
-from optchain.core.trees import Tree
-
-
-class ScaleByRssState(TypedDict):
-    sum_of_squares: Tree
-    """The initial value and the squares of all gradients, real."""
-
+from optchain.core.trees import abs_square, root
 
 SLOTS = declare(
     sum_of_squares=Slot(real=True),  # the initial value and the squares of all gradients
@@ -56,33 +50,14 @@ def scale_by_rss(
     arguments.check_number(
         "initial_accumulator_value", initial_accumulator_value, arguments.RANGES["initial_accumulator_value"]
     )
-
     epsilon_in_root = arguments.check_bool("epsilon_in_root", epsilon_in_root)
 
-    def init(params: Tree) -> ScaleByRssState:
-        zeros = trees.zeros_like(params, real=True)
-        return {"sum_of_squares": jax.tree.map(lambda zero: jnp.full_like(zero, initial_accumulator_value), zeros)}
+    def step(epsilon: jax.Array) -> Leaf:
+        def leaf(g: jax.Array, sum_of_squares: jax.Array) -> LeafUpdate:
+            n = sum_of_squares + abs_square(g)
+            return g / (root(n + epsilon) if epsilon_in_root else root(n) + epsilon), {"sum_of_squares": n}
 
-    def update(
-        updates: Tree, state: ScaleByRssState, params: Tree, *, epsilon: jax.Array
-    ) -> tuple[Tree, ScaleByRssState]:
-        def step(g: jax.Array, total: jax.Array) -> tuple[jax.Array, jax.Array]:
-            g = trees.wide(g)
-            g_square = trees.abs_square(g)
-            total = trees.astype(total, g_square.dtype) + g_square
-            eps = trees.cast(epsilon, total)
-            denominator = trees.root(total + eps) if epsilon_in_root else trees.root(total) + eps
-            return g / trees.astype(denominator, g.dtype), total
+        return leaf
 
-        directions, sums = trees.map_unzip(step, 2, updates, state["sum_of_squares"])
-        return directions, {"sum_of_squares": trees.cast_tree(sums, state["sum_of_squares"])}
-
-    return Transformation(
-        init,
-        update,
-        fields=[],
-        slots=SLOTS,
-        hyperparams=Hyperparams(epsilon=epsilon),
-        stage="second_moment",
-        rowwise=True,
-    )
+    start = dataclasses.replace(SLOTS["sum_of_squares"], start=initial_accumulator_value)
+    return rule(step, slots={"sum_of_squares": start}, hyperparams={"epsilon": epsilon}, stage="second_moment")
