@@ -1,23 +1,15 @@
 """Adadelta's rule: the gradient in units of the steps made so far."""
 
-from typing import Any, TypedDict
+from typing import Any
 
 import jax
 
-from optchain.core import arguments, trees
-from optchain.core.hyperparams import Hyperparam, Hyperparams
+from optchain.core.hyperparams import Hyperparam
 from optchain.core.registry import register
-from optchain.core.slot import Slot, declare
+from optchain.core.rule import Leaf, LeafUpdate, rule
+from optchain.core.slot import Slot, declare, stored
 from optchain.core.transformation import Transformation
-from optchain.core.trees import Tree
-
-
-class ScaleByAdadeltaState(TypedDict):
-    e_g: Tree
-    """The average of the squared gradients, real."""
-    e_x: Tree
-    """The average of the squared steps, real."""
-
+from optchain.core.trees import abs_square, root
 
 SLOTS = declare(
     e_g=Slot(real=True, decay="rho"),  # the average of the squared gradients
@@ -53,34 +45,19 @@ def scale_by_adadelta(
       >>> tx.update(jnp.array([10.0]), tx.init(jnp.zeros(1)))[0].round(3)
       Array([0.02], dtype=float32)
     """
-    hyperparams = Hyperparams(rho=rho, epsilon=epsilon)
-    dtype = arguments.check_dtype("moment_dtype", moment_dtype)
 
-    def init(params: Tree) -> ScaleByAdadeltaState:
-        return {"e_g": trees.zeros_like(params, dtype, real=True), "e_x": trees.zeros_like(params, dtype, real=True)}
+    def step(rho: jax.Array, epsilon: jax.Array) -> Leaf:
+        def leaf(g: jax.Array, e_g: jax.Array, e_x: jax.Array) -> LeafUpdate:
+            e_g = rho * e_g + (1 - rho) * abs_square(g)
+            u = g * (root(e_x + epsilon) / root(e_g + epsilon))
+            e_x = rho * e_x + (1 - rho) * abs_square(u)
+            return u, {"e_g": e_g, "e_x": e_x}
 
-    def update(
-        updates: Tree, state: ScaleByAdadeltaState, params: Tree, *, rho: jax.Array, epsilon: jax.Array
-    ) -> tuple[Tree, ScaleByAdadeltaState]:
-        def step(g: jax.Array, e_g: jax.Array, e_x: jax.Array) -> tuple[jax.Array, ...]:
-            g = trees.wide(g)
-            g_square = trees.abs_square(g)
-            stored, (e_g, e_x) = e_g.dtype, (trees.astype(e, g_square.dtype) for e in (e_g, e_x))
-            decay, eps = trees.cast(rho, g_square), trees.cast(epsilon, g_square)
-            e_g = decay * e_g + (1 - decay) * g_square
-            u = g * trees.astype(trees.root(e_x + eps) / trees.root(e_g + eps), g.dtype)
-            e_x = decay * e_x + (1 - decay) * trees.abs_square(u)
-            return u, trees.astype(e_g, stored), trees.astype(e_x, stored)
+        return leaf
 
-        steps, e_g, e_x = trees.map_unzip(step, 3, updates, state["e_g"], state["e_x"])
-        return steps, {"e_g": e_g, "e_x": e_x}
-
-    return Transformation(
-        init,
-        update,
-        fields=[],
-        slots=SLOTS,
-        hyperparams=hyperparams,
+    return rule(
+        step,
+        slots=stored(SLOTS, moment_dtype),
+        hyperparams={"rho": rho, "epsilon": epsilon},
         stage="second_moment",
-        rowwise=True,
     )
