@@ -1,27 +1,17 @@
 """Adamax's rule: Adam with the largest magnitude in place of the root mean square."""
 
-from typing import Any, TypedDict
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from optchain.core import arguments, trees
-from optchain.core.hyperparams import Hyperparam, Hyperparams
+from optchain.core import arguments
+from optchain.core.hyperparams import Hyperparam
 from optchain.core.registry import register
-from optchain.core.slot import Slot, declare
+from optchain.core.rule import Leaf, LeafUpdate, rule
+from optchain.core.slot import Slot, declare, stored
 from optchain.core.transformation import Transformation
-from optchain.core.trees import Tree
-from optchain.transforms.moments import average, bias_corrections, magnitude
-
-
-class ScaleByAdamaxState(TypedDict):
-    count: jax.Array
-    """The number of updates made, int32."""
-    mu: Tree
-    """The average of the gradients."""
-    nu: Tree
-    """The largest magnitude, which decays, real."""
-
+from optchain.transforms.moments import average, magnitude, one_minus_power
 
 SLOTS = declare(
     mu=Slot(decay="beta_1"),  # the average of the gradients
@@ -65,49 +55,22 @@ def scale_by_adamax(
       >>> tx.update(jnp.array([0.1, -10.0]), tx.init(jnp.zeros(2)))[0].round(3)
       Array([ 1., -1.], dtype=float32)
     """
-    hyperparams = Hyperparams(beta_1=beta_1, beta_2=beta_2, epsilon=epsilon)
     epsilon_in_maximum = arguments.check_bool("epsilon_in_maximum", epsilon_in_maximum)
-    dtype = arguments.check_dtype("moment_dtype", moment_dtype)
 
-    def init(params: Tree) -> ScaleByAdamaxState:
-        return {
-            "count": jnp.zeros((), jnp.int32),
-            "mu": trees.zeros_like(params, dtype),
-            "nu": trees.zeros_like(params, dtype, real=True),
-        }
+    def step(t: jax.Array, beta_1: jax.Array, beta_2: jax.Array, epsilon: jax.Array) -> Leaf:
+        c1 = one_minus_power(beta_1, t)
 
-    def update(
-        updates: Tree,
-        state: ScaleByAdamaxState,
-        params: Tree,
-        *,
-        beta_1: jax.Array,
-        beta_2: jax.Array,
-        epsilon: jax.Array,
-    ) -> tuple[Tree, ScaleByAdamaxState]:
-        count = trees.increment(state["count"])
-        corrections = bias_corrections(count, beta_1)
-
-        def step(g: jax.Array, old_mu: jax.Array, old_nu: jax.Array) -> tuple[jax.Array, ...]:
-            g = trees.wide(g)
+        def leaf(g: jax.Array, mu: jax.Array, nu: jax.Array) -> LeafUpdate:
             size = magnitude(g)
-            mu, nu = trees.astype(old_mu, g.dtype), trees.astype(old_nu, size.dtype)
-            eps = trees.cast(epsilon, nu)
             mu = average(mu, g, beta_1)
-            nu = jnp.maximum(trees.cast(beta_2, nu) * nu, size + eps if epsilon_in_maximum else size)
-            (one_minus_b1,) = corrections(nu.dtype)
-            direction = mu / trees.astype(one_minus_b1 * (nu if epsilon_in_maximum else nu + eps), mu.dtype)
-            return direction, trees.astype(mu, old_mu.dtype), trees.astype(nu, old_nu.dtype)
+            nu = jnp.maximum(beta_2 * nu, size + epsilon if epsilon_in_maximum else size)
+            return mu / (c1 * (nu if epsilon_in_maximum else nu + epsilon)), {"mu": mu, "nu": nu}
 
-        directions, mu, nu = trees.map_unzip(step, 3, updates, state["mu"], state["nu"])
-        return directions, {"count": count, "mu": mu, "nu": nu}
+        return leaf
 
-    return Transformation(
-        init,
-        update,
-        fields=["count"],
-        slots=SLOTS,
-        hyperparams=hyperparams,
+    return rule(
+        step,
+        slots=stored(SLOTS, moment_dtype),
+        hyperparams={"beta_1": beta_1, "beta_2": beta_2, "epsilon": epsilon},
         stage="second_moment",
-        rowwise=True,
     )
