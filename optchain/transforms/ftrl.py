@@ -1,25 +1,18 @@
 """Follow the regularized leader: parameters as the solution of a regularized problem, not as a sum of steps."""
 
-from typing import TypedDict
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 
-from optchain.core import arguments, trees
-from optchain.core.hyperparams import Hyperparam, Hyperparams
+from optchain.core import arguments
+from optchain.core.hyperparams import Hyperparam
 from optchain.core.registry import register
+from optchain.core.rule import Leaf, LeafUpdate, rule
 from optchain.core.slot import Slot, declare
 from optchain.core.transformation import Transformation
-from optchain.core.trees import Tree
+from optchain.core.trees import abs_square, is_complex, root
 from optchain.transforms.moments import magnitude
-
-
-class ApplyFtrlState(TypedDict):
-    sum_of_squares: Tree
-    """The initial value and the squares of all gradients, real: `n` in the paper."""
-    linear_term: Tree
-    """The linear term of the problem that the parameters solve: `z` in the paper."""
-
 
 SLOTS = declare(
     sum_of_squares=Slot(real=True),  # the initial value and the squares of all gradients: `n` in the paper
@@ -73,88 +66,64 @@ def apply_ftrl(
         ("initial_accumulator_value", initial_accumulator_value),
     ]:
         arguments.check_number(name, value, arguments.RANGES[name])
-    hyperparams = Hyperparams(
-        l1_regularization_strength=l1_regularization_strength,
-        l2_regularization_strength=l2_regularization_strength,
-        l2_shrinkage_regularization_strength=l2_shrinkage_regularization_strength,
-        beta=beta,
-    )
 
-    def init(params: Tree) -> ApplyFtrlState:
-        zeros = trees.zeros_like(params, real=True)
-        start = jax.tree.map(lambda zero: jnp.full_like(zero, initial_accumulator_value), zeros)
-        return {"sum_of_squares": start, "linear_term": trees.zeros_like(params)}
-
-    def update(
-        updates: Tree,
-        state: ApplyFtrlState,
-        params: Tree,
-        *,
+    def step(
         learning_rate: jax.Array,
         l1_regularization_strength: jax.Array,
         l2_regularization_strength: jax.Array,
         l2_shrinkage_regularization_strength: jax.Array,
         beta: jax.Array,
-    ) -> tuple[Tree, ApplyFtrlState]:
-        def step(g: jax.Array, p: jax.Array, n: jax.Array, z: jax.Array) -> tuple[jax.Array, ...]:
-            g = trees.wide(g)
-            p = trees.astype(p, g.dtype)
-            l1, l2, shrinkage, b, rate = (
-                trees.cast(value, n)
-                for value in (
-                    l1_regularization_strength,
-                    l2_regularization_strength,
-                    l2_shrinkage_regularization_strength,
-                    beta,
-                    learning_rate,
-                )
-            )
-            moves = rate > 0
-            lr = jnp.where(moves, rate, jnp.ones_like(rate))
-            new_n = n + trees.abs_square(g)
+    ) -> Leaf:
+        l1, l2, shrinkage = (
+            l1_regularization_strength,
+            l2_regularization_strength,
+            l2_shrinkage_regularization_strength,
+        )
+        moves = learning_rate > 0
+        lr = jnp.where(moves, learning_rate, 1)
+
+        def leaf(g: jax.Array, p: jax.Array, sum_of_squares: jax.Array, linear_term: jax.Array) -> LeafUpdate:
+            n, z = sum_of_squares, linear_term
+            new_n = n + abs_square(g)
             power = _power(new_n, -learning_rate_power)
             sigma = (power - _power(n, -learning_rate_power)) / lr
-            shrunk = g + trees.astype(2 * shrinkage, g.dtype) * p
-            new_z = z + (shrunk - trees.astype(sigma, g.dtype) * p)
-            divisor = (power + b) / lr + 2 * l2
+            new_z = z + (g + 2 * shrinkage * p - sigma * p)
+            divisor = (power + beta) / lr + 2 * l2
             solvable = divisor > 0
-            solved = (_clip(new_z, l1) - new_z) / trees.astype(
-                jnp.where(solvable, divisor, jnp.ones_like(divisor)), g.dtype
-            )
-            u = jnp.where(moves & solvable, solved - p, jnp.zeros_like(p))
-            return u, jnp.where(moves, new_n, n), jnp.where(moves, new_z, z)
+            solved = (_clip(new_z, l1) - new_z) / jnp.where(solvable, divisor, 1)
+            u = jnp.where(moves & solvable, solved - p, 0)
+            return u, {"sum_of_squares": jnp.where(moves, new_n, n), "linear_term": jnp.where(moves, new_z, z)}
 
-        updates, sum_of_squares, linear_term = trees.map_unzip(
-            step, 3, updates, params, state["sum_of_squares"], state["linear_term"]
-        )
-        return updates, {"sum_of_squares": sum_of_squares, "linear_term": linear_term}
+        return leaf
 
-    return Transformation(
-        init,
-        update,
-        fields=[],
-        slots=SLOTS,
-        hyperparams=hyperparams,
+    start = dataclasses.replace(SLOTS["sum_of_squares"], start=initial_accumulator_value)
+    return rule(
+        step,
+        slots={**SLOTS, "sum_of_squares": start},
+        hyperparams={
+            "l1_regularization_strength": l1_regularization_strength,
+            "l2_regularization_strength": l2_regularization_strength,
+            "l2_shrinkage_regularization_strength": l2_shrinkage_regularization_strength,
+            "beta": beta,
+        },
         stage="learning_rate",
         needs_params=True,
-        rowwise=True,
     )
 
 
 def _power(x: jax.Array, exponent: float) -> jax.Array:
     """`x ** exponent` of numbers >= 0, whose gradient is no NaN at 0."""
     if exponent == 0.5:
-        return trees.root(x)
+        return root(x)
     positive = x > 0
     at_zero = jnp.ones_like(x) if exponent == 0 else jnp.zeros_like(x)
     return jnp.where(positive, jnp.where(positive, x, jnp.ones_like(x)) ** exponent, at_zero)
 
 
 def _clip(z: jax.Array, bound: jax.Array | float) -> jax.Array:
-    if not trees.is_complex(z):
+    """The number, its magnitude at most `bound`."""
+    if not is_complex(z):
         return jnp.clip(z, -bound, bound)
     size = magnitude(z)
     above = size > bound
-    return z * trees.astype(
-        jnp.where(above, bound / jnp.where(above, size, jnp.ones_like(size)), jnp.ones_like(size)), z.dtype
-    )
+    return z * jnp.where(above, bound / jnp.where(above, size, 1), 1)
