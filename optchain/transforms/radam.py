@@ -2,28 +2,18 @@
 
 import functools
 import math
-from typing import Any, TypedDict
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from optchain.core import arguments, trees
-from optchain.core.hyperparams import Hyperparam, Hyperparams
+from optchain.core.hyperparams import Hyperparam
 from optchain.core.registry import register
-from optchain.core.slot import Slot, declare
+from optchain.core.rule import Leaf, LeafUpdate, rule
+from optchain.core.slot import Slot, declare, stored
 from optchain.core.transformation import Transformation
-from optchain.core.trees import Tree
+from optchain.core.trees import abs_square, root
 from optchain.transforms.moments import average
-
-
-class ScaleByRadamState(TypedDict):
-    count: jax.Array
-    """The number of updates made, int32."""
-    mu: Tree
-    """The average of the gradients."""
-    nu: Tree
-    """The average of their squares, real."""
-
 
 SLOTS = declare(
     mu=Slot(decay="beta_1"),  # the average of the gradients
@@ -63,55 +53,24 @@ def scale_by_radam(
       >>> tx.update(jnp.array([0.1, -10.0]), tx.init(jnp.zeros(2)))[0].round(3)
       Array([  0.1, -10. ], dtype=float32)
     """
-    hyperparams = Hyperparams(beta_1=beta_1, beta_2=beta_2, epsilon=epsilon)
-    dtype = arguments.check_dtype("moment_dtype", moment_dtype)
 
-    def init(params: Tree) -> ScaleByRadamState:
-        return {
-            "count": jnp.zeros((), jnp.int32),
-            "mu": trees.zeros_like(params, dtype),
-            "nu": trees.zeros_like(params, dtype, real=True),
-        }
-
-    def update(
-        updates: Tree,
-        state: ScaleByRadamState,
-        params: Tree,
-        *,
-        beta_1: jax.Array,
-        beta_2: jax.Array,
-        epsilon: jax.Array,
-    ) -> tuple[Tree, ScaleByRadamState]:
-        count = trees.increment(state["count"])
-        t = trees.astype(count, trees.default_float())
+    def step(t: jax.Array, beta_1: jax.Array, beta_2: jax.Array, epsilon: jax.Array) -> Leaf:
         correction = 1 / _one_minus_power(beta_1, t)
         rectifies, factor = _rectification(beta_2, t)
 
-        def step(g: jax.Array, old_mu: jax.Array, old_nu: jax.Array) -> tuple[jax.Array, ...]:
-            g = trees.wide(g)
-            g_square = trees.abs_square(g)
-            mu, nu = trees.astype(old_mu, g.dtype), trees.astype(old_nu, g_square.dtype)
-            mu, nu = average(mu, g, beta_1), average(nu, g_square, beta_2)
-            size = trees.root(nu) + trees.cast(epsilon, nu)
+        def leaf(g: jax.Array, mu: jax.Array, nu: jax.Array) -> LeafUpdate:
+            mu, nu = average(mu, g, beta_1), average(nu, abs_square(g), beta_2)
             # Where nothing is rectified the quotient is not computed either: 0 / 0 would be NaN.
-            adaptive = trees.cast(factor, nu) / jnp.where(rectifies, size, jnp.ones_like(size))
-            return (
-                mu * trees.cast(correction, mu) * trees.astype(adaptive, mu.dtype),
-                trees.astype(mu, old_mu.dtype),
-                trees.astype(nu, old_nu.dtype),
-            )
+            adaptive = factor / jnp.where(rectifies, root(nu) + epsilon, 1)
+            return mu * correction * adaptive, {"mu": mu, "nu": nu}
 
-        directions, mu, nu = trees.map_unzip(step, 3, updates, state["mu"], state["nu"])
-        return directions, {"count": count, "mu": mu, "nu": nu}
+        return leaf
 
-    return Transformation(
-        init,
-        update,
-        fields=["count"],
-        slots=SLOTS,
-        hyperparams=hyperparams,
+    return rule(
+        step,
+        slots=stored(SLOTS, moment_dtype),
+        hyperparams={"beta_1": beta_1, "beta_2": beta_2, "epsilon": epsilon},
         stage="second_moment",
-        rowwise=True,
     )
 
 
@@ -121,9 +80,9 @@ def _rectification(beta_2: float | jax.Array, t: jax.Array) -> tuple[jax.Array, 
     ρ∞ − 2t β₂ᵗ / (1 − β₂ᵗ) is a small difference of large numbers while t is small, and float32 would lose it. With
     x = −log β₂ it is coth(x/2) + t − t coth(tx/2), where the terms 2/x cancel: t + L(x/2) − t L(tx/2), L(y) = coth y − 1/y.
     """
-    rate = trees.astype(-_log(beta_2), t.dtype)
+    rate = jnp.asarray(-_log(beta_2), t.dtype)
     y = t * rate / 2
-    longest = 2 / trees.astype(1 - beta_2, t.dtype) - 1
+    longest = 2 / jnp.asarray(1 - beta_2, t.dtype) - 1
     early = t + _langevin(jnp.minimum(rate / 2, 1)) - t * _langevin(jnp.minimum(y, 1))
     late = longest - 2 * t / jnp.expm1(2 * jnp.maximum(y, 1))
     length = jnp.where(y < 1, early, late)
@@ -140,7 +99,7 @@ def _langevin(y: jax.Array) -> jax.Array:
 
 def _one_minus_power(beta: float | jax.Array, t: jax.Array) -> jax.Array:
     """`1 − βᵗ` to the last digits, as PyTorch's double precision has it."""
-    return -jnp.expm1(t * trees.astype(_log(beta), t.dtype))
+    return -jnp.expm1(t * jnp.asarray(_log(beta), t.dtype))
 
 
 def _log(beta: float | jax.Array) -> float | jax.Array:
