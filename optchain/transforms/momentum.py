@@ -1,24 +1,16 @@
 """Heavy-ball and Nesterov momentum."""
 
-from typing import Any, NotRequired, TypedDict
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from optchain.core import arguments, trees
-from optchain.core.hyperparams import Hyperparam, Hyperparams
+from optchain.core import arguments
+from optchain.core.hyperparams import Hyperparam
 from optchain.core.registry import register
-from optchain.core.slot import Slot, declare
+from optchain.core.rule import Leaf, LeafUpdate, rule
+from optchain.core.slot import Slot, declare, stored
 from optchain.core.transformation import Transformation
-from optchain.core.trees import Tree
-
-
-class ApplyMomentumState(TypedDict):
-    velocity: Tree
-    """The decaying sum of the updates."""
-    count: NotRequired[jax.Array]
-    """With dampening, the number of updates made, int32."""
-
 
 SLOTS = declare(
     velocity=Slot(decay="momentum"),  # the decaying sum of the updates
@@ -55,38 +47,26 @@ def apply_momentum(
       >>> u
       Array([1.9], dtype=float32)
     """
-    hyperparams = Hyperparams(momentum=momentum, dampening=dampening)
     nesterov = arguments.check_bool("nesterov", nesterov)
-    dtype = arguments.check_dtype("moment_dtype", moment_dtype)
     dampens = not (arguments.is_number(dampening) and dampening == 0)
 
-    def init(params: Tree) -> ApplyMomentumState:
-        state: ApplyMomentumState = {"velocity": trees.zeros_like(params, dtype)}
-        return {**state, "count": jnp.zeros((), jnp.int32)} if dampens else state
+    def plain(momentum: jax.Array, dampening: jax.Array) -> Leaf:
+        return sums(momentum, 1.0)
 
-    def update(
-        updates: Tree, state: dict[str, Any], params: Tree, *, momentum: jax.Array, dampening: jax.Array
-    ) -> tuple[Tree, dict[str, Any]]:
-        share = jnp.where(state["count"] == 0, 1.0, 1 - dampening) if dampens else 1.0
+    def dampened(t: jax.Array, momentum: jax.Array, dampening: jax.Array) -> Leaf:
+        return sums(momentum, jnp.where(t == 1, 1.0, 1 - dampening))
 
-        def step(u: jax.Array, velocity: jax.Array) -> tuple[jax.Array, jax.Array]:
-            u = trees.wide(u)
-            mu = trees.cast(momentum, u)
-            incoming = u * trees.cast(share, u) if dampens else u
-            v = mu * trees.astype(velocity, u.dtype) + incoming
-            return mu * v + u if nesterov else v, trees.astype(v, velocity.dtype)
+    def sums(momentum: jax.Array, share: jax.Array | float) -> Leaf:
+        def leaf(u: jax.Array, velocity: jax.Array) -> LeafUpdate:
+            v = momentum * velocity + (u * share if dampens else u)
+            return momentum * v + u if nesterov else v, {"velocity": v}
 
-        updates, velocity = trees.map_unzip(step, 2, updates, state["velocity"])
-        count = {"count": trees.increment(state["count"])} if dampens else {}
-        return updates, {"velocity": velocity, **count}
+        return leaf
 
-    return Transformation(
-        init,
-        update,
-        fields=["count"] * dampens,
-        slots=SLOTS,
-        hyperparams=hyperparams,
-        rowwise=True,
+    return rule(
+        dampened if dampens else plain,
+        slots=stored(SLOTS, moment_dtype),
+        hyperparams={"momentum": momentum, "dampening": dampening},
     )
 
 
