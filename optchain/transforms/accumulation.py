@@ -13,7 +13,7 @@ from optchain.core.gates import Decision, gate
 from optchain.core.optax_link import as_transformation
 from optchain.core.registry import register
 from optchain.core.rows import is_rows
-from optchain.core.slot import Slot, declare
+from optchain.core.slot import Slot, declare, stored
 from optchain.core.transformation import State, Transformation
 from optchain.core.trees import Tree
 
@@ -81,12 +81,13 @@ def accumulate(
     varying = callable(steps)
     if not varying:
         steps = arguments.check_integer("steps", steps, minimum=1)
-    dtype = arguments.check_dtype("accumulator_dtype", accumulator_dtype)
+    slots = stored(SLOTS, accumulator_dtype, argument="accumulator_dtype")
+    slot = slots["grads"]
 
     def init(params: Tree) -> dict[str, Any]:
         zero = jnp.zeros((), trees.default_float())
         updates = {"updates": jnp.zeros((), jnp.int32)} if varying else {}
-        return {"count": jnp.zeros((), jnp.int32), "weight": zero, "grads": trees.zeros_like(params, dtype), **updates}
+        return {"count": jnp.zeros((), jnp.int32), "weight": zero, "grads": slot.init(params), **updates}
 
     def window(state: dict[str, Any]) -> Any:
         return jnp.maximum(jnp.round(steps(state["updates"])).astype(jnp.int32), 1) if callable(steps) else steps
@@ -97,13 +98,18 @@ def accumulate(
 
         def add(g: Any, total: jax.Array) -> jax.Array:
             term = trees.wide(g) if weight is None else trees.scale_leaf(g, weight)
-            kept = _kept(first, trees.astype(total, term.dtype))
+            kept = _kept(first, slot.load(total, term.dtype))
             return term.add_to(kept) if is_rows(term) else kept + term
 
         sums = jax.tree.map(add, trees.multiplied(grads), state["grads"], is_leaf=is_rows)
         total = _kept(first, state["weight"]) + trees.cast(1.0 if weight is None else weight, state["weight"])
         count = _kept(last, state["count"] + 1)
-        own = {"count": count, "weight": total, "grads": trees.cast_tree(sums, state["grads"]), **counted(state, last)}
+        own = {
+            "count": count,
+            "weight": total,
+            "grads": jax.tree.map(slot.store, sums, state["grads"]),
+            **counted(state, last),
+        }
         return last, _mean(sums, total), own
 
     def flush(state: dict[str, Any]) -> Decision:
@@ -119,7 +125,7 @@ def accumulate(
 
     fields = ["count", "weight", *["updates"] * varying]
     stage = "varying_window" if varying else None
-    return gate(gated, init, decide, fields=fields, slots=SLOTS, flush=flush, takes=["weight"], stage=stage)
+    return gate(gated, init, decide, fields=fields, slots=slots, flush=flush, takes=["weight"], stage=stage)
 
 
 def _kept(reset: jax.Array, value: jax.Array) -> jax.Array:

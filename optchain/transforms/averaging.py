@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from typing import Any, TypedDict
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,17 +12,9 @@ from optchain.core import arguments, trees
 from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.lookup import find_trees
 from optchain.core.registry import register
-from optchain.core.slot import Slot, declare
+from optchain.core.slot import Slot, declare, stored
 from optchain.core.transformation import Transformation
 from optchain.core.trees import Tree
-
-
-class AverageParamsState(TypedDict):
-    count: jax.Array
-    """The number of calls, int32."""
-    average: Tree
-    """The average, float32 or wider; before the first call, the initial parameters."""
-
 
 SLOTS = declare(
     average=Slot(start="params"),  # the average, float32 or wider; before the first call, the initial parameters
@@ -71,12 +63,13 @@ def average_params(
     calls_per_step = arguments.check_integer("calls_per_step", calls_per_step, minimum=1)
     if overwrite_every is not None:
         overwrite_every = arguments.check_integer("overwrite_every", overwrite_every, minimum=1)
-    dtype = arguments.check_dtype("average_dtype", average_dtype)
+    slots = stored(SLOTS, average_dtype, argument="average_dtype")
+    slot = slots["average"]
 
-    def init(params: Tree) -> AverageParamsState:
-        return {"count": jnp.zeros((), jnp.int32), "average": trees.copy(params, dtype)}
+    def init(params: Tree) -> dict[str, Any]:
+        return {"count": jnp.zeros((), jnp.int32), "average": slot.init(params)}
 
-    def project(params: Tree, state: AverageParamsState, *, momentum: jax.Array) -> tuple[Tree, AverageParamsState]:
+    def project(params: Tree, state: dict[str, Any], *, momentum: jax.Array) -> tuple[Tree, dict[str, Any]]:
         step = state["count"] // calls_per_step if calls_per_step > 1 else state["count"]
         m = jnp.where(step == 0, 0.0, momentum)
 
@@ -88,17 +81,17 @@ def average_params(
         def average_leaf(p: jax.Array, average: jax.Array) -> jax.Array:
             p = trees.wide(p)
             old, new = weights(p.dtype)
-            return old * trees.astype(average, p.dtype) + new * p
+            return old * slot.load(average, p.dtype) + new * p
 
         average = jax.tree.map(average_leaf, params, state["average"])
         if overwrite_every is not None:
             overwrite = (step + 1) % overwrite_every == 0
             params = jax.tree.map(lambda p, a: jnp.where(overwrite, trees.astype(a, p.dtype), p), params, average)
         count = trees.increment(state["count"])
-        return params, {"count": count, "average": trees.cast_tree(average, state["average"])}
+        return params, {"count": count, "average": jax.tree.map(slot.store, average, state["average"])}
 
     return Transformation(
-        init, project=project, fields=["count"], slots=SLOTS, hyperparams=hyperparams, stage="average", rowwise=True
+        init, project=project, fields=["count"], slots=slots, hyperparams=hyperparams, stage="average", rowwise=True
     )
 
 

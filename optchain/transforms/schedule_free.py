@@ -73,7 +73,7 @@ def schedule_free(inner: optax.GradientTransformation, beta_1: Hyperparam = 0.9)
 
     def init(params: Tree) -> dict[str, Any]:
         first = hyperparams.last(hyperparams.init())["beta_1"]
-        own = {"count": jnp.zeros((), jnp.int32), "beta_1": _kept(first), "iterates": trees.copy(params)}
+        own = {"count": jnp.zeros((), jnp.int32), "beta_1": _kept(first), "iterates": SLOTS["iterates"].init(params)}
         return own | entries({"inner": rule.run_init(params)})
 
     def update(updates: Tree, state: dict[str, Any], params: Tree, **extra: Any) -> tuple[Tree, dict[str, Any]]:
