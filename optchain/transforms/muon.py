@@ -10,7 +10,7 @@ from optchain.core import arguments, trees
 from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.masks import Mask, check_mask, resolve_mask
 from optchain.core.registry import register
-from optchain.core.slot import Slot, declare
+from optchain.core.slot import Slot, declare, stored
 from optchain.core.transformation import Transformation
 from optchain.core.trees import Tree
 from optchain.transforms.moments import average, bias_corrections
@@ -104,7 +104,7 @@ def scale_by_muon(
     )
     nesterov = arguments.check_bool("nesterov", nesterov)
     ns_steps = arguments.check_integer("ns_steps", ns_steps, minimum=1)
-    dtype = arguments.check_dtype("moment_dtype", moment_dtype)
+    slots = stored(SLOTS, moment_dtype)
     if isinstance(coefficients, str) or not isinstance(coefficients, Sequence) or len(coefficients) != 3:
         raise TypeError(f"coefficients must be three numbers; got {coefficients!r}")
     for name, value in zip(("muon_a", "muon_b", "muon_c"), coefficients, strict=True):
@@ -114,10 +114,10 @@ def scale_by_muon(
 
     def init(params: Tree) -> ScaleByMuonState:
         chosen = jax.tree.map(lambda _: True, params) if mask is None else resolve_mask("mask", mask, params)
-        full = trees.zeros_like(params, dtype, real=True)
+        full = slots["adam_nu"].init(params)
         return {
             "count": jnp.zeros((), jnp.int32),
-            "mu": trees.zeros_like(params, dtype),
+            "mu": slots["mu"].init(params),
             "adam_nu": jax.tree.map(
                 lambda nu, flag: jnp.zeros((1,), nu.dtype) if flag and nu.ndim == 2 else nu, full, chosen
             ),
@@ -165,7 +165,7 @@ def scale_by_muon(
         directions, mu, nu = trees.map_unzip(step, 3, updates, state["mu"], state["adam_nu"])
         return directions, {"count": count, "mu": mu, "adam_nu": nu}
 
-    return Transformation(init, update, fields=["count"], slots=SLOTS, hyperparams=hyperparams, stage="second_moment")
+    return Transformation(init, update, fields=["count"], slots=slots, hyperparams=hyperparams, stage="second_moment")
 
 
 def orthogonalize(x: jax.Array, coefficients: Sequence[float] = QUINTIC, steps: int = 5) -> jax.Array:

@@ -3,8 +3,11 @@
 from typing import Any, Unpack
 
 from optchain.core.hyperparams import Hyperparam
+from optchain.core.slot import divided
 from optchain.core.transformation import Transformation
 from optchain.presets.shared import Shared, assemble, preset
+from optchain.transforms import momentum as momentum_link
+from optchain.transforms import rms
 from optchain.transforms.adadelta import scale_by_adadelta
 from optchain.transforms.adagrad import scale_by_rss
 from optchain.transforms.learning_rate import scale_by_learning_rate
@@ -53,8 +56,9 @@ def rmsprop(
       >>> round(float(params[0]), 3)
       -0.2
     """
-    rms_rule = scale_by_rms(rho, epsilon, centered=centered, moment_dtype=moment_dtype)
-    rule = [rms_rule, scale_by_learning_rate(), *momentum_unless_zero(momentum, moment_dtype=moment_dtype)]
+    of_rms, of_momentum = divided(moment_dtype, rms.SLOTS, momentum_link.SLOTS)
+    rms_rule = scale_by_rms(rho, epsilon, centered=centered, moment_dtype=of_rms)
+    rule = [rms_rule, scale_by_learning_rate(), *momentum_unless_zero(momentum, moment_dtype=of_momentum)]
     return assemble(rule, learning_rate, **shared)
 
 
