@@ -125,11 +125,16 @@ def as_float(value: Any) -> float:
         return math.inf if value > 0 else -math.inf
 
 
-def check_range(name: str, value: Any) -> None:
-    """Requires a concrete number, or scalar array, to lie in the range of its name."""
+def range_of(name: str) -> Range:
+    """The range of a name; any finite number for one that the table has not, such as that of a link of one's own."""
+    return RANGES.get(name, FINITE)
+
+
+def check_range(name: str, value: Any, allowed: Range | None = None) -> None:
+    """Requires a concrete number, or scalar array, to lie in a range: that of its name, if none is given."""
     if is_traced(value):
         return
-    allowed = RANGES[name]
+    allowed = allowed or range_of(name)
     number = as_float(value)
     if number not in allowed:
         raise ValueError(f"{name} must be {allowed}; got {number!r}")
@@ -143,8 +148,8 @@ def check_number(name: str, value: Any, allowed: Range) -> None:
         raise ValueError(f"{name} must be {allowed}; got {as_float(value) if isinstance(value, int) else value!r}")
 
 
-def check_hyperparam(name: str, value: Any) -> None:
-    """Requires a number in range, a real scalar array, or a callable."""
+def check_hyperparam(name: str, value: Any, allowed: Range | None = None) -> None:
+    """Requires a number in range (that of its name, if none is given), a real scalar array, or a callable."""
     if callable(value):
         return
     if is_array(value):
@@ -154,10 +159,10 @@ def check_hyperparam(name: str, value: Any) -> None:
             raise ValueError(f"{name} must be a real scalar; got an array of shape {value.shape}, dtype {value.dtype}")
     elif not is_number(value):
         raise TypeError(
-            f"{name} must be {RANGES[name]}, a scalar array, a schedule (a callable of the step) or a callable of no "
+            f"{name} must be {allowed or range_of(name)}, a scalar array, a schedule (a callable of the step) or a callable of no "
             f"arguments; got {value!r} ({type(value).__name__})"
         )
-    check_range(name, value)
+    check_range(name, value, allowed)
 
 
 def check_integer(name: str, value: Any, *, minimum: int) -> int:
@@ -229,7 +234,7 @@ def check_axes(name: str, value: Any, *, several: bool = True) -> tuple[int, ...
 
 
 def check_values(name: str, values: Any) -> None:
-    """Requires every number of a concrete array to lie in the range of its name, if the name has one."""
-    if name in RANGES and not is_traced(values):
+    """Requires every number of a concrete array to lie in the range of its name."""
+    if not is_traced(values):
         for number in np.ravel(np.asarray(values)):
             check_range(name, number)
