@@ -9,7 +9,9 @@ from optchain.configs import to_config as to_config
 from optchain.core.chain import chain as chain
 from optchain.core.hyperparams import get_hyperparams as get_hyperparams
 from optchain.core.hyperparams import set_hyperparams as set_hyperparams
+from optchain.core.masks import as_mask as as_mask
 from optchain.core.masks import matching as matching
+from optchain.core.masks import matrices as matrices
 from optchain.core.metrics import metrics as metrics
 from optchain.core.registry import register as register
 from optchain.core.rows import RowGradient as RowGradient

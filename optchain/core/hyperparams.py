@@ -16,7 +16,7 @@ import numpy as np
 from optchain.core import arguments, trees
 from optchain.core.arguments import Range
 from optchain.core.lookup import Field, find_fields, replace_fields
-from optchain.core.masks import Matching
+from optchain.core.masks import Choice
 
 Hyperparam: TypeAlias = float | jax.Array | np.ndarray | Callable[[jax.Array], Any] | Callable[[], Any]
 """A number, a scalar array, a schedule (a callable of the step), or a callable of no arguments."""
@@ -39,7 +39,7 @@ class Hyperparams:
         self.settable: dict[str, Any] = {}
         self.schedules: dict[str, Callable[[jax.Array], Any]] = {}
         for name, value in values.items():
-            if isinstance(value, Matching):  # it is callable, but not with a step
+            if isinstance(value, Choice):  # it is callable, but not with a step
                 raise TypeError(
                     f"{name} must be a number, a scalar array or a callable of the step; got the mask {value!r}"
                 )

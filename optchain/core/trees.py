@@ -89,6 +89,16 @@ def check_leaves(root: str, tree: Tree) -> None:
             )
 
 
+def check_arrays(root: str, tree: Tree) -> None:
+    """Refuses shapes in the place of arrays."""
+    for path, leaf in leaves_with_paths(tree):
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            raise TypeError(
+                f"{path_code(root, path)} is a jax.ShapeDtypeStruct, and init makes arrays out of arrays: "
+                f"jax.eval_shape(tx.init, {root}) gives the shapes of the state"
+            )
+
+
 def check_match(root: str, tree: Tree, reference_root: str, reference: Tree) -> None:
     """Requires `tree` to have the structure and the shapes of `reference`; the error names the first leaf that differs."""
     leaves, treedef = jax.tree.flatten(tree, is_leaf=is_rows)

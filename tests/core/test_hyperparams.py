@@ -595,7 +595,7 @@ def test_an_error_inside_a_donated_step_leaves_no_parameters_as_the_guide_says()
 
 @pytest.mark.parametrize("wrong", [None, 1j, True, "0.1", np.ones(3)], ids=repr)
 def test_a_schedule_that_gives_no_real_scalar_is_named(wrong):
-    with pytest.raises(TypeError, match="learning_rate must be a real scalar at every step; its schedule .* gave"):
+    with pytest.raises(TypeError, match=r"learning_rate must be a real scalar at every step; its schedule .* gave"):
         oc.sgd(lambda step: wrong).init(PARAMS)
 
 
