@@ -252,8 +252,10 @@ def _groups(link: Transformation, params: Tree, path: str) -> dict[str, list[str
         )
         for parameter, names in _groups(inner, seen, f"{path}/{name}").items():
             found.setdefault(parameter, []).extend(names)
+    within = dict(inner_links(link))
     for place, label in [] if labels is None else leaves_with_paths(labels):
-        acting = f"{path}/{label}" if label in dict(inner_links(link)) else label
+        # A rule that treats leaves differently, with nothing within, says how.
+        acting = f"{path}/{label}" if label in within else label if within else f"{path}: {label}"
         found.setdefault(path_string(place), [acting])
     return {path_string(place): found[path_string(place)] for place, _ in leaves_with_paths(params)} if found else {}
 

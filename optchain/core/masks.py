@@ -217,7 +217,8 @@ def check_mask(name: str, mask: Any) -> None:
 
 def _is_built_by_injection() -> bool:
     """Whether `optax.inject_hyperparams` is on the way here. It calls every callable with the count, masks too, and what
-    comes back cannot be told from a bool that someone wrote."""
+    comes back cannot be told from a bool that someone wrote.
+    """
     frame = sys._getframe()
     while frame is not None:
         if frame.f_globals.get("__name__") == optax.inject_hyperparams.__module__:
@@ -243,7 +244,8 @@ def resolve_mask(name: str, mask: Mask | None, params: Tree) -> Tree:
 
 def _stands_in(params: Tree) -> bool:
     """Whether this is a node that is no container and has nothing in it: what `optax.tree.map_params` gives to `init` to see
-    where the state mirrors the parameters. No mask fits it, and none has anything to choose."""
+    where the state mirrors the parameters. No mask fits it, and none has anything to choose.
+    """
     containers = dict | list | tuple | None
     return jax.tree.structure(params).num_nodes == 1 and not (jax.tree.leaves(params) or isinstance(params, containers))
 

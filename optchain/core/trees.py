@@ -20,9 +20,11 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+from jax.sharding import NamedSharding
 from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
 
 from optchain.core import devices
+from optchain.core.arguments import is_traced
 from optchain.core.rows import densified, is_rows, values
 
 Tree: TypeAlias = Any
@@ -237,6 +239,15 @@ def zeros_like(params: Tree, dtype: Any = None, *, real: bool = False) -> Tree:
         return jnp.zeros_like(p, use)
 
     return jax.tree.map(zeros, params)
+
+
+def zeros_without(p: Any, axis: int, dtype: Any) -> jax.Array:
+    """Zeros of a leaf's shape without one of its axes. On a mesh of explicit axes they have the type of a sum over that axis."""
+    kind = jax.eval_shape(functools.partial(jnp.sum, axis=axis), p)
+    sharding = kind.sharding
+    if sharding is not None and not is_traced(p):  # its mesh is abstract; outside of `jit` the devices must be known
+        sharding = NamedSharding(p.sharding.mesh, sharding.spec)
+    return lax.full(kind.shape, 0, dtype, sharding=sharding)
 
 
 def copy(params: Tree, dtype: Any = None) -> Tree:

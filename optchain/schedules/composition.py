@@ -171,9 +171,6 @@ class PerEpoch(Schedule):
             values.append(rate)
         self._fill(tuple(values), steps_per_epoch)
 
-    def __repr__(self) -> str:
-        return f"PerEpoch.from_table({self.values!r}, {self.steps_per_epoch!r})"
-
     @classmethod
     def from_table(cls, values: Sequence[float], steps_per_epoch: int) -> "PerEpoch":
         """The schedule of a table: one value an epoch."""

@@ -35,7 +35,7 @@ def test_a_decay_that_was_set_later_is_not_left_out_in_silence(preset):
     tx = PRESETS[preset](0.1, weight_decay=jnp.array(0.0))
     params = {"w": jnp.ones(2)}
     state = oc.set_hyperparams(tx.init(params), weight_decay=0.5)
-    with pytest.raises(ValueError, match="a weight_decay of 0.5 needs the parameters, and update\\(\\) got none"):
+    with pytest.raises(ValueError, match=r"a weight_decay of 0.5 needs the parameters, and update\(\) got none"):
         tx.update(GRADS, state)
     assert np.isnan(jax.jit(tx.update)(GRADS, state)[0]["w"]).all()
     decayed = PRESETS[preset](0.1, weight_decay=0.5)

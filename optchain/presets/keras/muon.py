@@ -44,7 +44,9 @@ def muon(
 
     The formulas are those of `scale_by_muon`. Others are parameters that have not two axes, embeddings, and the layers that
     `exclude_layers` names: the last layer of a network, usually. As everywhere here, patterns are searched in the whole path
-    of a parameter, `layers/0/kernel`, and a pattern that finds none is an error.
+    of a parameter, `layers/0/kernel`, and a pattern that finds none is an error. `describe` shows which parameter goes by which
+    rule. Matrices that are stacked, as in the layers of a scanned network, have more than two axes, and go by Adam too: `init`
+    warns of them unless `exclude_layers` names them.
 
     Args:
       learning_rate: a number >= 0, an array, a schedule of the count of calls, or a callable of no arguments.
@@ -68,6 +70,9 @@ def muon(
 
     Raises:
       ValueError, TypeError: an argument out of range or of the wrong kind; two clips.
+
+    Warns:
+      UserWarning: at `init`, parameters of more than two axes that `exclude_layers` does not name.
 
     Source: Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024; Liu et al., "Muon is Scalable for
     LLM Training", 2025, arXiv:2502.16982; `keras.optimizers.Muon`.
