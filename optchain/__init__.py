@@ -15,6 +15,7 @@ from optchain.core.masks import matrices as matrices
 from optchain.core.metrics import metrics as metrics
 from optchain.core.registry import register as register
 from optchain.core.rows import RowGradient as RowGradient
+from optchain.core.steps import steps_taken as steps_taken
 from optchain.core.sweep import sweep as sweep
 from optchain.core.transformation import Transformation as Transformation
 from optchain.description import describe as describe

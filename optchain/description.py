@@ -139,7 +139,7 @@ def describe(
       >>> print(optchain.describe(optchain.adamw(1e-3, weight_decay=None), params))
       link                        keeps                                                                 bytes
       --------------------------  ------------------------------------------------------------------  -------
-      adamw(weight_decay=None)    hyperparams: 1 × float32, metrics: 1 × float32                          8 B
+      adamw(weight_decay=None)    hyperparams: 1 × float32                                                4 B
         scale_by_adam()           count: 1 × int32, mu: 1,000,000 × float32, nu: 1,000,000 × float32  8.00 MB
         scale_by_learning_rate()  -                                                                         -
       <BLANKLINE>

@@ -10,8 +10,6 @@ A chain has up to three stretches, in this order, and `apply` runs them so:
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeGuard
 
-import jax
-import jax.numpy as jnp
 import optax
 
 from optchain.core import arguments, trees
@@ -47,8 +45,7 @@ def chain(*links: Link, learning_rate: Hyperparam | None = None, name: str = "ch
       name: what the chain is called in another chain's state; an identifier.
 
     Returns:
-      A `Transformation` of the kind of its last gate or parameter link, or else a gradient link. Its metrics have the
-      `learning_rate` of the last call, if the chain owns one.
+      A `Transformation` of the kind of its last gate or parameter link, or else a gradient link.
 
     Raises:
       TypeError: something that is not a transformation.
@@ -89,15 +86,12 @@ def chain(*links: Link, learning_rate: Hyperparam | None = None, name: str = "ch
     parameter_links = rest[1:] if gate else rest
 
     def init(params: Tree) -> State:
-        states = {link.name: link.run_init(params) for link in named}
-        own = hyperparams.init()
-        metrics = _metrics(own.get("hyperparams", {}) | own.get("scheduled", {}))
-        return metrics | {link_name: state for link_name, state in states.items() if _has_state(state)}
+        return entries({link.name: link.run_init(params) for link in named})
 
     def run_gradient_links(
         updates: Tree, state: State, params: Tree | None, extra: Mapping[str, Any]
     ) -> tuple[Tree, State]:
-        new_state = _metrics({name: extra[name] for name in hyperparams.names})
+        new_state: State = {}
         for link in gradient_links:
             updates, new_state[link.name] = link.run_update(updates, state.get(link.name, {}), params, extra)
         return updates, new_state
@@ -147,7 +141,7 @@ def chain(*links: Link, learning_rate: Hyperparam | None = None, name: str = "ch
         project=project if only_projects else None,
         flush=flush,
         kind=rest[-1].kind if rest else "gradient",
-        fields=[link.name for link in named if link.fields] + ["metrics"] * bool(hyperparams.names),
+        fields=[link.name for link in named if link.fields],
         optional_fields=[link.name for link in named if not link.fields],
         hyperparams=hyperparams,
         links=tuple(named),
@@ -156,11 +150,6 @@ def chain(*links: Link, learning_rate: Hyperparam | None = None, name: str = "ch
         takes_rows=True,
         rowwise=True,
     )
-
-
-def _metrics(values: Mapping[str, jax.Array]) -> State:
-    # Copies: two leaves of a state that share a buffer could not be donated.
-    return {"metrics": {name: jnp.array(value, copy=True) for name, value in values.items()}} if values else {}
 
 
 def _has_state(state: State) -> bool:

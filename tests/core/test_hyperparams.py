@@ -260,6 +260,57 @@ def test_the_learning_rate_stands_in_the_state_once():
     state = oc.adamw(0.1, weight_decay=0.1, gradient_accumulation_steps=2, use_ema=True).init(PARAMS)
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(state)[0]]
     assert [path for path in paths if "hyperparams" in path] == ["['hyperparams']['learning_rate']"]
+    assert [path for path in paths if "learning_rate" in path] == ["['hyperparams']['learning_rate']"]
+
+
+RATED = {
+    "a number": lambda: oc.adamw(0.25),
+    "a schedule": lambda: oc.adamw(lambda step: 0.25),
+    "a callable": lambda: oc.sgd(lambda: 0.25),
+    "a link's own": lambda: oc.scale_by_learning_rate(0.25),
+    "through gates": lambda: oc.skip_nonfinite(oc.adamw(0.25, gradient_accumulation_steps=2, use_ema=True)),
+    "torch": lambda: oc.presets.torch.adam(0.25, weight_decay=0.1),
+    "muon": lambda: oc.muon(0.25),
+    "adafactor": lambda: oc.adafactor(0.25),
+    "schedule-free": lambda: oc.schedule_free_adamw(0.25),
+    "loss scale": lambda: oc.loss_scale_optimizer(oc.lamb(0.25)),
+    "lazy": lambda: oc.adam(0.25, lazy=True),
+}
+
+
+@pytest.mark.parametrize("name", RATED)
+def test_optax_finds_the_learning_rate_once_and_metrics_have_it(name):
+    tx = RATED[name]()
+    state = tx.init(PARAMS)
+    for _ in range(2):
+        assert float(optax.tree.get(state, "learning_rate")) == 0.25
+        assert float(oc.metrics(state)["learning_rate"]) == 0.25
+        _, state = tx.apply(PARAMS, state, grads=ONES)
+
+
+def test_optax_sets_a_rate_that_no_schedule_owns():
+    tx = oc.sgd(0.5)
+    state = optax.tree.set(tx.init(PARAMS), learning_rate=0.25)
+    params, _ = tx.apply(PARAMS, state, grads=ONES)
+    np.testing.assert_allclose(params["w"], PARAMS["w"] - 0.25, rtol=1e-6)
+
+
+def test_a_rate_that_a_schedule_owns_is_overwritten_as_the_documents_say_and_refused_by_ours():
+    tx = oc.sgd(lambda step: 0.5)
+    state = optax.tree.set(tx.init(PARAMS), learning_rate=0.25)
+    params, state = tx.apply(PARAMS, state, grads=ONES)
+    np.testing.assert_allclose(params["w"], PARAMS["w"] - 0.5, rtol=1e-6)
+    assert float(optax.tree.get(state, "learning_rate")) == 0.5
+    with pytest.raises(ValueError, match="learning_rate is scheduled"):
+        oc.set_hyperparams(state, learning_rate=0.25)
+
+
+def test_metrics_show_the_chains_rate_where_a_decay_has_one_of_its_own():
+    tx = oc.chain(oc.scale_by_learning_rate(), oc.decay_weights(0.1, learning_rate=1.0), learning_rate=0.5)
+    state = tx.init(PARAMS)
+    assert {name: float(value) for name, value in oc.metrics({"opt": state}).items()} == {"learning_rate": 0.5}
+    state = oc.set_hyperparams(state, learning_rate=0.25)  # what was set since the last call
+    assert float(oc.metrics(state)["learning_rate"]) == 0.25
 
 
 # Reading and writing in any container ---------------------------------------------------------------------------------
