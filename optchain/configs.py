@@ -22,6 +22,7 @@ import optax
 
 from optchain import schedules
 from optchain.core import arguments
+from optchain.core.keys import is_raw_key
 from optchain.core.masks import AsMask, Choice, Common, Matching, Matrices, Others, as_mask
 from optchain.core.registry import FACTORIES
 from optchain.core.transformation import Transformation
@@ -172,6 +173,8 @@ def _encode(value: Any, where: str) -> Any:
             return {"mask": "common", "arguments": {name: _encode(part, where) for name, part in parts.items()}}
         case np.ndarray() | jax.Array() if not arguments.is_traced(value) and value.ndim == 0:
             return bool(value) if value.dtype == bool else {"array": value.item(), "dtype": value.dtype.name}
+        case np.ndarray() if is_raw_key(value) and value.shape == (2,):
+            return {"array": value.tolist(), "dtype": value.dtype.name}
         case Mapping():
             if not all(isinstance(key, str) for key in value):
                 raise TypeError(f"{where} has keys that are not strings")
@@ -296,6 +299,10 @@ def _mask(name: str, given: dict[str, Any], where: str) -> Choice:
 
 
 def _array(value: Mapping[str, Any]) -> np.ndarray:
+    if value["dtype"] == "uint32" and isinstance(value["array"], list):  # a key
+        return np.asarray(
+            [arguments.check_integer("array", n, minimum=0, maximum=2**32 - 1) for n in value["array"]], np.uint32
+        )
     if not arguments.is_number(value["array"]):
         raise TypeError(f"array must be a number; got {value['array']!r}")
     if isinstance(value["array"], int) and value["dtype"] in INTEGERS:

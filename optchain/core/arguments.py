@@ -165,8 +165,8 @@ def check_hyperparam(name: str, value: Any, allowed: Range | None = None) -> Non
     check_range(name, value, allowed)
 
 
-def check_integer(name: str, value: Any, *, minimum: int) -> int:
-    """Requires a Python integer, at least `minimum`."""
+def check_integer(name: str, value: Any, *, minimum: int, maximum: int = LARGEST_INTEGER) -> int:
+    """Requires a Python integer, at least `minimum` and at most `maximum`."""
     if is_traced(value):
         raise TypeError(
             f"{name} must be a Python integer, known before tracing; got a traced value. Under optax.inject_hyperparams, "
@@ -177,10 +177,9 @@ def check_integer(name: str, value: Any, *, minimum: int) -> int:
     integer = operator.index(value)
     if integer < minimum:
         raise ValueError(f"{name} must be an integer >= {minimum}; got {integer}")
-    if integer > LARGEST_INTEGER:
-        raise ValueError(
-            f"{name} must be an integer <= {LARGEST_INTEGER}, the largest int32; got {as_float(integer):g}"
-        )
+    if integer > maximum:
+        what = ", the largest int32" if maximum == LARGEST_INTEGER else ""
+        raise ValueError(f"{name} must be an integer <= {maximum}{what}; got {as_float(integer):g}")
     return integer
 
 
