@@ -209,5 +209,6 @@ def orthogonalize(x: jax.Array, coefficients: Sequence[float] = QUINTIC, steps: 
     # Along explicit axes of a mesh a product of split matrices has no one type: the compiler chooses what lies between.
     sharding = jax.typeof(x).sharding
     is_split = any(axis is not None for axis in sharding.spec)
-    x = jax.sharding.auto_axes(iterate, out_sharding=sharding)(x) if is_split else iterate(x)
+    automatic: Any = jax.sharding.auto_axes(iterate, out_sharding=sharding) if is_split else iterate
+    x = automatic(x)
     return x.conj().T if tall else x

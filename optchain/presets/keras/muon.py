@@ -78,7 +78,7 @@ def muon(
     LLM Training", 2025, arXiv:2502.16982; `keras.optimizers.Muon`.
 
     Example:
-      >>> import jax.numpy as jnp, optchain
+      >>> import jax, jax.numpy as jnp, optchain
       >>> tx = optchain.muon(0.1, exclude_layers=["head"])
       >>> params = {"dense": {"kernel": jnp.eye(4), "bias": jnp.zeros(4)}, "head": {"kernel": jnp.eye(4)}}
       >>> state = tx.init(params)
