@@ -9,12 +9,15 @@ from optchain.configs import to_config as to_config
 from optchain.core.chain import chain as chain
 from optchain.core.hyperparams import get_hyperparams as get_hyperparams
 from optchain.core.hyperparams import set_hyperparams as set_hyperparams
+from optchain.core.masks import as_mask as as_mask
 from optchain.core.masks import matching as matching
+from optchain.core.masks import matrices as matrices
 from optchain.core.metrics import metrics as metrics
 from optchain.core.registry import register as register
 from optchain.core.rows import RowGradient as RowGradient
 from optchain.core.rule import rule as rule
 from optchain.core.slot import Slot as Slot
+from optchain.core.steps import steps_taken as steps_taken
 from optchain.core.sweep import sweep as sweep
 from optchain.core.transformation import Transformation as Transformation
 from optchain.description import describe as describe

@@ -22,10 +22,12 @@ import optax
 
 from optchain import schedules
 from optchain.core import arguments
-from optchain.core.masks import Matching
+from optchain.core.keys import is_raw_key
+from optchain.core.masks import AsMask, Choice, Common, Matching, Matrices, Others, as_mask
 from optchain.core.registry import FACTORIES
 from optchain.core.transformation import Transformation
 from optchain.presets import keras as keras_presets
+from optchain.schedules.base import REGISTERED
 
 VERSION = 1
 MAX_DEPTH = 64
@@ -148,6 +150,11 @@ def _encode(value: Any, where: str) -> Any:
                 f"{where} is {value!r}, which has no config: decorate the function that builds it with optchain.register"
             )
         case schedules.Schedule():
+            if _schedule_kinds().get(type(value).__name__) is not type(value):
+                raise TypeError(
+                    f"{where} is {value!r}, a schedule that no config can name: decorate its class with "
+                    "optchain.schedules.register"
+                )
             fields = {
                 field.name: _encode(_as_list(getattr(value, field.name)), f"{where}.{field.name}")
                 for field in dataclasses.fields(value)
@@ -155,8 +162,19 @@ def _encode(value: Any, where: str) -> Any:
             return {"schedule": type(value).__name__, "arguments": fields}
         case Matching():
             return {"mask": "matching", "arguments": {k: _encode(_as_list(v), where) for k, v in vars(value).items()}}
+        case Matrices():
+            return {"mask": "matrices", "arguments": {}}
+        case AsMask():
+            return {"mask": "as_mask", "arguments": {"mask": _encode(value.mask, where)}}
+        case Others():
+            return {"mask": "others", "arguments": {"mask": _encode(value.mask, where)}}
+        case Common():
+            parts = {"first": value.first, "second": value.second}
+            return {"mask": "common", "arguments": {name: _encode(part, where) for name, part in parts.items()}}
         case np.ndarray() | jax.Array() if not arguments.is_traced(value) and value.ndim == 0:
-            return {"array": value.item(), "dtype": value.dtype.name}
+            return bool(value) if value.dtype == bool else {"array": value.item(), "dtype": value.dtype.name}
+        case np.ndarray() if is_raw_key(value) and value.shape == (2,):
+            return {"array": value.tolist(), "dtype": value.dtype.name}
         case Mapping():
             if not all(isinstance(key, str) for key in value):
                 raise TypeError(f"{where} has keys that are not strings")
@@ -258,20 +276,42 @@ def _transformation(name: str, given: dict[str, Any], where: str) -> Transformat
 
 
 def _schedule(name: str, given: dict[str, Any], where: str) -> schedules.Schedule:
-    kind = _look_up(SCHEDULES, "schedule", name, where)
+    kind = _look_up(_schedule_kinds(), "schedule", name, where)
     given = {key: tuple(item) if isinstance(item, list) else item for key, item in given.items()}
     return schedules.PerEpoch.from_table(**given) if kind is schedules.PerEpoch else kind(**given)
 
 
-def _mask(name: str, given: dict[str, Any], where: str) -> Matching:
-    return _look_up({"matching": Matching}, "mask", name, where)(**given)
+def _schedule_kinds() -> Mapping[str, type[schedules.Schedule]]:
+    return {**REGISTERED, **SCHEDULES}
+
+
+MASKS: dict[str, Callable[..., Choice]] = {
+    "matching": Matching,
+    "matrices": Matrices,
+    "as_mask": as_mask,
+    "others": lambda mask: ~as_mask(mask),
+    "common": lambda first, second: as_mask(first) & as_mask(second),
+}
+
+
+def _mask(name: str, given: dict[str, Any], where: str) -> Choice:
+    return _look_up(MASKS, "mask", name, where)(**given)
 
 
 def _array(value: Mapping[str, Any]) -> np.ndarray:
-    dtype = arguments.check_dtype("dtype", value["dtype"])
+    if value["dtype"] == "uint32" and isinstance(value["array"], list):  # a key
+        return np.asarray(
+            [arguments.check_integer("array", n, minimum=0, maximum=2**32 - 1) for n in value["array"]], np.uint32
+        )
     if not arguments.is_number(value["array"]):
         raise TypeError(f"array must be a number; got {value['array']!r}")
+    if isinstance(value["array"], int) and value["dtype"] in INTEGERS:
+        return np.asarray(value["array"], value["dtype"])
+    dtype = arguments.check_dtype("dtype", value["dtype"])
     return np.asarray(value["array"], jnp.dtype(dtype or "float32"))
+
+
+INTEGERS = frozenset(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64))
 
 
 def _check_size(config: Any) -> None:

@@ -139,7 +139,7 @@ def describe(
       >>> print(optchain.describe(optchain.adamw(1e-3, weight_decay=None), params))
       link                        keeps                                                                 bytes
       --------------------------  ------------------------------------------------------------------  -------
-      adamw(weight_decay=None)    hyperparams: 1 × float32, metrics: 1 × float32                          8 B
+      adamw(weight_decay=None)    hyperparams: 1 × float32                                                4 B
         scale_by_adam()           count: 1 × int32, mu: 1,000,000 × float32, nu: 1,000,000 × float32  8.00 MB
         scale_by_learning_rate()  -                                                                         -
       <BLANKLINE>
@@ -252,8 +252,10 @@ def _groups(link: Transformation, params: Tree, path: str) -> dict[str, list[str
         )
         for parameter, names in _groups(inner, seen, f"{path}/{name}").items():
             found.setdefault(parameter, []).extend(names)
+    within = dict(link.parts)
     for place, label in [] if labels is None else leaves_with_paths(labels):
-        acting = f"{path}/{label}" if label in dict(link.parts) else label
+        # A rule that treats leaves differently, with nothing within, says how.
+        acting = f"{path}/{label}" if label in within else label if within else f"{path}: {label}"
         found.setdefault(path_string(place), [acting])
     return {path_string(place): found[path_string(place)] for place, _ in leaves_with_paths(params)} if found else {}
 

@@ -1,5 +1,6 @@
 """Recipes through JSON and back, Keras's own dictionaries, and data that means no good."""
 
+import dataclasses
 import json
 import sys
 from collections.abc import Iterator
@@ -771,3 +772,55 @@ def test_a_config_with_anything_anywhere_is_read_or_refused(data: st.DataObject)
 @hypothesis.settings(max_examples=300)
 def test_any_json_is_read_or_refused(config: Any) -> None:
     read(config)
+
+
+# Schedules and arrays of one's own --------------------------------------------------------------------------------------
+
+
+@schedules.register
+@dataclasses.dataclass(frozen=True, repr=False)
+class Rooted(schedules.Schedule):
+    """A schedule that a user wrote, and registered."""
+
+    rate: float
+    offset: int = 1
+
+    def value(self, step: jax.Array) -> jax.Array:
+        return self.rate / jnp.sqrt(step + self.offset)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class CosineDecay(schedules.CosineDecay):
+    """A schedule of one's own, unregistered, of the name of one of ours."""
+
+
+def test_a_schedule_of_ones_own_that_is_registered_comes_back():
+    for schedule in (Rooted(0.5), Rooted(0.5, offset=3), Rooted(0.5) * 0.5):
+        tx = oc.sgd(schedule)
+        assert oc.from_config(json.loads(json.dumps(oc.to_config(tx)))) == tx
+
+
+@pytest.mark.parametrize("make", [lambda: CosineDecay(0.1, 10), lambda: CosineDecay(0.1, 10) * 0.5])
+def test_a_schedule_that_could_not_be_read_back_is_not_written(make):
+    with pytest.raises(
+        TypeError, match=r"learning_rate.* is CosineDecay\(0.1, 10\), a schedule that no config can name: decor"
+    ):
+        oc.to_config(oc.sgd(make()))
+
+
+def test_a_name_of_a_schedule_is_given_once():
+    with pytest.raises(ValueError, match=r"name 'CosineDecay' is taken by optchain\.schedules\.decays\.CosineDecay"):
+        schedules.register(CosineDecay)
+    with pytest.raises(TypeError, match="register takes a dataclass that is a subclass of Schedule; got"):
+        schedules.register(lambda step: 0.1)
+    assert schedules.register(Rooted) is Rooted
+
+
+@given(
+    st.sampled_from(["int8", "int32", "uint16", "float16", "float32", "bfloat16"]).flatmap(
+        lambda dtype: st.builds(lambda value: jnp.asarray(value, dtype), st.integers(1, 100))
+    )
+)
+def test_what_is_written_of_an_array_can_be_read(rate):
+    tx = oc.sgd(rate)
+    assert oc.from_config(json.loads(json.dumps(oc.to_config(tx)))) == tx

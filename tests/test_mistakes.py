@@ -422,10 +422,10 @@ ARGUMENTS = [
         'mask["dense"]["kernel"] must be True or False; got 1 (int)',
     ),
     Mistake(
-        "a single bool as mask",
-        lambda: oc.decay_weights(0.1, learning_rate=1.0, mask=False),
+        "a single number as mask",
+        lambda: oc.decay_weights(0.1, learning_rate=1.0, mask=0),
         TypeError,
-        "mask must be a tree of bools or a callable of the parameters (see matching); got False",
+        "mask must be True or False; got 0 (int)",
     ),
     Mistake(
         "an empty mask",

@@ -125,11 +125,16 @@ def as_float(value: Any) -> float:
         return math.inf if value > 0 else -math.inf
 
 
-def check_range(name: str, value: Any) -> None:
-    """Requires a concrete number, or scalar array, to lie in the range of its name."""
+def range_of(name: str) -> Range:
+    """The range of a name; any finite number for one that the table has not, such as that of a link of one's own."""
+    return RANGES.get(name, FINITE)
+
+
+def check_range(name: str, value: Any, allowed: Range | None = None) -> None:
+    """Requires a concrete number, or scalar array, to lie in a range: that of its name, if none is given."""
     if is_traced(value):
         return
-    allowed = RANGES[name]
+    allowed = allowed or range_of(name)
     number = as_float(value)
     if number not in allowed:
         raise ValueError(f"{name} must be {allowed}; got {number!r}")
@@ -143,8 +148,8 @@ def check_number(name: str, value: Any, allowed: Range) -> None:
         raise ValueError(f"{name} must be {allowed}; got {as_float(value) if isinstance(value, int) else value!r}")
 
 
-def check_hyperparam(name: str, value: Any) -> None:
-    """Requires a number in range, a real scalar array, or a callable."""
+def check_hyperparam(name: str, value: Any, allowed: Range | None = None) -> None:
+    """Requires a number in range (that of its name, if none is given), a real scalar array, or a callable."""
     if callable(value):
         return
     if is_array(value):
@@ -154,14 +159,14 @@ def check_hyperparam(name: str, value: Any) -> None:
             raise ValueError(f"{name} must be a real scalar; got an array of shape {value.shape}, dtype {value.dtype}")
     elif not is_number(value):
         raise TypeError(
-            f"{name} must be {RANGES[name]}, a scalar array, a schedule (a callable of the step) or a callable of no "
+            f"{name} must be {allowed or range_of(name)}, a scalar array, a schedule (a callable of the step) or a callable of no "
             f"arguments; got {value!r} ({type(value).__name__})"
         )
-    check_range(name, value)
+    check_range(name, value, allowed)
 
 
-def check_integer(name: str, value: Any, *, minimum: int) -> int:
-    """Requires a Python integer, at least `minimum`."""
+def check_integer(name: str, value: Any, *, minimum: int, maximum: int = LARGEST_INTEGER) -> int:
+    """Requires a Python integer, at least `minimum` and at most `maximum`."""
     if is_traced(value):
         raise TypeError(
             f"{name} must be a Python integer, known before tracing; got a traced value. Under optax.inject_hyperparams, "
@@ -172,10 +177,9 @@ def check_integer(name: str, value: Any, *, minimum: int) -> int:
     integer = operator.index(value)
     if integer < minimum:
         raise ValueError(f"{name} must be an integer >= {minimum}; got {integer}")
-    if integer > LARGEST_INTEGER:
-        raise ValueError(
-            f"{name} must be an integer <= {LARGEST_INTEGER}, the largest int32; got {as_float(integer):g}"
-        )
+    if integer > maximum:
+        what = ", the largest int32" if maximum == LARGEST_INTEGER else ""
+        raise ValueError(f"{name} must be an integer <= {maximum}{what}; got {as_float(integer):g}")
     return integer
 
 
@@ -241,7 +245,7 @@ def check_axes(name: str, value: Any, *, several: bool = True) -> tuple[int, ...
 
 
 def check_values(name: str, values: Any) -> None:
-    """Requires every number of a concrete array to lie in the range of its name, if the name has one."""
-    if name in RANGES and not is_traced(values):
+    """Requires every number of a concrete array to lie in the range of its name."""
+    if not is_traced(values):
         for number in np.ravel(np.asarray(values)):
             check_range(name, number)

@@ -10,8 +10,6 @@ A chain has up to three stretches, in this order, and `apply` runs them so:
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeGuard
 
-import jax
-import jax.numpy as jnp
 import optax
 
 from optchain.core import arguments, trees
@@ -48,12 +46,12 @@ def chain(*links: Link, learning_rate: Hyperparam | None = None, name: str = "ch
       *links: transformations of optchain or Optax, or pairs `(name, transformation)`. Links on gradients come first, then
         at most one gate, then links on parameters.
       learning_rate: a number >= 0, a scalar array, a schedule (a callable of the count of calls), or a callable of no
-        arguments. The first two can be changed with `set_hyperparams`.
+        arguments. The first two can be changed with `set_hyperparams`. What a callable of no arguments returns is checked
+        when it is read; an error there, as any in a step whose buffers are donated, leaves no parameters behind.
       name: what the chain is called in another chain's state; an identifier.
 
     Returns:
-      A `Transformation` of the kind of its last gate or parameter link, or else a gradient link. Its metrics have the
-      `learning_rate` of the last call, if the chain owns one.
+      A `Transformation` of the kind of its last gate or parameter link, or else a gradient link.
 
     Raises:
       TypeError: something that is not a transformation.
@@ -94,15 +92,12 @@ def chain(*links: Link, learning_rate: Hyperparam | None = None, name: str = "ch
     parameter_links = rest[1:] if gate else rest
 
     def init(params: Tree) -> State:
-        states = {link.name: link.run_init(params) for link in named}
-        own = hyperparams.init()
-        metrics = _metrics(own.get("hyperparams", {}) | own.get("scheduled", {}))
-        return metrics | {link_name: state for link_name, state in states.items() if _has_state(state)}
+        return entries({link.name: link.run_init(params) for link in named})
 
     def run_gradient_links(
         updates: Tree, state: State, params: Tree | None, extra: Mapping[str, Any]
     ) -> tuple[Tree, State]:
-        new_state = _metrics({name: extra[name] for name in hyperparams.names})
+        new_state: State = {}
         for link in gradient_links:
             updates, new_state[link.name] = link.run_update(updates, state.get(link.name, {}), params, extra)
         return updates, new_state
@@ -152,7 +147,7 @@ def chain(*links: Link, learning_rate: Hyperparam | None = None, name: str = "ch
         project=project if only_projects else None,
         flush=flush,
         kind=rest[-1].kind if rest else "gradient",
-        fields=[link.name for link in named if link.fields] + ["metrics"] * bool(hyperparams.names),
+        fields=[link.name for link in named if link.fields],
         optional_fields=[link.name for link in named if not link.fields],
         hyperparams=hyperparams,
         links=tuple(named),
@@ -161,11 +156,6 @@ def chain(*links: Link, learning_rate: Hyperparam | None = None, name: str = "ch
         takes_rows=True,
         rowwise=True,
     )
-
-
-def _metrics(values: Mapping[str, jax.Array]) -> State:
-    # Copies: two leaves of a state that share a buffer could not be donated.
-    return {"metrics": {name: jnp.array(value, copy=True) for name, value in values.items()}} if values else {}
 
 
 def _has_state(state: State) -> bool:

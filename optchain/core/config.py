@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optchain.core import arguments
+from optchain.core import arguments, keys
 
 WIDTH = 88
 NAME = "registered_name"
@@ -86,11 +86,13 @@ def _is_link(value: Any) -> bool:
 
 
 def on_host(value: Any) -> Any:
-    """A concrete array as a copy on the host, so that no config shares a buffer with its caller; a dtype as its name."""
+    """A concrete array as a copy on the host, so that no config shares a buffer with its caller; a dtype as its name, and a
+    typed key, which no host array can be, as a raw one.
+    """
     if isinstance(value, type | np.dtype):
         return jnp.dtype(value).name
     if isinstance(value, jax.Array) and not arguments.is_traced(value):
-        value = np.array(value)
+        value = np.array(keys.key_data(value) if keys.is_key(value) else value)
     if type(value) in (list, tuple):
         return type(value)(map(on_host, value))
     if type(value) is dict:

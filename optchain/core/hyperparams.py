@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from optchain.core import arguments, trees
+from optchain.core.arguments import Range
 from optchain.core.lookup import Field, find_fields, replace_fields
-from optchain.core.masks import Matching
+from optchain.core.masks import Choice
 
 Hyperparam: TypeAlias = float | jax.Array | np.ndarray | Callable[[jax.Array], Any] | Callable[[], Any]
 """A number, a scalar array, a schedule (a callable of the step), or a callable of no arguments."""
@@ -24,20 +25,27 @@ ALWAYS_IN_STATE = frozenset({"learning_rate", "loss_scale"})
 
 
 class Hyperparams:
-    """The hyperparameters of one link, by name, checked against their ranges when built."""
+    """The hyperparameters of one link, by name, checked against their ranges when built.
 
-    def __init__(self, **values: Hyperparam):
+    Args:
+      ranges: what the hyperparameters of a link of one's own may be, by name. One that is named neither here nor in
+        `arguments.RANGES` may be any finite number.
+      **values: the hyperparameters.
+    """
+
+    def __init__(self, ranges: Mapping[str, Range] | None = None, /, **values: Hyperparam):
+        allowed = {name: (ranges or {}).get(name, arguments.range_of(name)) for name in values}
         self.constants: dict[str, float] = {}
         self.settable: dict[str, Any] = {}
         self.schedules: dict[str, Callable[[jax.Array], Any]] = {}
         for name, value in values.items():
-            if isinstance(value, Matching):  # it is callable, but not with a step
+            if isinstance(value, Choice):  # it is callable, but not with a step
                 raise TypeError(
                     f"{name} must be a number, a scalar array or a callable of the step; got the mask {value!r}"
                 )
-            arguments.check_hyperparam(name, value)
+            arguments.check_hyperparam(name, value, allowed[name])
             if callable(value):
-                self.schedules[name] = _as_schedule(name, value)
+                self.schedules[name] = _as_schedule(name, value, allowed[name])
             elif arguments.is_array(value) or name in ALWAYS_IN_STATE:
                 # A copy on the host: the caller may donate or delete the array that was given.
                 self.settable[name] = value if arguments.is_traced(value) else np.array(value)
@@ -68,7 +76,7 @@ class Hyperparams:
             state["hyperparams"] = {name: _scalar(value) for name, value in self.settable.items()}
         if self.schedules:
             state["count"] = jnp.zeros((), jnp.int32)
-            state["scheduled"] = {name: _scalar(f(state["count"])) for name, f in self.schedules.items()}
+            state["scheduled"] = {name: _scheduled(name, f, state["count"]) for name, f in self.schedules.items()}
         return state
 
     def read(self, state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -81,7 +89,7 @@ class Hyperparams:
                 for name, value in self.settable.items()
             }
         if self.schedules:
-            fields["scheduled"] = {name: _scalar(f(state["count"])) for name, f in self.schedules.items()}
+            fields["scheduled"] = {name: _scheduled(name, f, state["count"]) for name, f in self.schedules.items()}
         values = self.constants | fields.get("hyperparams", {}) | fields.get("scheduled", {})
         return values, fields
 
@@ -95,7 +103,20 @@ def _scalar(value: Any) -> jax.Array:
     return jnp.array(value, trees.default_float(), copy=True)
 
 
-def _as_schedule(name: str, function: Callable[..., Any]) -> Callable[[jax.Array], Any]:
+def _scheduled(name: str, schedule: Callable[[jax.Array], Any], count: jax.Array) -> jax.Array:
+    """What a schedule gives at a step, which must be one real number; traced, so that its value cannot be looked at."""
+    value = schedule(count)
+    if not arguments.is_number(value) and not (arguments.is_array(value) and _is_real_scalar(value)):
+        what = f"an array of shape {value.shape}, dtype {value.dtype}" if arguments.is_array(value) else repr(value)
+        raise TypeError(f"{name} must be a real scalar at every step; its schedule {schedule!r} gave {what}")
+    return _scalar(value)
+
+
+def _is_real_scalar(array: jax.Array | np.ndarray) -> bool:
+    return array.shape == () and (jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer))
+
+
+def _as_schedule(name: str, function: Callable[..., Any], allowed: Range) -> Callable[[jax.Array], Any]:
     """The callable as a function of the step, which of the two kinds it may be."""
     try:
         signature = inspect.signature(function)
@@ -104,7 +125,7 @@ def _as_schedule(name: str, function: Callable[..., Any]) -> Callable[[jax.Array
     if _binds(signature, 0):
         return function
     if _binds(signature):
-        return _read_on_host(function)
+        return _read_on_host(name, function, allowed)
     raise TypeError(
         f"{name} must be callable with the step or with no arguments; got {function!r} with signature {signature}"
     )
@@ -118,15 +139,24 @@ def _binds(signature: inspect.Signature, *args: Any) -> bool:
     return True
 
 
-def _read_on_host(function: Callable[[], Any]) -> Callable[[jax.Array], jax.Array]:
-    """A callable of no arguments as a function of the step, read on the host once per call, under `jit` too.
+def _read_on_host(name: str, function: Callable[[], Any], allowed: Range) -> Callable[[jax.Array], jax.Array]:
+    """A callable of no arguments as a function of the step, read and checked on the host once per call, under `jit` too.
 
     The step is an operand although the callable ignores it: without an operand XLA hoists the callback out of a loop.
     """
 
+    def given(dtype: Any) -> np.ndarray:
+        value = function()
+        if arguments.is_number(value) or (arguments.is_array(value) and _is_real_scalar(value)):
+            with np.errstate(over="ignore"):  # what is too large for the dtype is infinite, and refused
+                number = np.asarray(value).astype(dtype)
+            if number.item() in allowed:
+                return number
+        raise ValueError(f"{name} must be {allowed}; the callable {function!r} returned {value!r}")
+
     def read(count: jax.Array) -> jax.Array:
         def call(count: np.ndarray) -> np.ndarray:
-            return np.full(np.shape(count), function(), dtype)
+            return np.full(np.shape(count), given(dtype))
 
         dtype = trees.default_float()
         return jax.pure_callback(call, jax.ShapeDtypeStruct((), dtype), count, vmap_method="expand_dims")

@@ -1,6 +1,8 @@
 """Masks: which parameters a transformation applies to."""
 
+import dataclasses
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar
 
@@ -8,17 +10,131 @@ import jax
 import numpy as np
 import optax
 
-from optchain.core import trees
+from optchain.core import arguments, trees
+from optchain.core.config import freeze, to_code
 from optchain.core.trees import Tree
 
 Mask: TypeAlias = Callable[[Tree], Tree] | Tree
-"""A tree of bools, a prefix of the parameters' tree, or a callable of the parameters that returns one."""
+"""A tree of bools, a prefix of the parameters' tree (a single bool is one), or a callable of the parameters that returns one."""
 
 
 T = TypeVar("T")
 
 
-class Matching:
+class Choice:
+    """A mask that is an object: a callable of the parameters that prints as code, is equal by value, and combines.
+
+    `~a` is all other parameters, `a & b` those that both choose, `a | b` those that one of them chooses.
+    """
+
+    def __call__(self, params: Tree) -> Tree:
+        raise NotImplementedError
+
+    def __invert__(self) -> "Choice":
+        return Others(self)
+
+    def __and__(self, other: "Choice") -> "Choice":
+        if isinstance(other, Common):  # from left to right, as the code that it prints as is read
+            return self & other.first & other.second
+        return Common(self, other) if isinstance(other, Choice) else NotImplemented
+
+    def __or__(self, other: "Choice") -> "Choice":
+        return ~(~self & ~other) if isinstance(other, Choice) else NotImplemented
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Others(Choice):
+    """The parameters that another mask leaves out."""
+
+    mask: Choice
+
+    def __call__(self, params: Tree) -> Tree:
+        return invert(self.mask(params))
+
+    def __invert__(self) -> Choice:
+        return self.mask
+
+    def __repr__(self) -> str:
+        return f"~({self.mask!r})" if isinstance(self.mask, Common) else f"~{self.mask!r}"
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Common(Choice):
+    """The parameters that two masks choose."""
+
+    first: Choice
+    second: Choice
+
+    def __call__(self, params: Tree) -> Tree:
+        return jax.tree.map(lambda a, b: a and b, self.first(params), self.second(params))
+
+    def __repr__(self) -> str:
+        return f"{self.first!r} & {self.second!r}"
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Matrices(Choice):
+    """The parameters that have exactly two axes."""
+
+    def __call__(self, params: Tree) -> Tree:
+        return jax.tree.map(lambda p: np.ndim(p) == 2, params)
+
+    def __repr__(self) -> str:
+        return "matrices"
+
+
+matrices = Matrices()
+"""The mask of the parameters that have exactly two axes."""
+
+
+@dataclasses.dataclass(frozen=True, repr=False, eq=False)
+class AsMask(Choice):
+    """See :func:`as_mask`."""
+
+    mask: Mask
+    name: str = "mask"
+    """What error messages call it."""
+
+    def __call__(self, params: Tree) -> Tree:
+        return resolve_mask(self.name, self.mask, params)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, AsMask) and freeze(self.mask) == freeze(other.mask)
+
+    def __hash__(self) -> int:
+        return hash((AsMask, freeze(self.mask)))
+
+    def __repr__(self) -> str:
+        return f"as_mask({to_code(self.mask)})"
+
+
+def as_mask(mask: Mask) -> Choice:
+    """A mask of any kind as one that combines with others, by `~`, `&` and `|`, as `matching` does.
+
+    Args:
+      mask: a tree of bools (or a prefix of one), or a callable of the parameters that returns one.
+
+    Returns:
+      A callable of the parameters that returns a tree of bools, prints as code, and is equal to any other of an equal mask.
+
+    Raises:
+      TypeError: something that is no mask.
+
+    Example:
+      >>> import jax.numpy as jnp, optchain
+      >>> def large(params):
+      ...     return jax.tree.map(lambda p: p.size > 2, params)
+      >>> mask = optchain.as_mask(large) & ~optchain.matching("embedding")
+      >>> mask({"embedding": jnp.ones(8), "kernel": jnp.ones(8), "bias": jnp.ones(2)})
+      {'bias': False, 'embedding': False, 'kernel': True}
+    """
+    if isinstance(mask, Choice):
+        return mask
+    check_mask("mask", mask)
+    return AsMask(mask)
+
+
+class Matching(Choice):
     """See :func:`matching`."""
 
     def __init__(self, patterns: Sequence[str], allow_unmatched: bool = False, inverted: bool = False):
@@ -86,25 +202,52 @@ def matching(*patterns: str, allow_unmatched: bool = False) -> Matching:
 
 def check_mask(name: str, mask: Any) -> None:
     """Refuses at construction what cannot be a mask: a pattern that was meant for `matching`, a number."""
-    # A single bool is what optax.inject_hyperparams makes of a callable that it takes for a schedule.
-    if isinstance(mask, str | bool | np.bool_) or not (callable(mask) or jax.tree.leaves(mask)):
+    if isinstance(mask, str) or not (callable(mask) or jax.tree.leaves(mask)):
         raise TypeError(f"{name} must be a tree of bools or a callable of the parameters (see matching); got {mask!r}")
-    if not callable(mask):
-        _check_bools(name, mask)
+    if callable(mask):
+        return
+    flags = _flags(name, mask)
+    if isinstance(flags, bool) and _is_built_by_injection():
+        raise TypeError(
+            f"{name} must be a tree of bools or a callable of the parameters; got the single bool {flags}, which "
+            "optax.inject_hyperparams makes of a callable that it takes for a schedule: name it there, "
+            f'static_args=("{name}",), or leave injection out: arrays, schedules and callables are run-time values here'
+        )
+
+
+def _is_built_by_injection() -> bool:
+    """Whether `optax.inject_hyperparams` is on the way here. It calls every callable with the count, masks too, and what
+    comes back cannot be told from a bool that someone wrote.
+    """
+    frame = sys._getframe()
+    while frame is not None:
+        if frame.f_globals.get("__name__") == optax.inject_hyperparams.__module__:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def resolve_mask(name: str, mask: Mask | None, params: Tree) -> Tree:
     """The mask as a tree of bools with the structure of `params`; None is all of them."""
     if mask is None:
         return jax.tree.map(lambda _: True, params)
-    chosen = mask(params) if callable(mask) else mask
-    _check_bools(name, chosen)
+    if _stands_in(params):
+        return params
+    chosen = _flags(name, mask(params) if callable(mask) else mask)
     if jax.tree.structure(chosen) == jax.tree.structure(params):
         return chosen
     try:
         return jax.tree.map(lambda flag, part: jax.tree.map(lambda _: flag, part), chosen, params)
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{name} does not fit the parameters: {error}") from error
+
+
+def _stands_in(params: Tree) -> bool:
+    """Whether this is a node that is no container and has nothing in it: what `optax.tree.map_params` gives to `init` to see
+    where the state mirrors the parameters. No mask fits it, and none has anything to choose.
+    """
+    containers = dict | list | tuple | None
+    return jax.tree.structure(params).num_nodes == 1 and not (jax.tree.leaves(params) or isinstance(params, containers))
 
 
 def select(mask: Tree, tree: Tree | trees.Scaled) -> Any:
@@ -128,12 +271,22 @@ def merge(mask: Tree, chosen: Tree, others: Tree) -> Tree:
     return jax.tree.map(lambda flag, a, b: a if flag else b, mask, chosen, others)
 
 
-def _check_bools(name: str, mask: Tree) -> None:
-    for path, leaf in trees.leaves_with_paths(mask):
-        if not isinstance(leaf, bool | np.bool_):
+def _flags(name: str, mask: Tree) -> Tree:
+    """The mask with Python's bools as leaves; NumPy's and JAX's, also as arrays without axes, are as good."""
+
+    def flag(path: trees.Path, leaf: Any) -> bool:
+        if isinstance(leaf, bool | np.bool_):
+            return bool(leaf)
+        if arguments.is_array(leaf) and leaf.shape == () and leaf.dtype == bool:
+            if not arguments.is_traced(leaf):
+                return bool(leaf)
             raise TypeError(
-                f"{trees.path_code(name, path)} must be True or False; got {leaf!r} ({type(leaf).__name__})"
+                f"{trees.path_code(name, path)} is traced: which parameters are meant must be known before tracing. Give "
+                "True or False, or decide by a parameter's path, shape or dtype"
             )
+        raise TypeError(f"{trees.path_code(name, path)} must be True or False; got {leaf!r} ({type(leaf).__name__})")
+
+    return jax.tree_util.tree_map_with_path(flag, mask)
 
 
 # Values by path ------------------------------------------------------------------------------------------------------

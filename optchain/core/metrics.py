@@ -1,4 +1,4 @@
-"""What links noticed on the way: scalars in their states under `metrics`."""
+"""What links noticed on the way: scalars in their states under `metrics`, and the learning rates."""
 
 from typing import Any
 
@@ -6,11 +6,14 @@ import jax
 import jax.numpy as jnp
 
 from optchain.core.hyperparams import _keyed
-from optchain.core.lookup import find_fields
+from optchain.core.lookup import Field, find_fields
 
 
 def metrics(state: Any) -> dict[str, jax.Array]:
     """The scalars that the links of a state noticed at the last call, for a logger. No pass over the data is made for it.
+
+    The learning rates are among them, read from where they stand (`get_hyperparams`): what the last call used, or what was
+    set since. Where a link within a chain has a rate of its own, such as that of a decay, the chain's is shown.
 
     Args:
       state: any pytree with an optchain state in it: Optax's, a Flax `TrainState`, an `nnx.Optimizer`.
@@ -27,4 +30,13 @@ def metrics(state: Any) -> dict[str, jax.Array]:
       >>> {name: float(value) for name, value in optchain.metrics(state).items()}
       {'clipped_fraction': 1.0, 'global_norm': 5.0, 'learning_rate': 0.5}
     """
-    return {key: jnp.array(field.value, copy=True) for key, field in _keyed(find_fields(state, "metrics")).items()}
+    found = find_fields(state, "metrics") + _learning_rates(state)
+    return {key: jnp.array(field.value, copy=True) for key, field in _keyed(found).items()}
+
+
+def _learning_rates(state: Any) -> list[Field]:
+    """The rates in a state, without those below a link that has one too."""
+    found = find_fields(state, "hyperparams") + find_fields(state, "scheduled")
+    rates = [field for field in found if field.name == "learning_rate"]
+    owners = {field.owner for field in rates}
+    return [field for field in rates if not any(field.owner[:depth] in owners for depth in range(len(field.owner)))]

@@ -10,6 +10,7 @@ from typing import Any, ParamSpec, overload
 
 import optax
 
+from optchain.core.calls import bind
 from optchain.core.config import NAME
 from optchain.core.optax_link import as_transformation
 from optchain.core.transformation import Transformation
@@ -34,7 +35,8 @@ def register(factory: Callable[..., optax.GradientTransformation] | None = None,
       name: the registered name; the function's own by default.
 
     Returns:
-      The function, whose result carries `name` and `config`.
+      The function, whose result carries `name` and `config`. Called with an argument that it has not, it says which one was
+      meant.
 
     Raises:
       ValueError: the name is taken by another function.
@@ -54,7 +56,7 @@ def register(factory: Callable[..., optax.GradientTransformation] | None = None,
 
     @functools.wraps(factory)
     def build(*args: Any, **kwargs: Any) -> Transformation:
-        bound = signature.bind(*args, **kwargs)
+        bound = bind(registered, signature, args, kwargs)
         made = as_transformation(factory(*args, **kwargs), registered.rpartition(".")[2])
         bound.apply_defaults()
         return made.built_by(build, bound)

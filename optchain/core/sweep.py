@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from optchain.core import arguments
 from optchain.core.hyperparams import find_settable
+from optchain.core.keys import is_key, is_raw_key, key_data
 from optchain.core.lookup import replace_fields
 from optchain.core.slot import lies_in_slot
 from optchain.core.trees import Path, path_names
@@ -26,7 +27,9 @@ def sweep(state: Any, values: Mapping[str, Any] | None = None, /, **named: Any) 
     Args:
       state: a state of optchain, usually fresh from `init`.
       values: one value a member, keyed as `get_hyperparams` keys them: `{"body/learning_rate": rates}`.
-      **named: one value a member, by name: `learning_rate=jnp.array([0.1, 0.01])`. All of one length.
+      **named: one value a member, by name: `learning_rate=jnp.array([0.1, 0.01])`. All of one length. `seed` is what
+        `add_noise` draws from: integers, `jnp.arange(4)`, or keys, `jax.random.split(key, 4)`; without it the noise is the
+        same in each member.
 
     Returns:
       `(states, axes)`: `axes` has the structure of the state, 0 where a leaf has the axis of members and None elsewhere, for
@@ -50,10 +53,11 @@ def sweep(state: Any, values: Mapping[str, Any] | None = None, /, **named: Any) 
     wanted = {**(values or {}), **named}
     if not wanted:
         raise ValueError("sweep needs the values of at least one hyperparameter")
+    seeds = {"seed": jax.vmap(key_data)(_checked_seeds(wanted.pop("seed")))} if "seed" in wanted else {}
     arrays = {key: jnp.asarray(value) for key, value in wanted.items()}
-    shapes = {array.shape for array in arrays.values()}
+    shapes = {array.shape for array in arrays.values()} | {keys.shape[:1] for keys in seeds.values()}
     if len(shapes) != 1 or len(next(iter(shapes))) != 1:
-        given = ", ".join(f"{key}: {array.shape}" for key, array in arrays.items())
+        given = ", ".join(f"{key}: {array.shape}" for key, array in (arrays | seeds).items())
         raise ValueError(f"sweep needs one-dimensional arrays of one length; got {given}")
     ((members,),) = shapes
 
@@ -69,7 +73,33 @@ def sweep(state: Any, values: Mapping[str, Any] | None = None, /, **named: Any) 
         arguments.check_values(field.name, arrays[key])
     # Copies, as the counters are: a step that donates its state would else delete the caller's own.
     values_by_path = {field.path: jnp.array(arrays[key], field.value.dtype) for key, field in fields.items()}
-    return replace_fields(batched, values_by_path), axes
+    keys_by_path = {path: jnp.array(seeds["seed"]) for path in _find_keys(state)} if seeds else {}
+    if seeds and not keys_by_path:
+        raise ValueError("sweep was given seeds, and the state has no add_noise that would draw from them")
+    return replace_fields(batched, values_by_path | keys_by_path), axes
+
+
+def _checked_seeds(seeds: Any) -> jax.Array:
+    """One seed a member, integers or keys, along the first axis."""
+    array = seeds if is_key(seeds) else jnp.asarray(seeds)
+    if array.ndim == 0 or (array.ndim > 1 and not is_raw_key(array)) or array.ndim > 2:
+        raise ValueError(f"sweep needs one seed a member, integers or keys; got an array of shape {array.shape}")
+    if is_raw_key(array) and array.ndim == 1:  # two seeds, not one key
+        array = array.astype(jnp.int32)
+    if is_key(array) or is_raw_key(array):
+        return array
+    if not jnp.issubdtype(array.dtype, jnp.integer) or (not arguments.is_traced(array) and (array < 0).any()):
+        raise ValueError(f"seeds must be integers >= 0 or keys; got {seeds!r}")
+    return array
+
+
+def _find_keys(state: Any) -> list[Path]:
+    """Where links keep the keys that they draw from."""
+    return [
+        path
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+        if path_names(path)[-1:] == ("key",) and is_raw_key(leaf) and not lies_in_slot(path_names(path))
+    ]
 
 
 def _is_counter(path: Path) -> bool:

@@ -190,6 +190,7 @@ class Transformation(optax.GradientTransformationExtraArgs):
 
     def _checked_init(self, params: Tree) -> State:
         trees.check_leaves("params", params)
+        trees.check_arrays("params", params)
         return self.run_init(params)
 
     def _checked_update(

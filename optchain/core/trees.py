@@ -20,9 +20,11 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+from jax.sharding import NamedSharding
 from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
 
 from optchain.core import devices
+from optchain.core.arguments import is_traced
 from optchain.core.rows import densified, is_rows, values
 
 Tree: TypeAlias = Any
@@ -86,6 +88,16 @@ def check_leaves(root: str, tree: Tree) -> None:
             raise TypeError(
                 f"{path_code(root, path)} has dtype {dtype or type(leaf).__name__}; parameters must be floating-point or "
                 "complex arrays. Take integer leaves out of the tree, or put None or optax.MaskedNode() in their place."
+            )
+
+
+def check_arrays(root: str, tree: Tree) -> None:
+    """Refuses shapes in the place of arrays."""
+    for path, leaf in leaves_with_paths(tree):
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            raise TypeError(
+                f"{path_code(root, path)} is a jax.ShapeDtypeStruct, and init makes arrays out of arrays: "
+                f"jax.eval_shape(tx.init, {root}) gives the shapes of the state"
             )
 
 
@@ -227,6 +239,15 @@ def zeros_like(params: Tree, dtype: Any = None, *, real: bool = False) -> Tree:
         return jnp.zeros_like(p, use)
 
     return jax.tree.map(zeros, params)
+
+
+def zeros_without(p: Any, axis: int, dtype: Any) -> jax.Array:
+    """Zeros of a leaf's shape without one of its axes. On a mesh of explicit axes they have the type of a sum over that axis."""
+    kind = jax.eval_shape(functools.partial(jnp.sum, axis=axis), p)
+    sharding = kind.sharding
+    if sharding is not None and not is_traced(p):  # its mesh is abstract; outside of `jit` the devices must be known
+        sharding = NamedSharding(p.sharding.mesh, sharding.spec)
+    return lax.full(kind.shape, 0, dtype, sharding=sharding)
 
 
 def copy(params: Tree, dtype: Any = None) -> Tree:

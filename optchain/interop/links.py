@@ -71,12 +71,7 @@ def schedule_entries(place: Place, calls: int) -> dict[Names, Any]:
     last = jnp.asarray(max(calls - 1, 0), jnp.int32)
     values = {name: schedule(last) for name, schedule in schedules.items()}
     entries = {(*place.path, "scheduled", name): value for name, value in values.items()}
-    return entries | ({(*place.path, "count"): calls} if schedules else {}) | measured(place, values)
-
-
-def measured(place: Place, values: dict[str, Any]) -> dict[Names, Any]:
-    """The learning rate that a link shows among its metrics, if it owns one."""
-    return {(*place.path, "metrics", name): value for name, value in values.items() if name == "learning_rate"}
+    return entries | ({(*place.path, "count"): calls} if schedules else {})
 
 
 def _places(link: Transformation, path: Names, params: Tree, follows_rate: bool) -> Iterator[Place]:

@@ -52,7 +52,6 @@ def merge(saved: Any, target: Tree, *, hyperparams: Choice) -> tuple[Tree, Repor
       average_params/average          1  new
       average_params/count            1  new
       hyperparams/learning_rate       1  configured  saved 0.1
-      metrics/learning_rate           1  restored
       scale_by_adam/count             1  restored
       scale_by_adam/mu                1  restored
       scale_by_adam/nu                1  restored

@@ -9,10 +9,9 @@ from optchain import schedules
 from optchain.core import arguments
 from optchain.core.chain import chain
 from optchain.core.hyperparams import Hyperparam
-from optchain.core.masks import Mask, check_mask, matching, resolve_mask
+from optchain.core.masks import AsMask, Choice, Mask, check_mask, matching
 from optchain.core.registry import register
 from optchain.core.transformation import Transformation
-from optchain.core.trees import Tree
 from optchain.transforms.accumulation import accumulate
 from optchain.transforms.averaging import average_params
 from optchain.transforms.clipping import clip_by_global_norm, clip_by_norm, clip_by_value
@@ -134,26 +133,14 @@ def check_exclusions(exclude: Sequence[str] | Mask | None, *decays: Hyperparam |
         raise ValueError("exclude_from_weight_decay was given without a weight_decay")
 
 
-def all_but(exclude: Sequence[str] | Mask) -> Mask:
+def all_but(exclude: Sequence[str] | Mask) -> Choice:
     """The mask of the parameters that decay."""
     if isinstance(exclude, str):
         raise TypeError(f"exclude_from_weight_decay must be a list of patterns, not a single string; got {exclude!r}")
     if isinstance(exclude, list | tuple) and all(isinstance(pattern, str) for pattern in exclude):
         return ~matching(*exclude)
     check_mask("exclude_from_weight_decay", exclude)
-    return Excluded(exclude)
-
-
-class Excluded:
-    """The mask of the parameters that another mask leaves out."""
-
-    def __init__(self, mask: Mask):
-        self.mask = mask
-
-    def __call__(self, params: Tree) -> Tree:
-        import jax
-
-        return jax.tree.map(lambda excluded: not excluded, resolve_mask("exclude_from_weight_decay", self.mask, params))
+    return ~(exclude if isinstance(exclude, Choice) else AsMask(exclude, "exclude_from_weight_decay"))
 
 
 def _averages(use_ema: bool, momentum: Hyperparam, overwrite_every: int | None, steps: int) -> list[Transformation]:

@@ -6,6 +6,7 @@ end in `LR`, and `CosineAnnealingWarmRestarts`, are PyTorch's. They work in Opta
 """
 
 from optchain.schedules.base import Schedule as Schedule
+from optchain.schedules.base import register as register
 from optchain.schedules.composition import Join as Join
 from optchain.schedules.composition import LegacyDecay as LegacyDecay
 from optchain.schedules.composition import PerEpoch as PerEpoch

@@ -1,8 +1,9 @@
 """What every schedule is, and how its arguments are checked."""
 
 import dataclasses
+import importlib
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +41,48 @@ class Schedule:
             if field.default is dataclasses.MISSING or value != field.default
         ]
         return f"{type(self).__name__}({', '.join(shown)})"
+
+
+S = TypeVar("S", bound=type[Schedule])
+
+REGISTERED: dict[str, type[Schedule]] = {}
+"""Schedules of users' own, by the names under which a config has them."""
+
+
+def register(kind: S) -> S:
+    """Lets a config hold a schedule of one's own: `to_config` writes the fields of the class, `from_config` builds it of them.
+
+    Args:
+      kind: a subclass of `Schedule`, a frozen dataclass whose fields are its arguments.
+
+    Returns:
+      The class.
+
+    Raises:
+      TypeError: something else.
+      ValueError: the name of the class is taken by another schedule.
+
+    Example:
+      >>> import dataclasses, optchain
+      >>> @optchain.schedules.register
+      ... @dataclasses.dataclass(frozen=True, repr=False)
+      ... class Constant(optchain.schedules.Schedule):
+      ...     rate: float
+      ...     def value(self, step):
+      ...         return self.rate + 0 * step
+      >>> optchain.from_config(optchain.to_config(optchain.sgd(Constant(0.5))))
+      sgd(learning_rate=Constant(0.5))
+    """
+    if not (isinstance(kind, type) and issubclass(kind, Schedule) and dataclasses.is_dataclass(kind)):
+        raise TypeError(f"register takes a dataclass that is a subclass of Schedule; got {kind!r}")
+    name = kind.__name__
+    known = REGISTERED.get(name) or getattr(importlib.import_module("optchain.schedules"), name, None)
+    if known is not None and (known.__module__, known.__qualname__) != (kind.__module__, kind.__qualname__):
+        raise ValueError(
+            f"name {name!r} is taken by {known.__module__}.{known.__qualname__}: give the class another name"
+        )
+    REGISTERED[name] = kind
+    return kind
 
 
 def quotient(step: jax.Array, length: float | jax.Array) -> jax.Array:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optchain.core import trees
+from optchain.core import arguments, trees
 from optchain.core.chain import entries
 from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.masks import Mask, check_mask, resolve_mask
@@ -29,13 +29,14 @@ def decay_weights(
     then gives the paper's multiplier η.
 
     Args:
-      weight_decay: the fraction, >= 0, without unit.
+      weight_decay: the fraction, >= 0, without unit. With 0, a number or an array, `update` needs no parameters; if an array
+        is set to another value later, a call without them is an error, or NaN where it is compiled.
       learning_rate: None for the rate of the chain; or a rate of its own.
       mask: which parameters decay: a tree of bools (or a prefix of one), or a callable of the parameters that returns one,
         such as `~matching("bias")`. None for all.
 
     Raises:
-      ValueError: when called without parameters, or with a mask that does not fit them.
+      ValueError: when called without parameters that it needs, or with a mask that does not fit them.
 
     Example:
       >>> import jax.numpy as jnp, optchain
@@ -75,6 +76,9 @@ def decay_weights(
     def update(
         updates: Tree, state: dict, params: Tree, *, learning_rate: jax.Array, weight_decay: jax.Array
     ) -> tuple[Tree, dict]:
+        if params is None:
+            return check_still_zero(weight_decay, updates), state
+
         @functools.cache  # once for each dtype of the tree
         def rate(dtype: Any) -> jax.Array:
             return jnp.asarray(learning_rate, dtype) * jnp.asarray(weight_decay, dtype)
@@ -85,7 +89,28 @@ def decay_weights(
 
         return jax.tree.map(decay, updates, params, resolve_mask("mask", mask, params)), state
 
-    return Transformation(init, update, hyperparams=hyperparams, stage="decay", needs_params=True, rowwise=True)
+    return Transformation(
+        init, update, hyperparams=hyperparams, stage="decay", needs_params=not is_zero(weight_decay), rowwise=True
+    )
+
+
+def is_zero(weight_decay: Hyperparam) -> bool:
+    """Whether it is 0, a number or an array of which the value is known: there is nothing to read the parameters for."""
+    if callable(weight_decay) or arguments.is_traced(weight_decay):
+        return False
+    return float(weight_decay) == 0
+
+
+def check_still_zero(weight_decay: Any, updates: Tree) -> Tree:
+    """The updates of a call without parameters, for which the decay must be 0 as it was when the link was built.
+
+    A value that was set since is refused; where it is traced, and cannot be looked at, the updates are NaN.
+    """
+    if not arguments.is_traced(weight_decay):
+        if float(weight_decay) != 0:
+            raise ValueError(f"a weight_decay of {float(weight_decay)} needs the parameters, and update() got none")
+        return updates
+    return jax.tree.map(lambda u: jnp.where(weight_decay == 0, trees.wide(u), jnp.nan), updates)
 
 
 @register

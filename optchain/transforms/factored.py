@@ -70,7 +70,11 @@ def scale_by_factored_rms(beta_2_decay: float = -0.8, epsilon: Hyperparam = 1e-3
     def init(params: Tree) -> ScaleByFactoredRmsState:
         def zeros(p: jax.Array) -> tuple[jax.Array, ...]:
             dtype = trees.wide_dtype(trees.real_dtype(trees.dtype_of(p)))
-            return tuple(jnp.zeros_like(p, dtype, shape) for shape in _shapes(jnp.shape(p)))
+            # What a leaf does not use has one element, as checkpoints want some.
+            unused = [jnp.zeros((1,), dtype) for _ in range(2)]
+            if not _is_factored(jnp.shape(p)):
+                return *unused, jnp.zeros_like(p, dtype)
+            return trees.zeros_without(p, -1, dtype), trees.zeros_without(p, -2, dtype), unused[0]
 
         v_row, v_col, v = trees.map_unzip(zeros, 3, params)
         return {"count": jnp.zeros((), jnp.int32), "v_row": v_row, "v_col": v_col, "v": v}
@@ -115,10 +119,3 @@ def scale_by_factored_rms(beta_2_decay: float = -0.8, epsilon: Hyperparam = 1e-3
 
 def _is_factored(shape: tuple[int, ...]) -> bool:
     return len(shape) >= 2 and math.prod(shape) > 0
-
-
-def _shapes(shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
-    """The shapes of `v_row`, `v_col` and `v`; what a leaf does not use has one element, as checkpoints want some."""
-    if _is_factored(shape):
-        return shape[:-1], (*shape[:-2], shape[-1]), (1,)
-    return (1,), (1,), shape

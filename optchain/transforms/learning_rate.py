@@ -20,9 +20,6 @@ def scale_by_learning_rate(learning_rate: Hyperparam | None = None) -> Transform
       learning_rate: >= 0; None for the rate of the chain, `chain(…, learning_rate=…)`. With a rate of its own the link
         keeps it in its own state and evaluates a schedule at its own count of calls; `decay_weights` does not see it.
 
-    Returns:
-      A transformation. With a rate of its own, its metrics have the `learning_rate` of the last call.
-
     Example:
       >>> import jax.numpy as jnp, optchain
       >>> tx = optchain.scale_by_learning_rate(0.5)
@@ -31,20 +28,10 @@ def scale_by_learning_rate(learning_rate: Hyperparam | None = None) -> Transform
     """
     own = Hyperparams() if learning_rate is None else Hyperparams(learning_rate=learning_rate)
 
-    def init(params: Tree) -> dict[str, Any]:
-        state = own.init()
-        used = state.get("hyperparams", {}) | state.get("scheduled", {})
-        return _noticed(used["learning_rate"]) if used else {}
-
     def update(updates: Tree, state: dict, params: Tree, *, learning_rate: jax.Array) -> tuple[Tree, dict]:
-        return trees.scale(updates, -learning_rate), _noticed(learning_rate) if own.names else {}
+        return trees.scale(updates, -learning_rate), state
 
-    fields = ["metrics"] * bool(own.names)
-    return Transformation(init, update, fields=fields, hyperparams=own, stage="learning_rate", rowwise=True)
-
-
-def _noticed(learning_rate: jax.Array) -> dict[str, Any]:
-    return {"metrics": {"learning_rate": jnp.array(learning_rate, copy=True)}}
+    return Transformation(update=update, hyperparams=own, stage="learning_rate", rowwise=True)
 
 
 @register

@@ -1,5 +1,6 @@
 """Muon's rule: a momentum whose matrices are made orthogonal, and Adam for everything that is no matrix."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, TypedDict
 
@@ -79,7 +80,11 @@ def scale_by_muon(
       moment_dtype: the dtype in which the moments are stored; float32 or wider if None. Arithmetic is not done in it.
 
     Returns:
-      A transformation with state `count, mu, adam_nu`.
+      A transformation with state `count, mu, adam_nu`. `describe` shows which parameter goes by which rule.
+
+    Warns:
+      UserWarning: at `init`, parameters of more than two axes that the mask does not leave out, such as the stacked layers of
+        a scanned network: they go by Adam's rule.
 
     Source: Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024; the scale: Liu et al., "Muon is
     Scalable for LLM Training", 2025, arXiv:2502.16982, equation 4.
@@ -112,8 +117,13 @@ def scale_by_muon(
     if mask is not None:
         check_mask("mask", mask)
 
+    def labels(params: Tree) -> Tree:
+        chosen = resolve_mask("mask", mask, params)
+        return jax.tree.map(lambda p, flag: "orthogonal" if flag and jnp.ndim(p) == 2 else "Adam", params, chosen)
+
     def init(params: Tree) -> ScaleByMuonState:
-        chosen = jax.tree.map(lambda _: True, params) if mask is None else resolve_mask("mask", mask, params)
+        chosen = resolve_mask("mask", mask, params)
+        _warn_of_stacks(params, chosen)
         full = slots["adam_nu"].init(params)
         return {
             "count": jnp.zeros((), jnp.int32),
@@ -165,16 +175,50 @@ def scale_by_muon(
         directions, mu, nu = trees.map_unzip(step, 3, updates, state["mu"], state["adam_nu"])
         return directions, {"count": count, "mu": mu, "adam_nu": nu}
 
-    return Transformation(init, update, fields=["count"], slots=slots, hyperparams=hyperparams, stage="second_moment")
+    return Transformation(
+        init,
+        update,
+        fields=["count"],
+        slots=slots,
+        hyperparams=hyperparams,
+        stage="second_moment",
+        labels=labels,
+    )
+
+
+def _warn_of_stacks(params: Tree, chosen: Tree) -> None:
+    """Says which parameters of more than two axes no mask leaves out: stacked matrices, whose owner may expect otherwise."""
+    flags = jax.tree.leaves(chosen)
+    stacks = [
+        f"{trees.path_string(path) or 'the array'} {jnp.shape(p)}"
+        for (path, p), flag in zip(trees.leaves_with_paths(params), flags, strict=True)
+        if flag and jnp.ndim(p) > 2
+    ]
+    if stacks:
+        warnings.warn(
+            f"Muon makes matrices orthogonal, which have two axes; these have more and are trained by Adam's rule: "
+            f"{', '.join(stacks)}. If that is meant, leave them out by name: exclude_layers of muon, the mask of scale_by_muon",
+            UserWarning,
+            stacklevel=2,
+        )
 
 
 def orthogonalize(x: jax.Array, coefficients: Sequence[float] = QUINTIC, steps: int = 5) -> jax.Array:
     """A matrix with all singular values brought near 1, by the Newton-Schulz iteration of :func:`scale_by_muon`."""
     a, b, c = coefficients
+
+    def iterate(x: jax.Array) -> jax.Array:
+        x = x / trees.astype(trees.norm(x) + 1e-7, x.dtype)
+        for _ in range(steps):
+            square = x @ x.conj().T
+            x = a * x + (b * square + c * square @ square) @ x
+        return x
+
     tall = x.shape[0] > x.shape[1]
     x = x.conj().T if tall else x
-    x = x / trees.astype(trees.norm(x) + 1e-7, x.dtype)
-    for _ in range(steps):
-        square = x @ x.conj().T
-        x = a * x + (b * square + c * square @ square) @ x
+    # Along explicit axes of a mesh a product of split matrices has no one type: the compiler chooses what lies between.
+    sharding = jax.typeof(x).sharding
+    is_split = any(axis is not None for axis in sharding.spec)
+    automatic: Any = jax.sharding.auto_axes(iterate, out_sharding=sharding) if is_split else iterate
+    x = automatic(x)
     return x.conj().T if tall else x

@@ -1,18 +1,17 @@
 """Noise on gradients."""
 
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
 
 from optchain.core import arguments, trees
+from optchain.core.config import on_host
 from optchain.core.hyperparams import Hyperparam, Hyperparams
+from optchain.core.keys import GENERATOR, check_seed, key_data
 from optchain.core.registry import register
 from optchain.core.transformation import Transformation
 from optchain.core.trees import Tree
-
-GENERATOR = "threefry2x32"
-"""Named, so that a run goes on with the same numbers whatever JAX's default becomes."""
 
 
 class AddNoiseState(TypedDict):
@@ -23,7 +22,7 @@ class AddNoiseState(TypedDict):
 
 
 @register
-def add_noise(eta: Hyperparam, gamma: Hyperparam = 0.55, seed: int = 0) -> Transformation:
+def add_noise(eta: Hyperparam, gamma: Hyperparam = 0.55, seed: Any = 0) -> Transformation:
     """Adds normal noise that fades: `g ← g + σₜ · n`, `σₜ² = eta / (1 + t)^gamma`, with t counting calls from 0.
 
     The noise of a call follows from the seed, the count of calls and the place of the leaf, so that the same call gives the
@@ -34,7 +33,9 @@ def add_noise(eta: Hyperparam, gamma: Hyperparam = 0.55, seed: int = 0) -> Trans
     Args:
       eta: the variance at the first call, >= 0, in the square of the gradient's units; 0.01, 0.3 and 1 in the paper.
       gamma: how fast it fades, >= 0; 0.55 in the paper.
-      seed: an integer >= 0.
+      seed: an integer >= 0, or a key: `jax.random.key(0)`, or the raw `jax.random.PRNGKey(0)`. It may be traced, so that each
+        member of a `vmap` over `init` has its own. The members of a `sweep` have the noise of this seed all alike, unless it
+        is given theirs: `sweep(state, seed=jnp.arange(4))`.
 
     Returns:
       A transformation with state `count, key`.
@@ -49,11 +50,12 @@ def add_noise(eta: Hyperparam, gamma: Hyperparam = 0.55, seed: int = 0) -> Trans
       >>> round(float(g.std()), 2)
       0.1
     """
-    seed = arguments.check_integer("seed", seed, minimum=0)
+    check_seed("seed", seed)
+    if not arguments.is_traced(seed):
+        seed = on_host(seed)  # the caller may donate or delete the key
 
     def init(params: Tree) -> AddNoiseState:
-        key = jax.random.key_data(jax.random.key(seed, impl=GENERATOR))
-        return {"count": jnp.zeros((), jnp.int32), "key": key}
+        return {"count": jnp.zeros((), jnp.int32), "key": key_data(seed)}
 
     def update(
         updates: Tree, state: AddNoiseState, params: Tree, *, eta: jax.Array, gamma: jax.Array

@@ -8,6 +8,7 @@ from optchain.core.masks import Mask, check_mask, resolve_mask
 from optchain.core.registry import register
 from optchain.core.transformation import Transformation
 from optchain.core.trees import Tree
+from optchain.transforms.decay import check_still_zero, is_zero
 
 
 @register
@@ -18,12 +19,12 @@ def add_l2_penalty(weight_decay: Hyperparam, *, mask: Mask | None = None) -> Tra
     carries it on, and Adam divides it by the gradient's size, so that it is not the decoupled decay of `decay_weights`.
 
     Args:
-      weight_decay: >= 0.
+      weight_decay: >= 0. With 0 `update` needs no parameters, as in `decay_weights`.
       mask: which parameters it applies to: a tree of bools (or a prefix of one), or a callable of the parameters that
         returns one, such as `~matching("bias")`. None for all.
 
     Raises:
-      ValueError: when called without parameters, or with a mask that does not fit them.
+      ValueError: when called without parameters that it needs, or with a mask that does not fit them.
 
     Example:
       >>> import jax.numpy as jnp, optchain
@@ -40,6 +41,9 @@ def add_l2_penalty(weight_decay: Hyperparam, *, mask: Mask | None = None) -> Tra
         return {}
 
     def update(updates: Tree, state: dict, params: Tree, *, weight_decay: jax.Array) -> tuple[Tree, dict]:
+        if params is None:
+            return check_still_zero(weight_decay, updates), state
+
         def penalize(g: jax.Array, p: jax.Array, applies: bool) -> jax.Array:
             g = trees.wide(g)
             return g + trees.cast(weight_decay, g) * trees.astype(p, g.dtype) if applies else g
@@ -47,4 +51,6 @@ def add_l2_penalty(weight_decay: Hyperparam, *, mask: Mask | None = None) -> Tra
         return jax.tree.map(penalize, updates, params, resolve_mask("mask", mask, params)), state
 
     hyperparams = Hyperparams(weight_decay=weight_decay)
-    return Transformation(init, update, hyperparams=hyperparams, stage="penalty", needs_params=True, rowwise=True)
+    return Transformation(
+        init, update, hyperparams=hyperparams, stage="penalty", needs_params=not is_zero(weight_decay), rowwise=True
+    )

@@ -65,4 +65,4 @@ def test_adding_a_link_without_state_leaves_old_checkpoints_good():
 def test_a_field_that_a_configuration_does_not_need_is_absent():
     assert "nu_max" not in oc.scale_by_adam().init(params_of())
     assert "nu_max" in oc.scale_by_adam(amsgrad=True).init(params_of())
-    assert set(oc.adam(0.1).init(params_of())) == {"scale_by_adam", "hyperparams", "metrics"}
+    assert set(oc.adam(0.1).init(params_of())) == {"scale_by_adam", "hyperparams"}

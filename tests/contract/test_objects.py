@@ -11,7 +11,7 @@ from . import table
 from .table import rows_where
 
 NAMESPACE = {name: getattr(oc, name) for name in dir(oc) if not name.startswith("_")}
-NAMESPACE |= {"jnp": jnp, **vars(oc.schedules)}
+NAMESPACE |= {"jnp": jnp, **{name: value for name, value in vars(oc.schedules).items() if name[0].isupper()}}
 NAMESPACE |= {
     f.__name__: f for f in (table.only_matrices, table.constant_rate, table.half_schedule, table.growing_window)
 }
@@ -24,6 +24,41 @@ def test_repr_is_the_code_that_builds_it(row):
     assert built == tx
     assert hash(built) == hash(tx)
     assert repr(built) == repr(tx)
+
+
+def everything_in(tx):
+    """The links that a transformation is made of, however deep."""
+    return [link for inner in tx.links for link in (inner, *everything_in(inner))]
+
+
+KERAS_ADAMW, TORCH = oc.presets.keras_adamw, oc.presets.torch
+RECIPES = {
+    "muon": lambda: oc.muon(0.1, exclude_layers=["head"], exclude_from_weight_decay=["bias"]),
+    "muon, all matrices": lambda: oc.muon(0.1, exclude_embeddings=False, exclude_from_weight_decay={"w": True}),
+    "adamw, a tree": lambda: oc.adamw(0.1, exclude_from_weight_decay={"kernel": False, "bias": True}),
+    "adamw, a combination": lambda: oc.adamw(0.1, exclude_from_weight_decay=oc.matrices & ~oc.matching("head")),
+    "adamw, legacy decay": lambda: oc.adamw(table.half_schedule, decay=0.1),
+    "sgd, a table": lambda: oc.sgd(oc.schedules.PerEpoch(lambda epoch: 0.1 / (1 + epoch), 10, 0.1, 3)),
+    "keras_adamw": lambda: KERAS_ADAMW.adamw(
+        0.1, total_iterations=4, use_cosine_annealing=True, lr_multipliers={"head": 2.0}, weight_decays={"": (0.1, 0.1)}
+    ),
+    "torch.adagrad": lambda: TORCH.adagrad(0.1, lr_decay=0.1, weight_decay=0.1, maximize=True),
+    "torch.sgd": lambda: TORCH.sgd(oc.schedules.OneCycleLR(0.1, 10), momentum=0.9, weight_decay=0.1),
+}
+
+
+@pytest.mark.parametrize(
+    "make", [*(row.make for row in table.ROWS), *RECIPES.values()], ids=[*map(str, table.ROWS), *RECIPES]
+)
+def test_what_it_is_made_of_is_code_too_and_equal_when_built_again(make):
+    ours = [link for link in everything_in(make()) if link.is_registered]
+    again = [link for link in everything_in(make()) if link.is_registered]
+    assert ours == again
+    assert list(map(hash, ours)) == list(map(hash, again))
+    for link in ours:
+        assert " at 0x" not in repr(link)
+        if "optax(" not in repr(link):
+            assert eval(repr(link), dict(NAMESPACE)) == link
 
 
 @rows_where(lambda row: not row.has_code)

@@ -12,7 +12,7 @@ from optchain.testing import Subject, wrappers
 from optchain.testing.wrappers import update_like
 
 from .steps import STEPS, assert_close, assert_same, avals, run, update_step
-from .table import every_row
+from .table import every_row, rows_where
 from .trees import PLAIN, TREES, grads_of, params_of
 
 
@@ -117,3 +117,43 @@ def test_a_preset_works_in_multi_transform_on_every_tree(tree):
     wrapped, _ = run_wrapped(optax.multi_transform({"all": tx}, labels), tree, steps=2)
     expected, _ = run(tx, tree, steps=2, step=update_step)
     assert_close(wrapped, expected)
+
+
+MASKED = {
+    "masked": lambda mask: oc.masked(oc.adam(0.1), mask),
+    "freeze": lambda mask: oc.freeze(oc.adam(0.1, gradient_accumulation_steps=2), mask),
+    "adamw": lambda mask: oc.adamw(0.1, exclude_from_weight_decay=mask),
+    "lamb": lambda mask: oc.lamb(0.1, weight_decay=0.1, exclude_from_weight_decay=mask),
+    "muon": lambda mask: oc.muon(0.1, exclude_from_weight_decay=mask),
+    "decay_weights": lambda mask: oc.chain(oc.decay_weights(0.1, learning_rate=0.1, mask=mask), oc.monitor()),
+    "multi_optimizer": lambda mask: oc.multi_optimizer(("group", mask, oc.adam(0.1)), default=oc.sgd(0.1, 0.9)),
+}
+PARTS = {
+    "a tree": {"dense": {"kernel": True, "bias": False}, "head": {"kernel": True}},
+    "a prefix": {"dense": True, "head": False},
+    "a bool": True,
+    "a pattern": oc.matching("kernel"),
+    "a callable": lambda params: {"dense": {"kernel": params["dense"]["kernel"].ndim > 1, "bias": False}, "head": True},
+}
+
+
+def mapped(tx, state):
+    """Which leaves of a state Optax takes for copies of the parameters."""
+    return optax.tree.map_params(tx, lambda leaf: "parameter", state, transform_non_params=lambda leaf: "other")
+
+
+@pytest.mark.parametrize("mask", PARTS)
+@pytest.mark.parametrize("taker", MASKED)
+def test_map_params_sees_through_masks_of_every_kind(taker, mask):
+    tx, params = MASKED[taker](PARTS[mask]), params_of()
+    state = tx.init(params)
+    # No parameter is a scalar here, and no other entry is anything else.
+    expected = jax.tree.map(lambda leaf: "parameter" if jnp.shape(leaf) else "other", state)
+    assert mapped(tx, state) == expected
+
+
+@rows_where(lambda row: row.name != "monitor")  # what it is called by subtree, nobody knows without the parameters
+def test_map_params_takes_every_state(row):
+    tx, params = row.make(), params_of()
+    state = tx.init(params)
+    assert jax.tree.structure(mapped(tx, state)) == jax.tree.structure(state)

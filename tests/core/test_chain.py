@@ -34,7 +34,7 @@ def test_the_state_maps_names_to_states_and_stateless_links_have_none():
         learning_rate=0.1,
     )
     state = tx.init(PARAMS)
-    assert state.keys() == {"hyperparams", "metrics", "scale_by_adam", "average_params"}
+    assert state.keys() == {"hyperparams", "scale_by_adam", "average_params"}
     assert state["scale_by_adam"].keys() == {"count", "mu", "nu"}
     np.testing.assert_array_equal(state["scale_by_adam"]["mu"]["w"], 0.0)
 

@@ -13,6 +13,8 @@ from flax.training import train_state
 
 import optchain as oc
 import optchain.flax
+from optchain.core.arguments import Range
+from optchain.core.hyperparams import Hyperparams
 
 PARAMS = {"w": jnp.array([1.0, -2.0, 3.0])}
 ONES = {"w": jnp.ones(3)}
@@ -258,6 +260,57 @@ def test_the_learning_rate_stands_in_the_state_once():
     state = oc.adamw(0.1, weight_decay=0.1, gradient_accumulation_steps=2, use_ema=True).init(PARAMS)
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(state)[0]]
     assert [path for path in paths if "hyperparams" in path] == ["['hyperparams']['learning_rate']"]
+    assert [path for path in paths if "learning_rate" in path] == ["['hyperparams']['learning_rate']"]
+
+
+RATED = {
+    "a number": lambda: oc.adamw(0.25),
+    "a schedule": lambda: oc.adamw(lambda step: 0.25),
+    "a callable": lambda: oc.sgd(lambda: 0.25),
+    "a link's own": lambda: oc.scale_by_learning_rate(0.25),
+    "through gates": lambda: oc.skip_nonfinite(oc.adamw(0.25, gradient_accumulation_steps=2, use_ema=True)),
+    "torch": lambda: oc.presets.torch.adam(0.25, weight_decay=0.1),
+    "muon": lambda: oc.muon(0.25),
+    "adafactor": lambda: oc.adafactor(0.25),
+    "schedule-free": lambda: oc.schedule_free_adamw(0.25),
+    "loss scale": lambda: oc.loss_scale_optimizer(oc.lamb(0.25)),
+    "lazy": lambda: oc.adam(0.25, lazy=True),
+}
+
+
+@pytest.mark.parametrize("name", RATED)
+def test_optax_finds_the_learning_rate_once_and_metrics_have_it(name):
+    tx = RATED[name]()
+    state = tx.init(PARAMS)
+    for _ in range(2):
+        assert float(optax.tree.get(state, "learning_rate")) == 0.25
+        assert float(oc.metrics(state)["learning_rate"]) == 0.25
+        _, state = tx.apply(PARAMS, state, grads=ONES)
+
+
+def test_optax_sets_a_rate_that_no_schedule_owns():
+    tx = oc.sgd(0.5)
+    state = optax.tree.set(tx.init(PARAMS), learning_rate=0.25)
+    params, _ = tx.apply(PARAMS, state, grads=ONES)
+    np.testing.assert_allclose(params["w"], PARAMS["w"] - 0.25, rtol=1e-6)
+
+
+def test_a_rate_that_a_schedule_owns_is_overwritten_as_the_documents_say_and_refused_by_ours():
+    tx = oc.sgd(lambda step: 0.5)
+    state = optax.tree.set(tx.init(PARAMS), learning_rate=0.25)
+    params, state = tx.apply(PARAMS, state, grads=ONES)
+    np.testing.assert_allclose(params["w"], PARAMS["w"] - 0.5, rtol=1e-6)
+    assert float(optax.tree.get(state, "learning_rate")) == 0.5
+    with pytest.raises(ValueError, match="learning_rate is scheduled"):
+        oc.set_hyperparams(state, learning_rate=0.25)
+
+
+def test_metrics_show_the_chains_rate_where_a_decay_has_one_of_its_own():
+    tx = oc.chain(oc.scale_by_learning_rate(), oc.decay_weights(0.1, learning_rate=1.0), learning_rate=0.5)
+    state = tx.init(PARAMS)
+    assert {name: float(value) for name, value in oc.metrics({"opt": state}).items()} == {"learning_rate": 0.5}
+    state = oc.set_hyperparams(state, learning_rate=0.25)  # what was set since the last call
+    assert float(oc.metrics(state)["learning_rate"]) == 0.25
 
 
 # Reading and writing in any container ---------------------------------------------------------------------------------
@@ -532,6 +585,98 @@ def test_optax_injection_reads_and_writes_the_injected_value():
 def test_readers_and_writers_are_documented_with_what_they_raise():
     assert "scheduled" in inspect.getdoc(oc.get_hyperparams) or "schedule" in inspect.getdoc(oc.get_hyperparams)
     assert "Raises" in inspect.getdoc(oc.set_hyperparams)
+
+
+# What callables return -------------------------------------------------------------------------------------------------
+
+WRONG_RATES = [float("nan"), float("inf"), -1, 1e39, None, 1j, "0.1", True, np.ones(3), [0.1], np.array(1j)]
+
+
+def step_of(tx):
+    """A jitted step that reads the rate, compiled before it is wrong."""
+    return jax.jit(lambda params, state: tx.apply(params, state, grads=ONES))
+
+
+@pytest.mark.parametrize("wrong", WRONG_RATES, ids=repr)
+def test_what_a_callable_returns_is_checked_where_it_is_read_and_named(wrong):
+    box = [0.1]
+
+    def rate_of_the_day():
+        return box[0]
+
+    tx = oc.sgd(rate_of_the_day)
+    state, step = tx.init(PARAMS), step_of(tx)
+    params, state = step(PARAMS, state)
+    box[0] = wrong
+    with pytest.raises(
+        Exception, match="ValueError: learning_rate must be a finite number >= 0; the callable"
+    ) as raised:
+        jax.block_until_ready(step(params, state))
+    assert f"rate_of_the_day at {hex(id(rate_of_the_day))}> returned {wrong!r}" in str(raised.value)
+    with pytest.raises(Exception, match="learning_rate must be a finite number >= 0; the callable"):
+        tx.init(PARAMS)
+
+
+@pytest.mark.parametrize("right", [0, 2, np.float16(0.5), np.array(0.25), jnp.array(0.25)], ids=repr)
+def test_every_real_number_and_scalar_array_may_be_returned(right):
+    tx = oc.sgd(lambda: right)
+    params, _ = step_of(tx)(PARAMS, tx.init(PARAMS))
+    np.testing.assert_allclose(params["w"], PARAMS["w"] - float(right), rtol=1e-6)
+
+
+def test_each_hyperparameter_has_its_own_range_where_a_callable_gives_it():
+    tx = oc.scale_by_adam(beta_1=lambda: 1.0)
+    with pytest.raises(Exception, match=r"beta_1 must be a number in \[0, 1\); the callable .* returned 1.0"):
+        tx.init(PARAMS)
+    # Below 1 in double precision, and 1 in the float32 in which it is used.
+    with pytest.raises(Exception, match=r"beta_1 must be a number in \[0, 1\)"):
+        oc.scale_by_adam(beta_1=lambda: 1 - 1e-9).init(PARAMS)
+
+
+def test_an_error_inside_a_donated_step_leaves_no_parameters_as_the_guide_says():
+    box = [0.1]
+    tx = oc.sgd(lambda: box[0])
+    step = oc.make_step(lambda params: params["w"].sum(), tx)
+    params = {"w": jnp.ones(3)}
+    state, box[0] = tx.init(params), -1.0
+    with pytest.raises(Exception, match="learning_rate must be"):
+        jax.block_until_ready(step(params, state))
+    assert params["w"].is_deleted()
+
+
+@pytest.mark.parametrize("wrong", [None, 1j, True, "0.1", np.ones(3)], ids=repr)
+def test_a_schedule_that_gives_no_real_scalar_is_named(wrong):
+    with pytest.raises(TypeError, match=r"learning_rate must be a real scalar at every step; its schedule .* gave"):
+        oc.sgd(lambda step: wrong).init(PARAMS)
+
+
+# A link of one's own ---------------------------------------------------------------------------------------------------
+
+
+def test_a_hyperparameter_of_a_name_that_is_not_known_may_be_any_finite_number():
+    assert Hyperparams(temperature=-0.5).constants == {"temperature": -0.5}
+    assert Hyperparams(temperature=jnp.array(2.0)).settable == {"temperature": 2.0}
+    for wrong in (float("nan"), float("inf"), jnp.array(float("nan"))):
+        with pytest.raises(ValueError, match="temperature must be a finite number; got"):
+            Hyperparams(temperature=wrong)
+    with pytest.raises(TypeError, match="temperature must be a finite number, a scalar array, a schedule"):
+        Hyperparams(temperature="hot")
+
+
+def test_a_link_of_ones_own_declares_its_own_range():
+    ranges = {"temperature": Range(0.0, 2.0, low_open=True), "momentum": Range(-1.0, 0.0)}
+    assert Hyperparams(ranges, temperature=0.5, momentum=-0.5).names == {"temperature", "momentum"}
+    with pytest.raises(ValueError, match=r"temperature must be a number in \(0, 2\]; got 0.0"):
+        Hyperparams(ranges, temperature=0.0)
+    with pytest.raises(ValueError, match=r"momentum must be a number in \[-1, 0\]; got 0.5"):
+        Hyperparams(ranges, momentum=0.5)
+
+
+def test_a_set_value_of_an_unknown_name_must_be_finite():
+    state = {"hyperparams": {"temperature": jnp.array(0.5)}}
+    assert float(oc.set_hyperparams(state, temperature=-3.0)["hyperparams"]["temperature"]) == -3.0
+    with pytest.raises(ValueError, match="temperature must be a finite number; got nan"):
+        oc.set_hyperparams(state, temperature=float("nan"))
 
 
 # Metrics --------------------------------------------------------------------------------------------------------------

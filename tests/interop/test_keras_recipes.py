@@ -166,7 +166,7 @@ def test_a_schedule_takes_over_from_a_saved_rate_only_where_it_is_said() -> None
     state = load_state(tx, as_tree(trained), optimizer, hyperparams="configured")
     assert int(state["count"]) == 5
     assert float(state["scheduled"]["learning_rate"]) == 0.5**4  # the one of the last call
-    assert float(state["metrics"]["learning_rate"]) == 0.5**4
+    assert float(optchain.metrics(state)["learning_rate"]) == 0.5**4
 
 
 def test_a_loss_scale_out_of_bounds_is_refused() -> None:

@@ -10,7 +10,7 @@ from optchain.core import arguments
 from optchain.core.optax_link import as_transformation
 from optchain.core.transformation import State
 from optchain.core.trees import Tree
-from optchain.interop.links import Place, measured, places, schedule_entries
+from optchain.interop.links import Place, places, schedule_entries
 from optchain.interop.merging import by_names, check_choice, merge_entries, raw_dtype
 from optchain.interop.optax.nodes import Node, nodes
 from optchain.interop.report import Choice, Names, Report, listed
@@ -210,7 +210,6 @@ def _hyperparam_entries(node: Node, found: list[Place], choice: Choice) -> dict[
             own = place.link.hyperparams
             if name in place.settable:
                 saved[(*place.path, "hyperparams", name)] = value
-                saved |= measured(place, {name: value}) if choice == "saved" else {}
             elif not np.isclose(own.constants[name], value, rtol=ROUNDING, atol=0):
                 wrong.append(f"{theirs} {_number(value)}, and {name} of {place} is {own.constants[name]}")
         if not owners and float(value) != 0:

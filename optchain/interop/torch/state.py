@@ -10,7 +10,7 @@ from optchain.core import arguments
 from optchain.core.optax_link import as_transformation
 from optchain.core.transformation import State
 from optchain.core.trees import Tree, leaves_with_paths, path_names
-from optchain.interop.links import Place, measured, places, schedule_entries
+from optchain.interop.links import Place, places, schedule_entries
 from optchain.interop.mapping import Entry, entries, match
 from optchain.interop.merging import check_choice, merge_entries
 from optchain.interop.report import Choice, Names, Report, listed
@@ -240,8 +240,7 @@ def _hyperparam_entries(place: Place, source: _Source, choice: Choice) -> dict[N
             )
         if len(given) == 1:
             values[name] = given.pop()
-    found: dict[Names, Any] = {(*place.path, "hyperparams", name): value for name, value in values.items()}
-    return found | (measured(place, values) if choice == "saved" else {})
+    return {(*place.path, "hyperparams", name): value for name, value in values.items()}
 
 
 def _check_constants(place: Place, source: _Source) -> None:

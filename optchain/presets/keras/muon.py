@@ -3,13 +3,10 @@
 from collections.abc import Sequence
 from typing import Any, Unpack
 
-import jax
-
 from optchain.core import arguments
 from optchain.core.hyperparams import Hyperparam
-from optchain.core.masks import Mask, matching, resolve_mask
+from optchain.core.masks import Choice, matching, matrices
 from optchain.core.transformation import Transformation
-from optchain.core.trees import Tree
 from optchain.presets.shared import SharedButDecay, all_but, assemble, check_exclusions, preset
 from optchain.transforms.decay import decay_weights
 from optchain.transforms.learning_rate import scale_by_learning_rate
@@ -47,7 +44,9 @@ def muon(
 
     The formulas are those of `scale_by_muon`. Others are parameters that have not two axes, embeddings, and the layers that
     `exclude_layers` names: the last layer of a network, usually. As everywhere here, patterns are searched in the whole path
-    of a parameter, `layers/0/kernel`, and a pattern that finds none is an error.
+    of a parameter, `layers/0/kernel`, and a pattern that finds none is an error. `describe` shows which parameter goes by which
+    rule. Matrices that are stacked, as in the layers of a scanned network, have more than two axes, and go by Adam too: `init`
+    warns of them unless `exclude_layers` names them.
 
     Args:
       learning_rate: a number >= 0, an array, a schedule of the count of calls, or a callable of no arguments.
@@ -72,11 +71,14 @@ def muon(
     Raises:
       ValueError, TypeError: an argument out of range or of the wrong kind; two clips.
 
+    Warns:
+      UserWarning: at `init`, parameters of more than two axes that `exclude_layers` does not name.
+
     Source: Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024; Liu et al., "Muon is Scalable for
     LLM Training", 2025, arXiv:2502.16982; `keras.optimizers.Muon`.
 
     Example:
-      >>> import jax.numpy as jnp, optchain
+      >>> import jax, jax.numpy as jnp, optchain
       >>> tx = optchain.muon(0.1, exclude_layers=["head"])
       >>> params = {"dense": {"kernel": jnp.eye(4), "bias": jnp.zeros(4)}, "head": {"kernel": jnp.eye(4)}}
       >>> state = tx.init(params)
@@ -88,7 +90,7 @@ def muon(
             arguments.check_hyperparam(name, value)
     exclude_from_weight_decay = shared.pop("exclude_from_weight_decay", None)
     check_exclusions(exclude_from_weight_decay, weight_decay, adam_weight_decay)
-    by_adam = ByAdam(exclude_layers, arguments.check_bool("exclude_embeddings", exclude_embeddings))
+    excluded = _excluded(exclude_layers, arguments.check_bool("exclude_embeddings", exclude_embeddings))
     rule = scale_by_muon(
         momentum,
         nesterov,
@@ -99,44 +101,24 @@ def muon(
         adam_beta_2=adam_beta_2,
         epsilon=epsilon,
         adam_lr_ratio=adam_lr_ratio,
-        mask=by_adam.others,
+        mask=~excluded if excluded else None,
         moment_dtype=moment_dtype,
     )
+    orthogonal = matrices & ~excluded if excluded else matrices
     decaying = None if exclude_from_weight_decay is None else all_but(exclude_from_weight_decay)
     decays = [
-        decay_weights(value, mask=Both(group, decaying))
-        for value, group in [(weight_decay, by_adam.others), (adam_weight_decay, by_adam)]
+        decay_weights(value, mask=group & decaying if decaying else group)
+        for value, group in [(weight_decay, orthogonal), (adam_weight_decay, ~orthogonal)]
         if value is not None
     ]
     return assemble([rule, scale_by_learning_rate(), *decays], learning_rate, **shared)
 
 
-class ByAdam:
-    """The mask of the parameters that are not made orthogonal."""
-
-    def __init__(self, exclude_layers: Sequence[str] | None, exclude_embeddings: bool):
-        if exclude_layers is not None and not isinstance(exclude_layers, list | tuple):
-            raise TypeError(f"exclude_layers must be a list of patterns or None; got {exclude_layers!r}")
-        layers = [matching(*exclude_layers)] if exclude_layers else []
-        self.patterns = [*layers, EMBEDDINGS] if exclude_embeddings else layers
-
-    def __call__(self, params: Tree) -> Tree:
-        found = [pattern(params) for pattern in self.patterns]
-        return jax.tree.map(lambda p, *flags: p.ndim != 2 or any(flags), params, *found)
-
-    def others(self, params: Tree) -> Tree:
-        return jax.tree.map(lambda flag: not flag, self(params))
-
-
-class Both:
-    """The mask of the parameters that two masks choose."""
-
-    def __init__(self, first: Mask, second: Mask | None):
-        self.first, self.second = first, second
-
-    def __call__(self, params: Tree) -> Tree:
-        first = resolve_mask("mask", self.first, params)
-        if self.second is None:
-            return first
-        second = resolve_mask("exclude_from_weight_decay", self.second, params)
-        return jax.tree.map(lambda a, b: a and b, first, second)
+def _excluded(exclude_layers: Sequence[str] | None, exclude_embeddings: bool) -> Choice | None:
+    """The matrices that go by Adam all the same."""
+    if exclude_layers is not None and not isinstance(exclude_layers, list | tuple):
+        raise TypeError(f"exclude_layers must be a list of patterns or None; got {exclude_layers!r}")
+    layers = matching(*exclude_layers) if exclude_layers else None
+    if not exclude_embeddings:
+        return layers
+    return layers | EMBEDDINGS if layers else EMBEDDINGS

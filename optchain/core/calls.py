@@ -1,0 +1,97 @@
+"""Calls whose arguments do not fit: errors that name the function, and the argument that was meant.
+
+People come with the names of Optax, PyTorch and Keras in their fingers. What such a name is called here, `ALIASES` says.
+"""
+
+import difflib
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+ALIASES: dict[str, tuple[str, ...]] = {
+    "lr": ("learning_rate",),
+    "learning_rate": ("lr",),
+    "step_size": ("learning_rate", "lr"),
+    "betas": ("beta_1 and beta_2", "adam_beta_1 and adam_beta_2"),
+    "b1": ("beta_1", "betas", "adam_beta_1"),
+    "b2": ("beta_2", "betas", "adam_beta_2", "rho"),
+    "beta1": ("beta_1", "betas", "adam_beta_1"),
+    "beta2": ("beta_2", "betas", "adam_beta_2"),
+    "beta_1": ("betas", "adam_beta_1"),
+    "beta_2": ("betas", "rho", "alpha", "adam_beta_2"),
+    "eps": ("epsilon", "epsilon_1"),
+    "epsilon": ("eps", "epsilon_1"),
+    "decay": ("rho", "alpha", "momentum"),
+    "decay_rate": ("rho", "alpha", "momentum", "beta_2_decay"),
+    "rho": ("alpha", "beta_2"),
+    "alpha": ("rho",),
+    "wd": ("weight_decay",),
+    "mask": ("exclude_from_weight_decay",),
+    "exclude_from_weight_decay": ("mask",),
+    "mu_dtype": ("moment_dtype",),
+    "nu_dtype": ("moment_dtype",),
+    "accumulator_dtype": ("moment_dtype",),
+    "clip_norm": ("global_clipnorm", "clipnorm", "max_norm"),
+    "max_grad_norm": ("global_clipnorm", "max_norm"),
+    "max_delta": ("max_value", "clipvalue"),
+    "every_k_schedule": ("steps", "gradient_accumulation_steps"),
+    "ema_decay": ("ema_momentum", "momentum"),
+}
+"""Names of other libraries, and of our other dialects, to what they are called here: the first that a function has."""
+
+OPPOSITES = {"mask": "exclude_from_weight_decay", "exclude_from_weight_decay": "mask"}
+"""Of these the one chooses what the other leaves out."""
+
+RATE = "the rate is a chain's, or that of scale_by_learning_rate: chain(…, learning_rate=…)"
+PART = "masked, freeze and multi_optimizer act on some parameters only"
+
+ABSENT = {
+    "lr": RATE,
+    "learning_rate": RATE,
+    "mask": PART,
+    "exclude_from_weight_decay": PART,
+    "eps_root": "Optax adds it within the root, and its default is 0: leave it out, or use the Optax transformation as a link",
+    "foreach": "XLA fuses the loops over parameters: leave it out",
+    "fused": "XLA fuses the loops over parameters: leave it out",
+    "capturable": "every step is compiled: leave it out",
+    "differentiable": "every step can be differentiated: leave it out",
+    "params": "a transformation is given the parameters later: tx.init(params)",
+    "jit_compile": "compile the step: jax.jit, or make_step",
+}
+"""Arguments of other libraries for which there is nothing here, and why."""
+
+
+def bind(function: str, signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """`signature.bind`, whose errors name the function and the argument that was meant.
+
+    Raises:
+      TypeError: the arguments do not fit.
+    """
+    try:
+        return signature.bind(*args, **kwargs)
+    except TypeError as error:
+        unknown = [name for name in kwargs if name not in signature.parameters]
+        words = _unknown(unknown[0], signature) if unknown else str(error)
+        raise TypeError(f"{function}() {words}") from None
+
+
+def _unknown(name: str, signature: inspect.Signature) -> str:
+    known = [p.name for p in signature.parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    meant = meant_by(name, known)
+    if meant is not None:
+        opposite = OPPOSITES.get(name) == meant
+        sense = f" It is the opposite: it chooses what {name} leaves out." if opposite else ""
+        return f"has no argument {name!r}; did you mean {meant}?{sense}"
+    why = f" ({ABSENT[name]})" if name in ABSENT else ""
+    return f"has no argument {name!r}{why}; it has: {', '.join(known) or 'none'}"
+
+
+def meant_by(name: str, known: list[str]) -> str | None:
+    """Which of the known names was meant: by what it is called elsewhere, else by its spelling; None if none is near."""
+    for alias in ALIASES.get(name, ()):
+        if all(part in known for part in alias.split(" and ")):
+            return alias
+    if name in ALIASES or name in ABSENT:  # it has a meaning of its own, and is no misspelling
+        return None
+    near = difflib.get_close_matches(name, [*known, *ALIASES], n=1)
+    return None if not near else near[0] if near[0] in known else meant_by(near[0], known)

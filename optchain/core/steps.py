@@ -1,0 +1,70 @@
+"""How many updates a run has made, by what its state counts."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from optchain.core.slot import lies_in_slot
+from optchain.core.trees import path_names
+
+GATES = ("grads", "good_steps", "skipped_steps")
+"""What the state of a gate has, next to the `inner` that it lets run or not."""
+
+
+def steps_taken(state: Any) -> jax.Array:
+    """The number of updates that the parameters have had.
+
+    Calls at which a gate held back are not counted: with `accumulate(…, 4)` it is 2 after 8 calls, with `skip_nonfinite`
+    a bad step does not count, and where gates nest what lies within all of them does. Where groups of parameters are
+    updated at different calls, it is the number of the group that has had the fewest. It is read from the `count` that links
+    keep within the state; the calls of a chain with a schedule are the `count` beside its `scheduled`.
+
+    Args:
+      state: any pytree with an optchain state in it: Optax's, a Flax `TrainState`, an `nnx.Optimizer`.
+
+    Returns:
+      An int32 of shape (), a copy.
+
+    Raises:
+      ValueError: nothing in the state counts updates: `sgd` with a number as its rate and without a momentum keeps no count.
+
+    Example:
+      >>> import jax.numpy as jnp, optchain
+      >>> tx = optchain.adamw(1e-3, gradient_accumulation_steps=2)
+      >>> params = jnp.ones(3)
+      >>> state = tx.init(params)
+      >>> for _ in range(5):
+      ...     params, state = tx.apply(params, state, grads=params)
+      >>> int(optchain.steps_taken(state))
+      2
+    """
+    leaves = {path_names(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
+    gates = {
+        names[:depth]
+        for names in leaves
+        for depth, name in enumerate(names)
+        if name in GATES and names[:depth][-1:] != ("metrics",) and not lies_in_slot(names[:depth])
+    }
+    counts = {names: leaf for names, leaf in leaves.items() if _counts_updates(names, leaf, gates)}
+    for gate in gates:
+        within = (*gate, "inner")
+        if not any(names[: len(within)] == within or names == (*gate, "updates") for names in counts):
+            raise ValueError(
+                f"nothing in the state counts the updates of the gate at {'/'.join(gate) or 'its root'}: what is within it keeps "
+                "no count, as with a number for the rate and no moments"
+            )
+    if not counts:
+        raise ValueError(
+            "nothing in the state counts updates: its links keep no count, as with a number for the rate and no moments"
+        )
+    return functools.reduce(jnp.minimum, map(jnp.array, counts.values()))
+
+
+def _counts_updates(names: tuple[str, ...], leaf: Any, gates: set[tuple[str, ...]]) -> bool:
+    if not jnp.issubdtype(getattr(leaf, "dtype", float), jnp.integer) or lies_in_slot(names):
+        return False
+    if names[:-1] in gates:  # the `count` of a gate is its place in a window
+        return names[-1] == "updates"
+    return names[-1] == "count"

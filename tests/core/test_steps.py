@@ -1,0 +1,73 @@
+"""`steps_taken`: the number of updates, read from what links count."""
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import optchain as oc
+
+ONES = {"w": jnp.ones(3), "b": jnp.ones(2)}
+BAD = {"w": jnp.ones(3), "b": jnp.array([1.0, jnp.nan])}
+
+
+def after(tx, grads):
+    params, state = ONES, tx.init(ONES)
+    for g in grads:
+        params, state = tx.apply(params, state, grads=g)
+    return state
+
+
+@pytest.mark.parametrize(
+    ("make", "grads", "updates"),
+    [
+        (lambda: oc.adamw(0.1), [ONES] * 3, 3),
+        (lambda: oc.sgd(0.1, global_clipnorm=1.0), [ONES] * 3, 3),
+        (lambda: oc.sgd(lambda step: 0.1), [ONES] * 3, 3),
+        (lambda: oc.adamw(lambda step: 0.1, gradient_accumulation_steps=2, use_ema=True), [ONES] * 5, 2),
+        (lambda: oc.skip_nonfinite(oc.adam(0.1)), [ONES, BAD, ONES], 2),
+        (lambda: oc.skip_nonfinite(oc.accumulate(oc.adam(0.1), 2)), [ONES, BAD, ONES, ONES, ONES], 2),
+        (lambda: oc.accumulate(oc.skip_nonfinite(oc.adam(0.1)), 2), [ONES, BAD, ONES, ONES, ONES], 1),
+        (lambda: oc.dynamic_loss_scale(oc.adam(0.1), 8.0), [ONES, BAD, ONES], 2),
+        (lambda: oc.accumulate(oc.sgd(0.1), lambda updates: 1 + updates), [ONES] * 4, 2),
+        (lambda: oc.freeze(oc.adam(0.1), oc.matching("b")), [ONES] * 3, 3),
+        (lambda: oc.schedule_free_adamw(0.1), [ONES] * 3, 3),
+        (lambda: oc.chain(optax.adam(0.1)), [ONES] * 3, 3),
+        (
+            lambda: oc.multi_optimizer(("a", "w", oc.accumulate(oc.adam(0.1), 2)), default=oc.adam(0.1)),
+            [ONES] * 5,
+            2,
+        ),
+    ],
+)
+def test_it_is_the_number_of_updates_and_not_of_calls(make, grads, updates):
+    steps = oc.steps_taken(after(make(), grads))
+    assert steps.dtype == jnp.int32
+    assert int(steps) == updates
+
+
+@pytest.mark.parametrize(
+    ("make", "where"),
+    [
+        (lambda: oc.sgd(0.1), "nothing in the state counts updates"),
+        (lambda: oc.skip_nonfinite(oc.sgd(0.1)), "the updates of the gate at its root"),
+        (
+            lambda: oc.chain(oc.accumulate(oc.scale(2.0), 2), oc.average_params()),
+            "the updates of the gate at accumulate",
+        ),
+    ],
+)
+def test_where_nothing_counts_updates_it_says_so_and_takes_no_count_of_calls_for_one(make, where):
+    with pytest.raises(ValueError, match=where):
+        oc.steps_taken(after(make(), [ONES]))
+
+
+def test_a_parameter_called_count_is_no_count():
+    params = {"count": jnp.ones(2), "grads": jnp.ones(2)}
+    state = oc.adam(0.1).init(params)
+    assert int(oc.steps_taken({"opt_state": state, "params": {"count": jnp.array(7)}})) == 0
+
+
+def test_optax_finds_the_one_count():
+    state = after(oc.adamw(0.1), [ONES] * 3)
+    np.testing.assert_array_equal(optax.tree.get(state, "count"), oc.steps_taken(state))

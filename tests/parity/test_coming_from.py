@@ -1,0 +1,67 @@
+"""What `docs/coming-from.md` says of the peers' rules holds for the live ones."""
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import optchain as oc
+
+GRADS = [jnp.array([0.5, -1.0]), jnp.array([-0.25, 2.0]), jnp.array([1.0, 0.0])]
+
+
+def halved(step):
+    return 0.1 * 0.5**step
+
+
+def run(tx):
+    params = jnp.array([1.0, -2.0])
+    state = tx.init(params)
+    for grads in GRADS:
+        updates, state = tx.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+    return np.asarray(params)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        (lambda: optax.sgd(halved, 0.9), lambda: oc.presets.torch.sgd(halved, 0.9)),
+        (lambda: optax.sgd(halved, 0.9, nesterov=True), lambda: oc.presets.torch.sgd(halved, 0.9, nesterov=True)),
+        (lambda: optax.adam(halved), lambda: oc.presets.torch.adam(halved)),
+    ],
+)
+def test_optax_has_pytorchs_rule_under_a_schedule(theirs, ours):
+    np.testing.assert_allclose(run(ours()), run(theirs()), rtol=1e-6)
+
+
+def test_kerass_sgd_has_the_rate_inside_the_velocity_and_differs_under_a_schedule():
+    np.testing.assert_allclose(run(oc.sgd(0.1, 0.9)), run(optax.sgd(0.1, 0.9)), rtol=1e-6)
+    assert np.abs(run(oc.sgd(halved, 0.9)) - run(optax.sgd(halved, 0.9))).max() > 1e-2
+
+
+def test_exclude_from_weight_decay_is_the_opposite_of_optaxs_mask():
+    params = {"kernel": jnp.ones(2), "bias": jnp.ones(2)}
+    zeros = {"kernel": jnp.zeros(2), "bias": jnp.zeros(2)}
+    theirs = optax.adamw(0.1, weight_decay=0.5, mask={"kernel": True, "bias": False})
+    ours = oc.adamw(0.1, weight_decay=0.5, exclude_from_weight_decay=["bias$"])
+    for tx in (theirs, ours):
+        updates, _ = tx.update(zeros, tx.init(params), params)
+        np.testing.assert_allclose(updates["kernel"], -0.05, rtol=1e-6)
+        np.testing.assert_array_equal(updates["bias"], 0)
+
+
+@pytest.mark.parametrize("patience", [0, 1, 3])
+def test_pytorchs_plateau_waits_one_value_longer(patience):
+    torch = pytest.importorskip("torch")
+    losses = [1.0, 0.9, 0.9, 0.95, 0.9, 0.8999, 0.9, 0.9, 0.5, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6]
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        optimizer, factor=0.5, patience=patience, threshold=1e-3, threshold_mode="abs"
+    )
+    ours = oc.ReduceLROnPlateau(factor=0.5, patience=patience + 1, min_delta=1e-3)
+    watched, state = ours.init(), oc.sgd(1.0).init(jnp.zeros(1))
+    for loss in losses:
+        theirs.step(loss)
+        watched, state = ours.update(loss, watched, state)
+        assert float(oc.get_hyperparams(state)["learning_rate"]) == optimizer.param_groups[0]["lr"]
