@@ -87,17 +87,25 @@ def matching(*patterns: str, allow_unmatched: bool = False) -> Matching:
 def check_mask(name: str, mask: Any) -> None:
     """Refuses at construction what cannot be a mask: a pattern that was meant for `matching`, a number."""
     # A single bool is what optax.inject_hyperparams makes of a callable that it takes for a schedule.
-    if isinstance(mask, str | bool | np.bool_) or not (callable(mask) or jax.tree.leaves(mask)):
+    if isinstance(mask, str | bool | np.bool_) or not (is_function(mask) or jax.tree.leaves(mask)):
         raise TypeError(f"{name} must be a tree of bools or a callable of the parameters (see matching); got {mask!r}")
-    if not callable(mask):
+    if not is_function(mask):
         _check_bools(name, mask)
+
+
+def is_function(mask: Any) -> bool:
+    """Whether a mask is to be called. A tree of bools is not, though its nodes may be callable, as Equinox's modules are."""
+    if isinstance(mask, jax.tree_util.Partial):
+        return True
+    leaves = jax.tree.leaves(mask)
+    return callable(mask) and not (leaves and all(isinstance(leaf, bool | np.bool_) for leaf in leaves))
 
 
 def resolve_mask(name: str, mask: Mask | None, params: Tree) -> Tree:
     """The mask as a tree of bools with the structure of `params`; None is all of them."""
     if mask is None:
         return jax.tree.map(lambda _: True, params)
-    chosen = mask(params) if callable(mask) else mask
+    chosen: Any = mask(params) if is_function(mask) else mask  # pyright: ignore[reportCallIssue]
     _check_bools(name, chosen)
     if jax.tree.structure(chosen) == jax.tree.structure(params):
         return chosen
