@@ -80,6 +80,7 @@ from optchain.transforms.noise import add_noise as add_noise
 from optchain.transforms.nonfinite import check as check
 from optchain.transforms.nonfinite import skip_nonfinite as skip_nonfinite
 from optchain.transforms.penalty import add_l2_penalty as add_l2_penalty
+from optchain.transforms.per_example import per_example as per_example
 from optchain.transforms.projections import project_max_norm as project_max_norm
 from optchain.transforms.projections import project_min_max_norm as project_min_max_norm
 from optchain.transforms.projections import project_non_negative as project_non_negative

@@ -1,5 +1,6 @@
 """Flax's `TrainState` and `nnx.Optimizer`, in the `apply` form, and its `Embed`, whose gradient names rows."""
 
+import dataclasses
 from typing import Any, Self
 
 import flax.linen as nn
@@ -35,19 +36,40 @@ class TrainState(train_state.TrainState):
 
         Args:
           grads: the gradients, of the structure of `params`.
-          **kwargs: other fields of the state to replace.
+          **kwargs: other fields of the state to replace; and what links ask for by name, such as `weight=` of `accumulate` and
+            `value=loss`.
+
+        Raises:
+          TypeError: a keyword that is no field, and that no link takes.
         """
         transformation = as_transformation(self.tx)
+        fields = {field.name for field in dataclasses.fields(self)}
+        extra = {name: value for name, value in kwargs.items() if name not in fields}
+        takes = transformation.takes | {
+            "value",
+            "weight",
+        }  # every recipe may be told the loss; of a weight `apply` speaks
+        if (unknown := extra.keys() - takes) and not transformation.open_ended:
+            raise TypeError(
+                f"apply_gradients got {', '.join(sorted(unknown))}: no field of {type(self).__name__}, and nothing that "
+                f"{transformation.name} takes; it takes {', '.join(sorted(takes))}"
+            )
         if OVERWRITE_WITH_GRADIENT in grads:
-            params, opt_state = transformation.apply(self.params["params"], self.opt_state, grads=grads["params"])
+            params, opt_state = transformation.apply(
+                self.params["params"], self.opt_state, grads=grads["params"], **extra
+            )
             params = {"params": params, OVERWRITE_WITH_GRADIENT: grads[OVERWRITE_WITH_GRADIENT]}
         else:
-            params, opt_state = transformation.apply(self.params, self.opt_state, grads=grads)
-        return self.replace(step=self.step + 1, params=params, opt_state=opt_state, **kwargs)
+            params, opt_state = transformation.apply(self.params, self.opt_state, grads=grads, **extra)
+        replaced = {name: value for name, value in kwargs.items() if name in fields}
+        return self.replace(step=self.step + 1, params=params, opt_state=opt_state, **replaced)
 
 
 class Optimizer(nnx.Optimizer):
     """Flax's `nnx.Optimizer`, whose `update` runs the transformation in the `apply` form.
+
+    Flax's `update` returns the updates. In the `apply` form there are none, so this one returns None; where they are
+    wanted, use `nnx.Optimizer`, which takes every transformation of optchain.
 
     Example:
       >>> import jax.numpy as jnp, optchain
@@ -67,7 +89,10 @@ class Optimizer(nnx.Optimizer):
         Args:
           model: the module that the optimizer was made for.
           grads: the gradients, from `nnx.grad` with respect to the same filter.
-          **kwargs: what links ask for by name, such as `value=loss`.
+          **kwargs: what links ask for by name, such as `value=loss`, and `weight=` of `accumulate`.
+
+        Returns:
+          None, and not the updates that Flax's returns.
         """
         params, grads, state, extra = (
             nnx.as_pure(tree)
@@ -82,6 +107,28 @@ class Optimizer(nnx.Optimizer):
         nnx.update(model, params)
         nnx.update(self.opt_state, nnx.state(state, graph=self.graph))
         self.step[...] += 1
+
+
+class ModelAndOptimizer(Optimizer):
+    """Flax's `nnx.ModelAndOptimizer`, in the `apply` form: an optimizer that holds the model that it updates.
+
+    Example:
+      >>> import jax.numpy as jnp, optchain
+      >>> from flax import nnx
+      >>> from optchain.flax import ModelAndOptimizer
+      >>> optimizer = ModelAndOptimizer(nnx.Linear(2, 1, rngs=nnx.Rngs(0)), optchain.adamw(1e-3))
+      >>> optimizer.update(nnx.grad(lambda model: model(jnp.ones((1, 2))).sum())(optimizer.model))
+      >>> int(optimizer.step[...])
+      1
+    """
+
+    def __init__(self, model: Any, tx: Any, *, wrt: Any = nnx.Param):
+        super().__init__(model, tx, wrt=wrt)
+        self.model = model
+
+    def update(self, grads: Any, /, **kwargs: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Updates the model's parameters, the optimizer's state and its `step` in place; see `Optimizer.update`."""
+        super().update(self.model, grads, **kwargs)
 
 
 class Embed(nn.Embed):

@@ -18,7 +18,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from optchain.core import arguments
 from optchain.core.transformation import State
-from optchain.core.trees import Path, Tree, dtype_of, leaves_with_paths, path_code, path_names
+from optchain.core.trees import Path, Tree, check_leaves, dtype_of, leaves_with_paths, path_code, path_names
 
 AnyMesh: TypeAlias = Mesh | AbstractMesh
 Axis: TypeAlias = str | tuple[str, ...] | None
@@ -170,14 +170,15 @@ class StepOverMesh:
         self._mesh = mesh
         self._compiled = functools.cache(lambda treedef, leaves: compile_for(treedef.unflatten(leaves)))
 
-    def __call__(self, params: Tree, state: State, *batch: Any) -> Any:
-        return self._jitted(params)(params, state, *batch)
+    def __call__(self, params: Tree, state: State, *batch: Any, **options: Any) -> Any:
+        return self._jitted(params)(params, state, *batch, **options)
 
-    def lower(self, params: Tree, state: State, *batch: Any) -> jax.stages.Lowered:
+    def lower(self, params: Tree, state: State, *batch: Any, **options: Any) -> jax.stages.Lowered:
         """As of `jax.jit`: for shape structs with shardings, and for a look at the compiled program."""
-        return self._jitted(params).lower(params, state, *batch)
+        return self._jitted(params).lower(params, state, *batch, **options)
 
     def _jitted(self, params: Tree) -> Any:
+        check_leaves("params", params)
         leaves, treedef = jax.tree.flatten(params)
         if any(map(arguments.is_traced, leaves)):
             raise TypeError(

@@ -7,6 +7,7 @@ import jax
 import optax
 from jax.sharding import Mesh
 
+from optchain.core import trees
 from optchain.core.metrics import metrics
 from optchain.core.optax_link import as_transformation
 from optchain.core.transformation import State
@@ -36,6 +37,9 @@ def make_step(
     some of each. The state goes to where `state_shardings(tx, params, mesh, axis=axis)` has it, and stays; make it there with
     `init_sharded`. With `axis` each device makes the updates of its part, and gathers the new parameters once an update.
 
+    The parameters are a tree of arrays. Of a whole module, as Equinox has them, hand over the arrays, and put them together in
+    the loss: `params, static = eqx.partition(model, eqx.is_inexact_array)`, `eqx.combine(params, static)`.
+
     Args:
       loss_fn: `loss_fn(params, *batch)` returns the loss, a scalar, or with `has_aux` a pair of it and a pytree.
       tx: a transformation of optchain or Optax.
@@ -44,9 +48,14 @@ def make_step(
       axis: the mesh axis over which the state is split besides, usually that of the batch (ZeRO-1).
 
     Returns:
-      `step(params, state, *batch) -> (params, state, metrics)`, the result of `jax.jit`; with `mesh` a callable that jits for
-      the layout of the parameters it is given, and has `lower` too. `metrics` is a dict of the `loss`
-      (not scaled), with `has_aux` the `aux`, and what `optchain.metrics` finds in the new state.
+      `step(params, state, *batch, weight=None) -> (params, state, metrics)`, a function under `jax.jit`, with its `lower`; with
+      `mesh` it is compiled for the layout of the parameters it is given. `weight` is what the call counts for in `accumulate`,
+      such as its number of tokens. `metrics` is a dict of the `loss` (not scaled), with `has_aux` the `aux`, and what
+      `optchain.metrics` finds in the new state.
+
+    Raises:
+      TypeError: when called, parameters that are not floating-point or complex arrays (the message names the leaf), or a
+        weight that no link takes.
 
     Example:
       >>> import jax.numpy as jnp, optchain
@@ -60,14 +69,17 @@ def make_step(
     transformation = as_transformation(tx)
 
     def step_with(apply: Callable[..., tuple[Tree, State]]) -> Step:
-        def step(params: Tree, state: State, *batch: Any) -> tuple[Tree, State, dict[str, Any]]:
+        def step(params: Tree, state: State, *batch: Any, weight: Any = None) -> tuple[Tree, State, dict[str, Any]]:
+            trees.check_leaves("params", params)
+
             def scaled_loss(params: Tree) -> tuple[jax.Array, tuple[jax.Array, Any]]:
                 loss, aux = loss_fn(params, *batch) if has_aux else (loss_fn(params, *batch), None)
                 return scale_loss(loss, state), (loss, aux)
 
             (_, (loss, aux)), grads = value_and_grad(scaled_loss, has_aux=True)(params)
             # Parameters before state, in and out: donated buffers are paired with outputs of equal shape by position.
-            params, state = apply(params, state, grads=grads, value=loss)
+            extra = {"value": loss} | ({} if weight is None else {"weight": weight})
+            params, state = apply(params, state, grads=grads, **extra)
             noticed = {"loss": loss} | ({"aux": aux} if has_aux else {}) | metrics(state)
             return params, state, noticed
 
@@ -82,5 +94,22 @@ def make_step(
     if mesh is None:
         if axis is not None:
             raise ValueError(f"axis must be given with the mesh that has it; got axis={axis!r} and no mesh")
-        return jax.jit(step_with(transformation.apply), donate_argnums=(0, 1))
+        return CompiledStep(jax.jit(step_with(transformation.apply), donate_argnums=(0, 1)))
     return StepOverMesh(mesh, compile_for)
+
+
+class CompiledStep:
+    """A step under `jax.jit`, whose attributes it has; it says which parameter is no array, where `jit` speaks of its own arguments."""
+
+    def __init__(self, jitted: Any):
+        self._jitted = jitted
+
+    def __call__(self, params: Tree, state: State, *batch: Any, **options: Any) -> tuple[Tree, State, dict[str, Any]]:
+        try:
+            return self._jitted(params, state, *batch, **options)
+        except TypeError:
+            trees.check_leaves("params", params)
+            raise
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(object.__getattribute__(self, "_jitted"), name)  # also of a copy in the making

@@ -11,7 +11,7 @@ from flax.linen.fp8_ops import OVERWRITE_WITH_GRADIENT
 from flax.training import train_state
 
 import optchain as oc
-from optchain.flax import Optimizer, TrainState
+from optchain.flax import ModelAndOptimizer, Optimizer, TrainState
 
 PARAMS = {"w": jnp.array([1.0, 2.0])}
 GRADS = {"w": jnp.array([0.5, -0.5])}
@@ -171,3 +171,157 @@ def test_train_state_and_optimizer_pass_optax_wrappers_through():
     state = TrainState.create(apply_fn=None, params=PARAMS, tx=tx).apply_gradients(grads=GRADS)
     for holder in (optimizer, state):
         assert float(oc.get_hyperparams(holder)["learning_rate"]) == pytest.approx(0.1)
+
+
+# What a step is told --------------------------------------------------------------------------------------------------
+
+
+def test_train_state_passes_weights_on():
+    tx = oc.sgd(1.0, gradient_accumulation_steps=2)
+    state = TrainState.create(apply_fn=None, params=PARAMS, tx=tx)
+    for grads, weight in (({"w": jnp.array([1.0, 1.0])}, 3.0), ({"w": jnp.array([5.0, 5.0])}, 1.0)):
+        state = state.apply_gradients(grads=grads, weight=weight)
+    np.testing.assert_allclose(state.params["w"], PARAMS["w"] - 2.0)  # (3 · 1 + 1 · 5) / 4
+
+
+def test_train_state_passes_the_loss_on():
+    plateau = optax.contrib.reduce_on_plateau(factor=0.5, patience=1, cooldown=0)
+    tx = oc.chain(oc.scale_by_learning_rate(0.0), ("plateau", plateau))
+    state = TrainState.create(apply_fn=None, params=PARAMS, tx=tx)
+    for _ in range(5):
+        state = state.apply_gradients(grads=GRADS, value=jnp.array(1.0))
+    assert float(state.opt_state["plateau"].scale) < 1.0
+
+
+def test_train_state_passes_on_what_a_link_names_with_fields_that_are_replaced():
+    class WithEpoch(TrainState):
+        epoch: int = 0
+
+    asks = oc.Transformation(update=lambda u, s, p, *, factor: (jax.tree.map(lambda x: factor * x, u), s))
+    params = {"params": PARAMS, OVERWRITE_WITH_GRADIENT: {"scale": jnp.array(1.0)}}
+    grads = {"params": GRADS, OVERWRITE_WITH_GRADIENT: {"scale": jnp.array(7.0)}}
+    state = WithEpoch.create(apply_fn=None, params=params, tx=oc.chain(("asks", asks)))
+    state = state.apply_gradients(grads=grads, epoch=3, factor=2.0)
+    assert state.epoch == 3
+    np.testing.assert_allclose(state.params["params"]["w"], [2.0, 1.0])
+
+
+def test_train_state_refuses_a_keyword_that_nothing_takes():
+    state = TrainState.create(apply_fn=None, params=PARAMS, tx=oc.sgd(0.1))
+    with pytest.raises(
+        TypeError, match=r"apply_gradients got epoc: no field of TrainState, and nothing that sgd takes"
+    ):
+        state.apply_gradients(grads=GRADS, epoc=3)
+    with pytest.raises(TypeError, match="the call gave a weight, and sgd has no accumulate"):
+        state.apply_gradients(grads=GRADS, weight=3.0)
+
+
+def test_train_state_and_optimizer_take_multi_steps():
+    state = TrainState.create(apply_fn=None, params=PARAMS, tx=optax.MultiSteps(optax.sgd(0.1), 2))
+    first = state.apply_gradients(grads=GRADS)
+    np.testing.assert_array_equal(first.params["w"], PARAMS["w"])
+    np.testing.assert_allclose(first.apply_gradients(grads=GRADS).params["w"], [0.95, 2.05], rtol=1e-6)
+    model = linear_model()
+    optimizer, grads = Optimizer(model, optax.MultiSteps(optax.sgd(0.1), 1), wrt=nnx.Param), gradients(model)
+    before = np.asarray(model.kernel[...])
+    optimizer.update(model, grads)
+    np.testing.assert_allclose(model.kernel[...], before - 0.1 * grads["kernel"][...], rtol=1e-6)
+
+
+# Flax's containers ----------------------------------------------------------------------------------------------------
+
+
+class Deep(nnx.Module):
+    """Parameters in a list, and besides them statistics, keys and counters."""
+
+    def __init__(self):
+        rngs = nnx.Rngs(0)
+        self.layers = nnx.List([nnx.Linear(2, 3, rngs=rngs), nnx.Linear(3, 1, rngs=rngs)])
+        self.norm = nnx.BatchNorm(3, rngs=rngs)
+        self.dropout = nnx.Dropout(0.1, rngs=rngs)
+
+    def __call__(self, x):
+        return self.layers[1](self.norm(self.layers[0](x)))
+
+
+def trained(tx, factory=Optimizer):
+    model = Deep()
+    optimizer = factory(model, tx, wrt=nnx.Param)
+    for _ in range(3):
+        optimizer.update(
+            model, nnx.grad(lambda model: jnp.sum(model(jnp.ones((2, 2))) ** 2 + model.norm.bias[...]))(model)
+        )
+    return model, optimizer
+
+
+def leaves_by_path(tree):
+    found = jax.tree_util.tree_flatten_with_path(
+        nnx.to_pure_dict(nnx.state(tree)) if isinstance(tree, nnx.Module) else tree
+    )
+    return {oc.core.trees.path_string(path): np.asarray(leaf) for path, leaf in found[0] if "dropout" not in str(path)}
+
+
+CONTAINERS = {
+    "module": lambda model: model,
+    "nnx.state": lambda model: nnx.state(model, nnx.Param),
+    "nnx.state of everything": lambda model: nnx.state(model),
+    "pure dict": lambda model: nnx.to_pure_dict(nnx.state(model, nnx.Param)),
+    "as_pure": lambda model: nnx.as_pure(nnx.state(model, nnx.Param)),
+}
+STATES = {
+    "optimizer": lambda optimizer: optimizer,
+    "opt_state": lambda optimizer: optimizer.opt_state,
+    "nnx.state": nnx.state,
+    "pure dict": lambda optimizer: nnx.to_pure_dict(nnx.state(optimizer)),
+}
+
+
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_the_weights_to_evaluate_come_in_every_container_of_nnx(container, state):
+    ema = oc.sgd(0.1, use_ema=True, ema_momentum=0.5)
+    free = oc.schedule_free(oc.scale_by_learning_rate(0.1))
+    for tx, read in ((ema, oc.finalize), (free, oc.schedule_free_params)):
+        model, optimizer = trained(tx)
+        own = nnx.as_pure(optimizer.opt_state)
+        before = leaves_by_path(model)
+        made = read(CONTAINERS[container](model), STATES[state](optimizer))
+        assert type(made) is type(CONTAINERS[container](model))
+        if read is oc.finalize:
+            expected = leaves_by_path(own["average_params"]["average"])
+        else:
+            expected = {path: (before[path] - 0.1 * z) / 0.9 for path, z in leaves_by_path(own["iterates"]).items()}
+        assert np.abs(expected["layers/1/bias"] - before["layers/1/bias"]).max() > 1e-3
+        for path, leaf in leaves_by_path(made).items():
+            np.testing.assert_allclose(leaf, expected.get(path, before[path]), rtol=1e-6, atol=1e-7)
+        for path, leaf in leaves_by_path(model).items():
+            np.testing.assert_array_equal(leaf, before[path])
+
+
+def test_a_finalized_module_runs_and_is_a_new_one():
+    model, optimizer = trained(oc.sgd(0.1, use_ema=True, ema_momentum=0.5))
+    averaged = oc.finalize(model, optimizer)
+    model.eval(), averaged.eval()
+    assert float(jnp.abs(averaged(jnp.ones((1, 2))) - model(jnp.ones((1, 2)))).max()) > 0
+
+
+def test_model_and_optimizer_is_flaxs_in_the_apply_form():
+    ours = ModelAndOptimizer(linear_model(), oc.sgd(0.1, momentum=0.9, gradient_accumulation_steps=2))
+    assert isinstance(ours, nnx.Optimizer)
+    theirs = nnx.ModelAndOptimizer(linear_model(), optax.MultiSteps(optax.sgd(0.1, 0.9), 2))
+    for _ in range(4):
+        for optimizer in (ours, theirs):
+            optimizer.update(gradients(optimizer.model))
+    np.testing.assert_allclose(ours.model.kernel[...], theirs.model.kernel[...], rtol=1e-6)
+    assert int(ours.step[...]) == 4
+    averaging = ModelAndOptimizer(linear_model(), oc.sgd(0.1, use_ema=True))
+    averaging.update(gradients(averaging.model), value=jnp.array(1.0))
+    assert type(oc.finalize(averaging.model, averaging)) is nnx.Linear
+
+
+def test_optimizer_update_returns_nothing_where_flaxs_returns_the_updates():
+    for factory, returns in ((Optimizer, False), (nnx.Optimizer, True)):
+        model = linear_model()
+        made = factory(model, oc.sgd(0.1), wrt=nnx.Param).update(model, gradients(model))
+        assert (made is not None) == returns
+    assert "None, and not the updates" in Optimizer.update.__doc__

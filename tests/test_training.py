@@ -171,3 +171,40 @@ def test_a_loss_of_another_kind_than_declared_is_a_type_error(loss_fn, has_aux):
     tx = oc.sgd(0.1)
     with pytest.raises(TypeError):
         oc.make_step(loss_fn, tx, has_aux=has_aux)(fresh(), tx.init(fresh()), X, Y)
+
+
+def test_a_step_takes_the_weight_of_its_batch():
+    tx = oc.sgd(0.1, gradient_accumulation_steps=2)
+    step = oc.make_step(mse, tx)
+    params, state = fresh(), tx.init(fresh())
+    for rows in (slice(0, 3), slice(3, 4)):
+        params, state, _ = step(params, state, X[rows], Y[rows], weight=jnp.array(float(len(X[rows]))))
+    whole = oc.sgd(0.1)
+    expected, _, _ = oc.make_step(mse, whole)(fresh(), whole.init(fresh()), X, Y)
+    np.testing.assert_allclose(params["w"], expected["w"], rtol=1e-5)
+
+
+def test_a_weight_that_no_link_takes_is_an_error():
+    tx = oc.sgd(0.1)
+    with pytest.raises(TypeError, match="the call gave a weight, and sgd has no accumulate"):
+        oc.make_step(mse, tx)(fresh(), tx.init(fresh()), X, Y, weight=2.0)
+
+
+def test_a_step_over_a_mesh_takes_the_weight_too():
+    tx, mesh = oc.sgd(0.1, gradient_accumulation_steps=2), jax.make_mesh((1,), ("data",))
+    step = oc.make_step(mse, tx, mesh=mesh)
+    params, state = fresh(), tx.init(fresh())
+    for weight in (3.0, 1.0):
+        params, state, _ = step(params, state, X, Y, weight=weight)
+    expected, _, _ = oc.make_step(mse, oc.sgd(0.1))(fresh(), oc.sgd(0.1).init(fresh()), X, Y)
+    np.testing.assert_allclose(params["w"], expected["w"], rtol=1e-5)
+
+
+def test_optax_multi_steps_are_stepped_too():
+    tx = optax.MultiSteps(optax.adam(0.1), 2)
+    step = oc.make_step(mse, tx)
+    params, state = fresh(), tx.init(fresh())
+    for _ in range(2):
+        params, state, _ = step(params, state, X, Y)
+    expected, _, _ = oc.make_step(mse, optax.adam(0.1))(fresh(), optax.adam(0.1).init(fresh()), X, Y)
+    np.testing.assert_allclose(params["w"], expected["w"], rtol=1e-5)

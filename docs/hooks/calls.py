@@ -36,5 +36,5 @@ CALLS = {
     "monitor": "monitor()",
 }
 
-NO_PICTURE = {"cross_replica_mean", "lazy_rows"}
-"""What works inside a named axis only, and what differs for gradients that are no arrays."""
+NO_PICTURE = {"cross_replica_mean", "lazy_rows", "per_example"}
+"""What works inside a named axis only, and what is for gradients of another shape or kind."""

@@ -14,7 +14,7 @@ import optax
 
 from optchain.core import arguments, trees
 from optchain.core.hyperparams import Hyperparam, Hyperparams
-from optchain.core.optax_link import as_transformation
+from optchain.core.optax_link import as_transformation, is_transformation
 from optchain.core.registry import register
 from optchain.core.slot import slot_names
 from optchain.core.transformation import Kind, Stage, State, Transformation
@@ -196,7 +196,7 @@ def _is_pair(link: Any) -> TypeGuard[tuple[str, Any]]:
 
 
 def _as_link(link: Any, position: int, name: str) -> Transformation:
-    if not isinstance(link, optax.GradientTransformation):
+    if not is_transformation(link):
         raise TypeError(
             f"link {position} must be an optchain or Optax transformation, or a pair (name, transformation); "
             f"got {link!r} ({type(link).__name__})"

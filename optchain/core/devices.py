@@ -19,6 +19,11 @@ def varies_over(value: jax.Array) -> frozenset[str]:
     return kind.mat.varying if hasattr(kind, "mat") else getattr(kind, "vma", frozenset())  # JAX renamed it
 
 
+def is_tracked(axis: str) -> bool:
+    """Whether JAX keeps track of what varies along an axis: then it knows that the devices' own numbers do."""
+    return axis in varies_over(lax.axis_index(axis))
+
+
 def check_same(owner: str, what: str, value: jax.Array, axis_name: AxisName | None) -> None:
     """Refuses what is decided by devices that differ; an `axis_name` of `()` says that each may decide for itself."""
     varying = sorted(varies_over(value))
@@ -35,8 +40,7 @@ def check_same(owner: str, what: str, value: jax.Array, axis_name: AxisName | No
 def sum_over(values: Iterable[jax.Array], axis_name: AxisName) -> jax.Array:
     """The sum of scalars over the devices of some axes; one that is the same on all devices of an axis counts once there."""
     axes = (axis_name,) if isinstance(axis_name, str) else axis_name
-    # JAX keeps track of an axis if it knows that the devices' own numbers vary along it.
-    tracked = [name for name in axes if name in varies_over(lax.axis_index(name))]
+    tracked = [name for name in axes if is_tracked(name)]
     sums: dict[tuple[str, ...], jax.Array] = {}
     for value in values:
         split = tuple(name for name in axes if name not in tracked or name in varies_over(value))

@@ -4,14 +4,14 @@ A state may be wrapped in Optax's tuples, a Flax `TrainState` or an `nnx.Optimiz
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from optchain.core.slot import lies_in_slot
-from optchain.core.trees import Path, path_names
+from optchain.core.trees import Path, path_code, path_names
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,15 +41,62 @@ def find_fields(state: Any, group: str) -> list[Field]:
 
 def find_siblings(state: Any, name: str, sibling: str) -> list[Any]:
     """The entries `name` that a link keeps next to an entry `sibling`."""
-    return [node[name] for _, node in _find_states(state, name, sibling)]
+    return [node[name] for _, node in find_states(state, name, sibling)]
+
+
+def united(what: str, parts: list[tuple[str, Any]]) -> dict[tuple[str, ...], tuple[int, Path, Any]]:
+    """The leaves of trees that a state has for different parameters, by path: which tree it is of, the path, the leaf.
+
+    Raises:
+      ValueError: two of the trees have a leaf for the same parameter (the message names the places of all).
+    """
+    found: dict[tuple[str, ...], tuple[int, Path, Any]] = {}
+    for index, (_, tree) in enumerate(parts):
+        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+            if path_names(path) in found:
+                places = ", ".join(repr(place) for place, _ in parts)
+                raise ValueError(
+                    f"the state has {len(parts)} {what}, at {places}: take the one you mean out of the state yourself"
+                )
+            found[path_names(path)] = index, path, leaf
+    return found
+
+
+def at_their_paths(
+    root: str, found: Mapping[tuple[str, ...], tuple[int, Path, Any]], params: Any, new: Callable[[Any, int, Any], Any]
+) -> Any:
+    """The parameters with `new(parameter, tree, leaf)` for those of which :func:`united` found a leaf, the others as they are.
+
+    Paths are compared by their names, so that the parameters may come in any container: as a module, as the state or the pure
+    dict of one, with leaves besides that are no parameters.
+
+    Raises:
+      ValueError: a leaf that belongs to no parameter, or to one of another shape (the message names it).
+    """
+    left = dict(found)
+
+    def place(path: Path, p: Any) -> Any:
+        if (entry := left.pop(path_names(path), None)) is None:
+            return p
+        index, _, leaf = entry
+        if jnp.shape(leaf) != jnp.shape(p):
+            raise ValueError(f"{path_code(root, path)}: shape {jnp.shape(leaf)}, params have {jnp.shape(p)}")
+        return new(p, index, leaf)
+
+    placed = jax.tree_util.tree_map_with_path(place, params)
+    for _, path, leaf in left.values():
+        raise ValueError(
+            f"{path_code(root, path)} has no counterpart: params have no leaf there ({root} has an array of shape {jnp.shape(leaf)})"
+        )
+    return placed
 
 
 def find_trees(state: Any, name: str) -> list[tuple[str, Any]]:
     """The subtrees `name` that a link keeps next to its `count`, each with the path of the link's state."""
-    return [(path, node[name]) for path, node in _find_states(state, name, "count")]
+    return [(path, node[name]) for path, node in find_states(state, name, "count")]
 
 
-def _find_states(state: Any, *names: str) -> list[tuple[str, Any]]:
+def find_states(state: Any, *names: str) -> list[tuple[str, Any]]:
     """The states of links that have these entries, the last of which is an integer, as no parameter is."""
     found: list[tuple[str, Any]] = []
 

@@ -202,9 +202,9 @@ def matching(*patterns: str, allow_unmatched: bool = False) -> Matching:
 
 def check_mask(name: str, mask: Any) -> None:
     """Refuses at construction what cannot be a mask: a pattern that was meant for `matching`, a number."""
-    if isinstance(mask, str) or not (callable(mask) or jax.tree.leaves(mask)):
+    if isinstance(mask, str) or not (is_function(mask) or jax.tree.leaves(mask)):
         raise TypeError(f"{name} must be a tree of bools or a callable of the parameters (see matching); got {mask!r}")
-    if callable(mask):
+    if is_function(mask):
         return
     flags = _flags(name, mask)
     if isinstance(flags, bool) and _is_built_by_injection():
@@ -227,13 +227,21 @@ def _is_built_by_injection() -> bool:
     return False
 
 
+def is_function(mask: Any) -> bool:
+    """Whether a mask is to be called. A tree of bools is not, though its nodes may be callable, as Equinox's modules are."""
+    if isinstance(mask, jax.tree_util.Partial):
+        return True
+    leaves = jax.tree.leaves(mask)
+    return callable(mask) and not (leaves and all(map(_is_flag, leaves)))
+
+
 def resolve_mask(name: str, mask: Mask | None, params: Tree) -> Tree:
     """The mask as a tree of bools with the structure of `params`; None is all of them."""
     if mask is None:
         return jax.tree.map(lambda _: True, params)
     if _stands_in(params):
         return params
-    chosen = _flags(name, mask(params) if callable(mask) else mask)
+    chosen = _flags(name, mask(params) if is_function(mask) else mask)
     if jax.tree.structure(chosen) == jax.tree.structure(params):
         return chosen
     try:
@@ -275,18 +283,24 @@ def _flags(name: str, mask: Tree) -> Tree:
     """The mask with Python's bools as leaves; NumPy's and JAX's, also as arrays without axes, are as good."""
 
     def flag(path: trees.Path, leaf: Any) -> bool:
-        if isinstance(leaf, bool | np.bool_):
-            return bool(leaf)
-        if arguments.is_array(leaf) and leaf.shape == () and leaf.dtype == bool:
-            if not arguments.is_traced(leaf):
-                return bool(leaf)
+        if not _is_flag(leaf):
+            raise TypeError(
+                f"{trees.path_code(name, path)} must be True or False; got {leaf!r} ({type(leaf).__name__})"
+            )
+        if arguments.is_traced(leaf):
             raise TypeError(
                 f"{trees.path_code(name, path)} is traced: which parameters are meant must be known before tracing. Give "
                 "True or False, or decide by a parameter's path, shape or dtype"
             )
-        raise TypeError(f"{trees.path_code(name, path)} must be True or False; got {leaf!r} ({type(leaf).__name__})")
+        return bool(leaf)
 
     return jax.tree_util.tree_map_with_path(flag, mask)
+
+
+def _is_flag(leaf: Any) -> bool:
+    if isinstance(leaf, bool | np.bool_):
+        return True
+    return arguments.is_array(leaf) and leaf.shape == () and leaf.dtype == bool
 
 
 # Values by path ------------------------------------------------------------------------------------------------------

@@ -1,13 +1,14 @@
 """Optax's transformations as links of ours."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import jax
 import optax
 
 from optchain.core import trees
+from optchain.core.restored import Rebuilt, may_be_restored
 from optchain.core.transformation import State, Transformation
 from optchain.core.trees import Tree
 
@@ -15,18 +16,27 @@ from optchain.core.trees import Tree
 class OptaxLink(Transformation):
     """An Optax transformation as a link of ours: its state is its own, and so are the dtypes that it sees."""
 
+    source: optax.GradientTransformation | optax.MultiSteps
     inner: optax.GradientTransformationExtraArgs
 
-    def __new__(cls, inner: optax.GradientTransformation, name: str = "optax") -> Self:
+    def __new__(cls, source: optax.GradientTransformation | optax.MultiSteps, name: str = "optax") -> Self:
         link = Transformation(update=lambda updates, state, params, **extra: (updates, state), name=name)
+        functions: Any = (source.init, source.update)
+        # What MultiSteps.gradient_transformation() returns would not hand on extra arguments.
+        inner = optax.GradientTransformationExtraArgs(*functions) if isinstance(source, optax.MultiSteps) else source
         open_ended = isinstance(inner, optax.GradientTransformationExtraArgs)
         return cls._build(
             vars(link)
             | {
+                "source": source,
                 "inner": optax.with_extra_args_support(inner),
                 "takes": frozenset({"learning_rate"} if open_ended else ()),  # nobody can know which it takes
             }
         )
+
+    @property
+    def open_ended(self) -> bool:
+        return isinstance(self.source, optax.GradientTransformationExtraArgs | optax.MultiSteps)
 
     def run_init(self, params: Tree) -> State:
         state = self.inner.init(jax.tree.map(lambda p: trees.astype(p, trees.dtype_of(p)), params))
@@ -35,38 +45,49 @@ class OptaxLink(Transformation):
     def run_update(
         self, updates: Tree, state: State, params: Tree | None, extra: Mapping[str, Any]
     ) -> tuple[Tree, State]:
-        if isinstance(state, dict) and not state:
-            self._check_stateless(params)
-            state = optax.EmptyState()
         updates = trees.force(updates)
         # Optax's states take the dtypes of the parameters at init; updates in another dtype would change them.
         if params is not None:
             updates = trees.cast_tree(updates, params)
-        updates, state = self.inner.update(updates, state, params, **extra)
-        return updates, {} if isinstance(state, optax.EmptyState) else state
+        state, as_it_came = self._in_its_containers(state, updates if params is None else params)
+        made, state = self.inner.update(updates, state, params, **extra)
+        self._check_made(made, updates, params)
+        return made, as_it_came(state)
 
-    def _check_stateless(self, params: Tree | None) -> None:
-        if params is not None and jax.tree.leaves(jax.eval_shape(self.inner.init, params)):
+    def _in_its_containers(self, state: State, params: Tree) -> tuple[State, Callable[[State], State]]:
+        """The state as Optax's `init` makes it, whatever a checkpoint made of it, and the way back."""
+        if not may_be_restored(state):
+            return state, lambda new_state: new_state
+        structs = jax.tree.map(lambda p: jax.ShapeDtypeStruct(jax.numpy.shape(p), trees.dtype_of(p)), params)
+        template = jax.eval_shape(self.inner.init, structs)
+        if isinstance(state, dict) and not state and jax.tree.leaves(template):
             raise ValueError(f"the state has no entry {self.name!r}: it is another transformation's")
+        rebuilt = Rebuilt(self.name, template, state)
+        return rebuilt.state, rebuilt.as_it_came
 
     @functools.cached_property
     def _key(self) -> Any:
-        return ("optax", self.inner, self.name) if self._factory is None else super()._key
+        return ("optax", self.source, self.name) if self._factory is None else super()._key
 
     def __repr__(self) -> str:
         return f"optax({self.name})" if self._factory is None else super().__repr__()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (OptaxLink, (self.inner, self.name)) if self._factory is None else super().__reduce__()
+        return (OptaxLink, (self.source, self.name)) if self._factory is None else super().__reduce__()
 
 
 jax.tree_util.register_static(OptaxLink)
 
 
-def as_transformation(tx: optax.GradientTransformation, name: str = "optax") -> Transformation:
+def is_transformation(tx: Any) -> bool:
+    """Whether `as_transformation` takes it."""
+    return isinstance(tx, optax.GradientTransformation | optax.MultiSteps)
+
+
+def as_transformation(tx: Any, name: str = "optax") -> Transformation:
     """A `Transformation` as it is, an Optax transformation as a link."""
     if isinstance(tx, Transformation):
         return tx
-    if isinstance(tx, optax.GradientTransformation):
+    if is_transformation(tx):
         return OptaxLink(tx, name)
     raise TypeError(f"{name} must be an optchain or Optax transformation; got {tx!r} ({type(tx).__name__})")

@@ -65,6 +65,8 @@ class Transformation(optax.GradientTransformationExtraArgs):
       sequential: whether it runs `links` one after the other, and does nothing else.
       labels: where each of the links acts on some leaves only: which, as a function of the parameters.
       takes_scaled: whether the rule accepts a `trees.Scaled` in place of a tree of updates.
+      takes_examples: whether it takes the gradients of single examples, with a leading axis of these, and returns updates
+        without it; see `per_example`.
       takes_rows: whether it accepts a `RowGradient` in place of an array; every other rule gets the dense gradient.
       rowwise: whether it treats each row of a table by itself, so that it may run on the rows that a gradient names
         (`lazy_rows`): what it keeps for a parameter has the parameter's shape, and zeros for the other rows change nothing.
@@ -107,6 +109,8 @@ class Transformation(optax.GradientTransformationExtraArgs):
     _needs_params: bool
     _takes_scaled: bool
     _rowwise: bool
+    takes_examples: bool
+    """Whether the gradients that it takes have a leading axis of examples, which the updates that it makes have not."""
     takes_rows: bool
     """Whether a `RowGradient` passes through; every other transformation hands on the dense gradient."""
     _factory: Callable[..., "Transformation"] | None
@@ -133,6 +137,7 @@ class Transformation(optax.GradientTransformationExtraArgs):
         takes: Iterable[str] = (),
         requires: Iterable[str] = (),
         takes_scaled: bool = False,
+        takes_examples: bool = False,
         takes_rows: bool = False,
         rowwise: bool = False,
         name: str = "transformation",
@@ -140,6 +145,14 @@ class Transformation(optax.GradientTransformationExtraArgs):
         hyperparams = hyperparams or Hyperparams()
         slots, requires = declare(**slots or {}), frozenset(requires)
         own, fields = hyperparams.names, frozenset(fields) | slots.keys()
+        for position, link in enumerate(links):
+            if link.takes_examples and not (sequential and position == 0):
+                while link.links:
+                    link = link.links[0]
+                raise ValueError(
+                    f"{link.name} takes the gradients of single examples: it must be the first link of a chain, and nothing but "
+                    "chains may be around it"
+                )
         keywords = [p for rule in (update, apply, project) if rule for p in _keyword_only(rule) if p.name not in own]
         needs = {extra: owner for link in links for extra, owner in link.needs.items() if extra not in own}
         taken = {extra for link in links for extra in link.takes if extra not in own}
@@ -154,6 +167,7 @@ class Transformation(optax.GradientTransformationExtraArgs):
                 "slots": slots,
                 "_own_fields": fields,
                 "_takes_scaled": takes_scaled,
+                "takes_examples": takes_examples or any(link.takes_examples for link in links),
                 "takes_rows": takes_rows,
                 "_rowwise": rowwise,
                 "_needs_params": needs_params or kind == "parameter" or (update is None and project is not None),
@@ -202,7 +216,7 @@ class Transformation(optax.GradientTransformationExtraArgs):
                 f"{owner} needs the parameters, and update() got none: call tx.update(updates, state, params). "
                 "(In Optax's terms: the link requires the current value of params.)"
             )
-        incoming = self._check_call("updates", updates, params, extra)
+        incoming, params = self._check_call("updates", updates, state, params, extra)
         outgoing, state = self.run_update(incoming, state, params, extra)
         return trees.cast_tree(trees.force(outgoing), updates), state
 
@@ -233,11 +247,17 @@ class Transformation(optax.GradientTransformationExtraArgs):
           >>> params["w"]
           Array([0.5, 1.5], dtype=float32)
         """
-        incoming = self._check_call("grads", grads, params, extra)
-        return self.run_apply(params, state, incoming, extra)
+        incoming, with_gradient = self._check_call("grads", grads, state, params, extra)
+        new_params, state = self.run_apply(with_gradient, state, incoming, extra)
+        return (new_params if with_gradient is params else trees.filled(new_params, params)), state
 
-    def _check_call(self, root: str, updates: Tree, params: Tree | None, extra: Mapping[str, Any]) -> Tree:
-        """Checks one call's arguments, and returns the updates in the dtypes that the parameters ask for."""
+    def _check_call(
+        self, root: str, updates: Tree, state: State, params: Tree | None, extra: Mapping[str, Any]
+    ) -> tuple[Tree, Tree | None]:
+        """Checks one call's arguments.
+
+        Returns the updates in the dtypes that the parameters ask for, and of the parameters those that have an update.
+        """
         for name, owner in self.needs.items():
             if name not in extra:
                 hint = "; give it to the chain, chain(…, learning_rate=…)" if name == "learning_rate" else ""
@@ -248,10 +268,11 @@ class Transformation(optax.GradientTransformationExtraArgs):
             raise TypeError(f"{self.name} owns {name}: change it with set_hyperparams, not by the call")
         trees.check_leaves(root, updates)
         if params is not None:
+            params = trees.with_update(root, updates, params, state)
             trees.check_leaves("params", params)
-            trees.check_match(root, updates, "params", params)
+            trees.check_match(root, updates, "params", params, per_example=self.takes_examples)
             updates = trees.align(root, updates, params)
-        return trees.merged(updates)  # no link meets a row twice
+        return trees.merged(updates), params  # no link meets a row twice
 
     # The forms without the boundary: for links that contain links --------------------------------------------------------
 
@@ -276,8 +297,10 @@ class Transformation(optax.GradientTransformationExtraArgs):
             projected, state = self.run_project(applied, state, extra)
             return trees.updates_to(projected, applied, params, updates), state
         own, values, kept = self._enter(state, updates, extra)
-        updates, own = self._update(updates, own, params, **values)
-        return updates, {**kept, **own}
+        made, own = self._update(updates, own, params, **values)
+        if not self.links:
+            self._check_made(made, updates, params)
+        return made, {**kept, **own}
 
     def run_apply(self, params: Tree, state: State, grads: Tree, extra: Mapping[str, Any]) -> tuple[Tree, State]:
         """`apply` without the checks."""
@@ -291,12 +314,24 @@ class Transformation(optax.GradientTransformationExtraArgs):
         updates, state = self.run_update(grads, state, params, extra)
         return trees.add(params, trees.force(updates)), state
 
+    def _check_made(self, made: Tree, updates: Tree, params: Tree | None) -> None:
+        """Requires the updates that a rule returned to fit the parameters: others would be broadcast over them."""
+        root, made = f"{self.name} returned updates", trees.unscaled(made)
+        reference_root, reference = ("updates", trees.unscaled(updates)) if params is None else ("params", params)
+        if params is None and self.takes_examples:
+            reference = trees.of_one_example(reference)
+        trees.check_leaves(root, made)
+        trees.check_match(root, made, reference_root, reference)
+        trees.check_real(root, made, reference)
+
     def run_project(self, params: Tree, state: State, extra: Mapping[str, Any]) -> tuple[Tree, State]:
         """A parameter link's rule: the new parameters in, the same leaves out where it leaves them alone."""
         assert self._project is not None
         own, values, kept = self._enter(state, params, extra)
-        params, own = self._project(params, own, **values)
-        return params, {**kept, **own}
+        made, own = self._project(params, own, **values)
+        if not self.links:
+            trees.check_match(f"{self.name} returned params", made, "params", params)
+        return made, {**kept, **own}
 
     def run_flush(self, params: Tree, state: State, extra: Mapping[str, Any]) -> tuple[Tree, State]:
         """Applies what gates within hold back, with the run-time values of the last call. It is no call: nothing counts it.
@@ -394,6 +429,11 @@ class Transformation(optax.GradientTransformationExtraArgs):
         """Whether this acts on the new parameters and on nothing else."""
         return self._project is not None
 
+    @property
+    def open_ended(self) -> bool:
+        """Whether a link within may use any extra argument, as Optax's may, and not only those of `takes`."""
+        return any(link.open_ended for link in self.links)
+
     def owner_needing_params(self) -> str | None:
         """The name of the first link within whose `update` needs the parameters."""
         if self._needs_params and not self.links:
@@ -486,6 +526,10 @@ class Transformation(optax.GradientTransformationExtraArgs):
         """The same transformation under the name that it has in a chain."""
         renamed = {extra: name if owner == self.name else owner for extra, owner in self.needs.items()}
         return self._build(vars(self) | {"name": name, "needs": renamed})
+
+    def with_examples(self) -> Self:
+        """The same transformation as one that takes the gradients of single examples."""
+        return self._build(vars(self) | {"takes_examples": True})
 
     @functools.cached_property
     def _key(self) -> Any:

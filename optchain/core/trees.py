@@ -101,17 +101,74 @@ def check_arrays(root: str, tree: Tree) -> None:
             )
 
 
-def check_match(root: str, tree: Tree, reference_root: str, reference: Tree) -> None:
-    """Requires `tree` to have the structure and the shapes of `reference`; the error names the first leaf that differs."""
+def check_match(root: str, tree: Tree, reference_root: str, reference: Tree, *, per_example: bool = False) -> None:
+    """Requires `tree` to have the structure and the shapes of `reference`; the error names the first leaf that differs.
+
+    With `per_example` the leaves of `tree` have a leading axis besides, of the same length in all.
+    """
     leaves, treedef = jax.tree.flatten(tree, is_leaf=is_rows)
     reference_leaves, reference_treedef = jax.tree.flatten(reference, is_leaf=is_rows)
     if treedef != reference_treedef:
         _raise_structure(root, tree, reference_root, reference)
+    examples = shape_of(leaves[0])[:1] if per_example and leaves else ()
     for index, (leaf, expected) in enumerate(zip(leaves, reference_leaves, strict=True)):
         shape, wanted = shape_of(leaf), shape_of(expected)
-        if shape != wanted:
+        if shape != (*examples, *wanted):
             path = leaves_with_paths(tree)[index][0]
-            raise ValueError(f"{path_code(root, path)}: shape {shape}, {reference_root} have {wanted}")
+            each = (
+                f", and the gradients an axis of {examples[0] if examples else 'the'} examples before"
+                if per_example
+                else ""
+            )
+            raise ValueError(f"{path_code(root, path)}: shape {shape}, {reference_root} have {wanted}{each}")
+
+
+def check_real(root: str, tree: Tree, reference: Tree) -> None:
+    """Requires the leaves of `tree` to be real where those of `reference`, of the same structure, are."""
+    for (path, leaf), (_, expected) in zip(leaves_with_paths(tree), leaves_with_paths(reference), strict=True):
+        if is_complex(leaf) and not is_complex(expected):
+            raise TypeError(
+                f"{path_code(root, path)} is complex ({dtype_of(leaf)}), its parameter is real ({dtype_of(expected)})"
+            )
+
+
+def of_one_example(updates: Tree) -> Tree:
+    """The shapes of the updates without their leading axis."""
+    return jax.tree.map(lambda g: jax.ShapeDtypeStruct(shape_of(g)[1:], dtype_of(g)), updates, is_leaf=is_rows)
+
+
+def with_update(root: str, updates: Tree, params: Tree, state: Any) -> Tree:
+    """The parameters, with None in the place of those whose update is None: they are not trained, and may be anything.
+
+    So a whole Equinox module may be given with the gradients of its arrays. A parameter for which the state keeps something
+    is trained, and its update is missing.
+    """
+    if jax.tree.structure(updates, is_leaf=is_rows) == jax.tree.structure(params):
+        return params
+    try:
+        kept = jax.tree.map(lambda u, p: None if u is None else p, updates, params, is_leaf=_is_none_or_rows)
+    except (ValueError, TypeError, KeyError):
+        return params  # the trees differ in more than that, and the check says in what
+    if not jax.tree.leaves(kept):
+        return params
+    left = {path for path, _ in leaves_with_paths(kept)}
+    dropped = {path_names(path): (path, leaf) for path, leaf in leaves_with_paths(params) if path not in left}
+    for state_path, entry in leaves_with_paths(state):
+        names = path_names(state_path)
+        for start in range(len(names)):
+            path, leaf = dropped.get(names[start:], ((), None))
+            if leaf is not None and jnp.shape(entry) == getattr(leaf, "shape", None):
+                raise ValueError(f"{path_code(root, path)} is missing, params have {_describe(leaf)} there")
+    return kept
+
+
+def filled(new: Tree, params: Tree) -> Tree:
+    """The new parameters, with the old ones where :func:`with_update` put None."""
+    return jax.tree.map(lambda n, p: p if n is None else n, new, params, is_leaf=lambda x: x is None)
+
+
+def _is_none_or_rows(x: Any) -> bool:
+    return x is None or is_rows(x)
 
 
 def check_axes(owner: str, path: Path, leaf: Any, axes: tuple[int, ...]) -> None:

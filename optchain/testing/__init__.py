@@ -5,7 +5,7 @@ from typing import Any
 
 import optax
 
-from optchain.core.optax_link import OptaxLink, as_transformation
+from optchain.core.optax_link import OptaxLink, as_transformation, is_transformation
 from optchain.core.transformation import Transformation
 from optchain.testing import donation, forms, jax_transforms, objects, wrappers
 from optchain.testing.subject import Check as Check
@@ -75,7 +75,7 @@ def check_transformation(
     for name in (*(only or ()), *skip):
         if name not in CHECKS:
             raise ValueError(f"there is no check {name!r}; there are {', '.join(CHECKS)}")
-    given = isinstance(tx, optax.GradientTransformation)
+    given = is_transformation(tx)
 
     def make() -> Transformation:
         return as_transformation(tx if given else tx())  # pyright: ignore[reportCallIssue, reportArgumentType]

@@ -1,6 +1,5 @@
 """An average of the parameters over the run."""
 
-import contextlib
 import functools
 from typing import Any
 
@@ -10,7 +9,7 @@ import optax
 
 from optchain.core import arguments, trees
 from optchain.core.hyperparams import Hyperparam, Hyperparams
-from optchain.core.lookup import find_trees
+from optchain.core.lookup import at_their_paths, find_trees, united
 from optchain.core.registry import register
 from optchain.core.slot import Slot, declare, stored
 from optchain.core.transformation import Transformation
@@ -123,14 +122,16 @@ def averaged_params(state: Any) -> Tree:
 def finalize(params: Tree, state: Any) -> Tree:
     """The parameters to evaluate and to save: the average in the parameters' dtypes where there is one, else `params`.
 
-    Keras's `finalize_variable_values`. What is returned is the state's or the caller's own: copy before donating.
+    Keras's `finalize_variable_values`. What is returned is the state's or the caller's own: copy before donating. Leaves
+    without an average are as they were: frozen parameters, statistics, the functions of an Equinox module.
 
     Args:
-      params: the parameters.
+      params: the parameters, in any container: a tree, a whole module of Flax's `nnx` or Equinox's, `nnx.state(module)`, or a
+        pure dict. What is returned is of the same kind; a module is a new one.
       state: any pytree with an optchain state in it.
 
     Raises:
-      ValueError: two averages of the same parameter (the message names both).
+      ValueError: two averages of the same parameter (the message names both), or one that belongs to none of the parameters.
 
     Example:
       >>> import jax.numpy as jnp, optchain
@@ -141,11 +142,8 @@ def finalize(params: Tree, state: Any) -> Tree:
     averages = find_trees(state, "average")
     if not averages:
         return params
-    average = _united(averages)
-    with contextlib.suppress(ValueError):  # an average of other parameters: the check says which
-        average = jax.tree.map(lambda a, p: p if _is_absent(a) else a, average, params, is_leaf=_is_absent)
-    trees.check_match("average", average, "params", params)
-    return trees.cast_tree(average, params)
+    found = united("averages of the parameters", averages)
+    return at_their_paths("average", found, params, lambda p, _, average: trees.astype(average, trees.dtype_of(p)))
 
 
 def _united(averages: list[tuple[str, Tree]]) -> Tree:

@@ -3,9 +3,10 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
-from optchain.core import arguments, trees
+from optchain.core import arguments, devices, trees
 from optchain.core.registry import register
 from optchain.core.rows import RowGradient, is_rows
 from optchain.core.transformation import Transformation
@@ -18,8 +19,12 @@ def cross_replica_mean(axis_name: str | tuple[str, ...]) -> Transformation:
 
     Each replica has a part of the batch, all have the same parameters. It comes first, so that clips and gates see the same
     gradient on every device; within `accumulate` it runs once in a window. Under `jit` with sharded arrays there is no axis
-    and no need: the gradient is that of the whole batch. Nor does it change gradients that are equal on all replicas, such
-    as `shard_map` makes of replicated parameters: JAX has added these up, so take the mean in the loss.
+    and no need: the gradient is that of the whole batch.
+
+    Under `shard_map` JAX adds up the gradients of parameters that it knows to be the same on all devices, and nobody can tell
+    such a sum from a mean: a gradient that does not vary over the axis is an error. Take the gradient at
+    `jax.lax.pcast(params, axis_name, to="varying")`, which is each replica's own; or take the mean in the loss, by
+    `jax.lax.pmean`, and leave this link out. With `check_vma=False`, and in `pmap`, gradients are each replica's own.
 
     Of a `RowGradient` the rows of all replicas are gathered: what travels is the rows that are named, not the table. Inside
     `shard_map` that takes `check_vma=False`.
@@ -29,6 +34,7 @@ def cross_replica_mean(axis_name: str | tuple[str, ...]) -> Transformation:
 
     Raises:
       NameError: when called outside of `shard_map`, `pmap` or `vmap` with that axis.
+      ValueError: when called with a gradient that is the same on all replicas as JAX knows (the message names the leaf).
 
     Example:
       >>> import jax, jax.numpy as jnp, optchain
@@ -51,8 +57,21 @@ def cross_replica_mean(axis_name: str | tuple[str, ...]) -> Transformation:
         indices, rows = (lax.all_gather(x, axes, tiled=True) for x in (g.indices, share))
         return RowGradient(indices, rows, g.shape).merge()
 
+    def check_vary(updates: Tree) -> None:
+        tracked = [name for name in ((axes,) if isinstance(axes, str) else axes) if devices.is_tracked(name)]
+        for path, g in trees.leaves_with_paths(updates):
+            for name in tracked:
+                if name not in devices.varies_over(g.rows if is_rows(g) else jnp.asarray(g)):
+                    raise ValueError(
+                        f"cross_replica_mean: {trees.path_code('updates', path)} does not vary over the axis {name!r}. Under "
+                        "shard_map JAX adds up the gradients of parameters that are the same on all devices, and the mean of "
+                        f"equal sums is the sum. Take the gradient at jax.lax.pcast(params, {axes!r}, to='varying'); or return "
+                        f"jax.lax.pmean(loss, {axes!r}) from the loss, and leave cross_replica_mean out."
+                    )
+
     def update(updates: Tree, state: dict, params: Tree) -> tuple[Tree, dict]:
         try:
+            check_vary(updates)
             return jax.tree.map(mean, updates, is_leaf=is_rows), state
         except NameError as error:
             raise NameError(

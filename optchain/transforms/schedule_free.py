@@ -9,7 +9,7 @@ import optax
 from optchain.core import trees
 from optchain.core.chain import entries
 from optchain.core.hyperparams import Hyperparam, Hyperparams
-from optchain.core.lookup import find_siblings
+from optchain.core.lookup import at_their_paths, find_states, united
 from optchain.core.optax_link import as_transformation
 from optchain.core.registry import register
 from optchain.core.slot import Slot, declare
@@ -109,16 +109,18 @@ def schedule_free_params(params: Tree, state: Any) -> Tree:
     """The parameters at which to evaluate a model trained by `schedule_free`: the average `x = (p − (1 − β₁) · z) / β₁`.
 
     With a β₁ of 0 the average is not known, and `params` are returned. The parameters to go on training with stay `params`.
+    Those that no `schedule_free` trains, frozen ones and those of other groups, are as they are.
 
     Args:
-      params: the parameters.
-      state: any pytree with the state of one `schedule_free` in it.
+      params: the parameters, in any container, as for `finalize`.
+      state: any pytree with the state of a `schedule_free` in it, or of several, each of parameters of its own.
 
     Returns:
       A fresh tree in the parameters' dtypes.
 
     Raises:
-      ValueError: no `schedule_free` in the state, or more than one; parameters of another structure.
+      ValueError: no `schedule_free` in the state; two of the same parameter (the message names both); iterates that belong to
+        none of the parameters.
 
     Example:
       >>> import jax.numpy as jnp, optchain
@@ -129,20 +131,19 @@ def schedule_free_params(params: Tree, state: Any) -> Tree:
       >>> optchain.schedule_free_params(params, state)
       Array([2.5], dtype=float32)
     """
-    iterates, betas = (find_siblings(state, name, "count") for name in ("iterates", "beta_1"))
-    if len(iterates) != 1 or len(betas) != 1:
-        raise ValueError(f"the state must have one schedule_free in it; it has {len(iterates)}")
-    (z,), (beta,) = iterates, betas
-    trees.check_match("iterates", z, "params", params)
+    found = find_states(state, "iterates", "beta_1", "count")
+    if not found:
+        raise ValueError("the state must have a schedule_free in it; it has none")
+    iterates = united("schedule_free of the same parameters", [(place, node["iterates"]) for place, node in found])
 
-    def average(y: jax.Array, z: jax.Array) -> jax.Array:
-        wide = trees.wide(y)
+    def average(y: jax.Array, index: int, z: jax.Array) -> jax.Array:
+        wide, (beta,) = trees.wide(y), jax.tree.leaves(found[index][1]["beta_1"])  # nnx wraps each leaf
         z, b = trees.astype(z, wide.dtype), trees.astype(beta, wide.dtype)
         known = beta > 0
         x = jnp.where(known, (wide - (1 - b) * z) / jnp.where(known, b, jnp.ones_like(b)), wide)
         return trees.astype(x, trees.dtype_of(y))
 
-    return jax.tree.map(average, params, z)
+    return at_their_paths("iterates", iterates, params, average)
 
 
 def _kept(value: Hyperparam) -> jax.Array:

@@ -206,8 +206,11 @@ FAMILY = [
 """Keras's other optimizers, and through them the links that they are made of."""
 
 ROWS += FAMILY
-ELSEWHERE = {"cross_replica_mean": "tests/transforms/test_replicas.py"}
-"""What no row can hold, since it works inside a named axis only, and where it is tested."""
+ELSEWHERE = {
+    "cross_replica_mean": "tests/transforms/test_replicas.py",
+    "per_example": "tests/transforms/test_per_example.py",
+}
+"""What no row can hold, since it works inside a named axis only or takes other gradients, and where it is tested."""
 
 every_row = pytest.mark.parametrize("row", ROWS, ids=str)
 
