@@ -9,6 +9,7 @@ import optax
 
 from optchain.core import arguments, trees
 from optchain.core.chain import is_lazy
+from optchain.core.factors import Factor
 from optchain.core.gates import Decision, gate
 from optchain.core.optax_link import as_transformation
 from optchain.core.registry import register
@@ -125,8 +126,9 @@ def _kept(reset: jax.Array, value: jax.Array) -> jax.Array:
 def _mean(sums: Tree, weight: jax.Array) -> Callable[[], trees.Scaled]:
     """The weighted mean, or zeros if all weights were zero, as a function for the branch that wants it."""
     positive = weight > 0
-    factor = jnp.where(positive, 1 / jnp.where(positive, weight, jnp.ones_like(weight)), 0)
-    return lambda: trees.rescale(sums, factor, mild=True)
+    inverse = Factor.reciprocal(jnp.where(positive, weight, jnp.ones_like(weight)))
+    factor = inverse.where(positive, Factor.of(jnp.zeros_like(weight)))
+    return lambda: trees.rescale(sums, factor)
 
 
 def flush(tx: optax.GradientTransformation, params: Tree, state: State) -> tuple[Tree, State]:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from optchain.core import arguments, trees
+from optchain.core.factors import Factor
 from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.masks import Mask, check_mask, resolve_mask
 from optchain.core.registry import register
@@ -166,7 +167,12 @@ def orthogonalize(x: jax.Array, coefficients: Sequence[float] = QUINTIC, steps: 
     a, b, c = coefficients
     tall = x.shape[0] > x.shape[1]
     x = x.conj().T if tall else x
-    x = x / trees.astype(trees.norm(x) + 1e-7, x.dtype)
+    # A power of two first, and its largest value is near 1: squares neither overflow nor underflow.
+    peak = Factor.of(jnp.max(jnp.abs(x), initial=0))
+    power = Factor(jnp.ones_like(peak.significand), -peak.exponent)
+    x = power.times(x)
+    epsilon = power.times(jnp.full_like(power.significand, 1e-7))
+    x = x / trees.astype(trees.root(trees.sum_of_squares(x)) + epsilon, x.dtype)
     for _ in range(steps):
         square = x @ x.conj().T
         x = a * x + (b * square + c * square @ square) @ x

@@ -13,6 +13,7 @@ from optchain.core.optax_link import as_transformation
 from optchain.core.registry import register
 from optchain.core.transformation import State, Transformation
 from optchain.core.trees import Tree
+from optchain.transforms.loss_scale import unscaling
 
 
 class SkipNonfiniteState(TypedDict):
@@ -78,7 +79,7 @@ def skip_nonfinite(
         return state_of(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
 
     def decide(grads: Tree, state: dict[str, Any], extra: Mapping[str, Any]) -> Decision:
-        finite = trees.all_finite(grads, axis_name)
+        finite = trees.all_usable(grads, axis_name, unscaled_by=unscaling(state.get("inner", {})))
         devices.check_same("skip_nonfinite", "whether the gradients are finite", finite, axis_name)
         skipped = jnp.where(finite, state["skipped_steps"], trees.increment(state["skipped_steps"]))
         consecutive = jnp.where(finite, jnp.zeros_like(skipped), trees.increment(state["consecutive"]))
