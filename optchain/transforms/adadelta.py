@@ -9,6 +9,7 @@ from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.registry import register
 from optchain.core.transformation import Transformation
 from optchain.core.trees import Tree
+from optchain.transforms.moments import scaled_square
 
 
 class ScaleByAdadeltaState(TypedDict):
@@ -60,7 +61,7 @@ def scale_by_adadelta(
             g_square = trees.abs_square(g)
             stored, (e_g, e_x) = e_g.dtype, (trees.astype(e, g_square.dtype) for e in (e_g, e_x))
             decay, eps = trees.cast(rho, g_square), trees.cast(epsilon, g_square)
-            e_g = decay * e_g + (1 - decay) * g_square
+            e_g = decay * e_g + scaled_square(1 - decay, g)
             u = g * trees.astype(trees.root(e_x + eps) / trees.root(e_g + eps), g.dtype)
             e_x = decay * e_x + (1 - decay) * trees.abs_square(u)
             return u, trees.astype(e_g, stored), trees.astype(e_x, stored)

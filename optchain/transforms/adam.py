@@ -11,7 +11,7 @@ from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.registry import register
 from optchain.core.transformation import Transformation
 from optchain.core.trees import Tree
-from optchain.transforms.moments import average, bias_corrections
+from optchain.transforms.moments import average, average_of_squares, bias_corrections
 
 
 class ScaleByAdamState(TypedDict):
@@ -107,10 +107,12 @@ def scale_by_adam(
             g = trees.wide(g)
             g_square = trees.abs_square(g)
             mu, nu, *nu_max = (trees.astype(x, y.dtype) for x, y in zip(old, (g, g_square, g_square), strict=False))
-            mu, nu = average(mu, g, beta_1), average(nu, g_square, beta_2)
+            mu, nu = average(mu, g, beta_1), average_of_squares(nu, g, beta_2)
             new = (mu, nu, *(jnp.maximum(largest, nu) for largest in nu_max))
-            largest = new[-1] if epsilon_hat else new[-1] / corrections(nu.dtype)[1]
-            denominator = trees.root(largest) + trees.cast(epsilon, nu)
+            size = trees.root(new[-1])
+            if not epsilon_hat:  # the roots before the quotient, which could overflow
+                size = size / jnp.sqrt(corrections(nu.dtype)[1])
+            denominator = size + trees.cast(epsilon, nu)
             direction = mu * trees.cast(first_factor(nu.dtype), mu) / trees.astype(denominator, mu.dtype)
             return direction, *(trees.astype(x, y.dtype) for x, y in zip(new, old, strict=True))
 

@@ -79,7 +79,8 @@ def dynamic_loss_scale(
         otherwise:            nothing is touched;                                                   loss_scale ← ½ · loss_scale
 
     Keras's `LossScaleOptimizer`, whose scale is unbounded; this one stays within 2⁻²⁴ and 2¹²⁷. Multiply the loss with
-    `scale_loss(loss, state)`; `make_step` does. Finiteness is judged on the scaled gradients.
+    `scale_loss(loss, state)`; `make_step` does. Finiteness is judged on the scaled gradients. A gradient whose square is not
+    finite when it has been unscaled, one above 1.8e19 in float32, is bad too: a second moment would be infinite from then on.
 
     Around `accumulate` a bad call does not count, and the window goes on. Inside it, one bad call drops the whole window. In
     an `optax.chain` it must be the last link.

@@ -13,7 +13,7 @@ from optchain.core.masks import Mask, check_mask, resolve_mask
 from optchain.core.registry import register
 from optchain.core.transformation import Transformation
 from optchain.core.trees import Tree
-from optchain.transforms.moments import average, bias_corrections
+from optchain.transforms.moments import average, average_of_squares, bias_corrections
 
 QUINTIC = (3.4445, -4.7750, 2.0315)
 """The coefficients of Jordan et al.: the steepest at 0 of those that stay near 1."""
@@ -139,7 +139,7 @@ def scale_by_muon(
             return u, mu
 
         def adam(g: jax.Array, mu: jax.Array, nu: jax.Array) -> tuple[jax.Array, ...]:
-            mu, nu = average(mu, g, adam_beta_1), average(nu, trees.abs_square(g), adam_beta_2)
+            mu, nu = average(mu, g, adam_beta_1), average_of_squares(nu, g, adam_beta_2)
             one_minus_b1, one_minus_b2 = corrections(nu.dtype)
             factor = trees.cast(adam_lr_ratio, nu) * jnp.sqrt(one_minus_b2) / one_minus_b1
             denominator = trees.root(nu) + trees.cast(epsilon, nu)

@@ -34,6 +34,9 @@ def skip_nonfinite(
 ) -> Transformation:
     """Runs `inner` when every value of the gradients is finite; else leaves the parameters and its state alone. A gate.
 
+    A value whose square is not finite, one above 1.8e19 in float32, is bad too: a second moment would be infinite from then
+    on. What is judged is the gradient that a rule within meets, divided by the loss scales within.
+
     A bad step is never let through, however many come in a row. With `max_consecutive` the metrics say when that many
     have: `check(metrics)` raises on the host, with the state still good.
 

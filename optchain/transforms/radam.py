@@ -12,7 +12,7 @@ from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.registry import register
 from optchain.core.transformation import Transformation
 from optchain.core.trees import Tree
-from optchain.transforms.moments import average
+from optchain.transforms.moments import average, average_of_squares
 
 
 class ScaleByRadamState(TypedDict):
@@ -84,7 +84,7 @@ def scale_by_radam(
             g = trees.wide(g)
             g_square = trees.abs_square(g)
             mu, nu = trees.astype(old_mu, g.dtype), trees.astype(old_nu, g_square.dtype)
-            mu, nu = average(mu, g, beta_1), average(nu, g_square, beta_2)
+            mu, nu = average(mu, g, beta_1), average_of_squares(nu, g, beta_2)
             size = trees.root(nu) + trees.cast(epsilon, nu)
             # Where nothing is rectified the quotient is not computed either: 0 / 0 would be NaN.
             adaptive = trees.cast(factor, nu) / jnp.where(rectifies, size, jnp.ones_like(size))

@@ -10,7 +10,7 @@ from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.registry import register
 from optchain.core.transformation import Transformation
 from optchain.core.trees import Tree
-from optchain.transforms.moments import bias_corrections
+from optchain.transforms.moments import bias_corrections, scaled_square
 
 
 class ScaleByRmsState(TypedDict):
@@ -87,7 +87,7 @@ def scale_by_rms(
             nu, *mu = (trees.astype(x, y.dtype) for x, y in zip(old, (g_square, g), strict=False))
             # With bias correction 1 − rho is rounded as 1 − rhoᵗ is, so that the first quotient is exactly 1.
             decay = jnp.asarray(rho, nu.dtype) if corrects else trees.cast(rho, nu)
-            nu = decay * nu + (1 - decay) * g_square
+            nu = decay * nu + scaled_square(1 - decay, g)
             mu = [trees.cast(decay, g) * m + trees.cast(1 - decay, g) * g for m in mu]
             scale = 1 / corrections(nu.dtype)[0] if corrections else 1
             square = nu * scale
