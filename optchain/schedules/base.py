@@ -48,7 +48,11 @@ def as_step(step: Step) -> jax.Array:
     if isinstance(step, int) and abs(step) > arguments.LARGEST_INTEGER:
         step = jnp.asarray(float(step), trees.default_float())
     step = jnp.asarray(step)
-    return step if jnp.issubdtype(step.dtype, jnp.signedinteger) else trees.astype(step, trees.default_float())
+    if not jnp.issubdtype(step.dtype, jnp.integer):
+        return trees.astype(step, trees.default_float())
+    if jnp.issubdtype(step.dtype, jnp.unsignedinteger):
+        step = jnp.minimum(step, arguments.LARGEST_INTEGER)
+    return step if step.dtype == jnp.int64 else trees.astype(step, jnp.int32)
 
 
 def floating(step: jax.Array) -> jax.Array:
