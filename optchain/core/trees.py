@@ -381,9 +381,9 @@ def sum_of_squares(x: Any, axes: tuple[int, ...] | None = None, power: jax.Array
         x = wide(_apart(x))
     else:
         # The barrier gives each leaf a scalar of its own. XLA's CPU backend writes out, in a leaf's shape, one that all share.
-        x, power = lax.optimization_barrier((x, power))
+        x, own = lax.optimization_barrier((x, power))
         x = wide(x)
-        x = Factor(jnp.ones((), real_dtype(x.dtype)), power).times(x)
+        x = Factor(jnp.ones((), real_dtype(x.dtype)), own).times(x)
     return jnp.sum(abs_square(x), axis=axes, keepdims=axes is not None)
 
 

@@ -89,7 +89,9 @@ class OneCycleLR(Schedule):
         starts = [0.0, *ends[:-1]]
         step = jnp.minimum(step, self.total_steps - 1)
         phases = [
-            self._anneal(before, after, quotient(since(step, start), end - start)) if end != start else after + 0 * floating(step)
+            self._anneal(before, after, quotient(since(step, start), end - start))
+            if end != start
+            else after + 0 * floating(step)
             for before, after, start, end in zip(values[:-1], values[1:], starts, ends, strict=True)
         ]
         result = phases[-1]

@@ -56,7 +56,9 @@ def _measure(updates: Tree, params: Tree, per_subtree: bool) -> dict[str, jax.Ar
         if per_subtree and path:
             subtree = re.sub(r"\W", "_", trees.path_names(path)[0])  # a key of a checkpoint
             parts.setdefault(f"_{subtree}", []).append(place)
-    both = [(leaves, [trees.sum_of_squares(x) for x in leaves]) for leaves in (updates, [p for _, p in params_and_paths])]
+    both = [
+        (leaves, [trees.sum_of_squares(x) for x in leaves]) for leaves in (updates, [p for _, p in params_and_paths])
+    ]
     measured = {}
     for suffix, places in parts.items():
         update_norm, param_norm = (

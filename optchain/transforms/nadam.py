@@ -102,7 +102,10 @@ def scale_by_nadam(
             g_square = trees.abs_square(g)
             mu, nu = trees.astype(old_mu, g.dtype), trees.astype(old_nu, g_square.dtype)
             # As in Keras, β is rounded to the leaf's dtype before 1 − β, as it is before βᵗ: the two go together.
-            mu, nu = average(mu, g, jnp.asarray(beta_1, nu.dtype)), average_of_squares(nu, g, jnp.asarray(beta_2, nu.dtype))
+            mu, nu = (
+                average(mu, g, jnp.asarray(beta_1, nu.dtype)),
+                average_of_squares(nu, g, jnp.asarray(beta_2, nu.dtype)),
+            )
             (one_minus_b2,) = corrections(nu.dtype)
             ahead = trees.cast(of_mu, mu) * mu + trees.cast(of_g, g) * g
             square, eps = nu / one_minus_b2, trees.cast(epsilon, nu)

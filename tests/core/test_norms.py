@@ -83,9 +83,7 @@ def test_the_gradient_goes_through_a_clip_of_huge_gradients():
 
 def test_members_of_a_vmap_have_norms_of_their_own():
     values = jnp.array([[3e20, 4e20], [3.0, 4.0], [3e-25, 4e-25], [0.0, 0.0]])
-    np.testing.assert_allclose(
-        jax.vmap(lambda x: trees.global_norm([x]))(values), [5e20, 5.0, 5e-25, 0.0], rtol=1e-6
-    )
+    np.testing.assert_allclose(jax.vmap(lambda x: trees.global_norm([x]))(values), [5e20, 5.0, 5e-25, 0.0], rtol=1e-6)
 
 
 def test_a_row_gradient_has_the_norm_of_the_dense_one():

@@ -15,9 +15,18 @@ from optchain.core.precision import enable_x64
 
 CASES = [
     (lambda: oc.sgd(1e39), "learning_rate must be a finite number >= 0; got 1e+39, which overflows in float32"),
-    (lambda: oc.clip_by_global_norm(1e39), "max_norm must be a finite number > 0; got 1e+39, which overflows in float32"),
-    (lambda: oc.adam(beta_1=1 - 1e-9), "beta_1 must be a number in [0, 1); got 0.999999999, which rounds to 1 in float32"),
-    (lambda: oc.adam(beta_2=1 - 1e-9), "beta_2 must be a number in [0, 1); got 0.999999999, which rounds to 1 in float32"),
+    (
+        lambda: oc.clip_by_global_norm(1e39),
+        "max_norm must be a finite number > 0; got 1e+39, which overflows in float32",
+    ),
+    (
+        lambda: oc.adam(beta_1=1 - 1e-9),
+        "beta_1 must be a number in [0, 1); got 0.999999999, which rounds to 1 in float32",
+    ),
+    (
+        lambda: oc.adam(beta_2=1 - 1e-9),
+        "beta_2 must be a number in [0, 1); got 0.999999999, which rounds to 1 in float32",
+    ),
     (
         lambda: oc.unscale_gradients(1e-39),
         "loss_scale must be a finite number > 0; got 1e-39, which is flushed to 0 in float32",
