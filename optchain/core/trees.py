@@ -463,6 +463,10 @@ def norm_of(
     return Factor.of(jnp.zeros((), default_float())) if norm is None else norm
 
 
+RARELY = "norm_of_extremes"
+"""The scope of the branch in which a norm is taken again, for who reads a compiled program."""
+
+
 def _roots(
     squares: list[jax.Array],
     again: Callable[[list[jax.Array]], list[jax.Array]],
@@ -484,7 +488,8 @@ def _roots(
 
     powers = [power(square, size) for square, size in zip(squares, sizes, strict=True)]
     needed = functools.reduce(jnp.logical_or, (jnp.any(power != 0) for power in powers))
-    squares = lax.cond(needed, lambda: again(powers), lambda: squares)
+    with jax.named_scope(RARELY):
+        squares = lax.cond(needed, lambda: again(powers), lambda: squares)
     return [Factor.of(root(square), -power) for square, power in zip(squares, powers, strict=True)]
 
 
