@@ -130,22 +130,36 @@ def range_of(name: str) -> Range:
     return RANGES.get(name, FINITE)
 
 
+def as_used(value: Any) -> tuple[float, str]:
+    """The number as it will be in JAX's default float, where XLA flushes subnormal numbers to 0, and the name of that dtype."""
+    dtype = jax.dtypes.canonicalize_dtype(float)
+    with np.errstate(over="ignore", under="ignore"):
+        used = float(np.asarray(as_float(value), dtype))
+    return (0.0 if abs(used) < jnp.finfo(dtype).tiny else used), dtype.name
+
+
 def check_range(name: str, value: Any, allowed: Range | None = None) -> None:
     """Requires a concrete number, or scalar array, to lie in a range: that of its name, if none is given."""
     if is_traced(value):
         return
-    allowed = allowed or range_of(name)
-    number = as_float(value)
-    if number not in allowed:
-        raise ValueError(f"{name} must be {allowed}; got {number!r}")
+    _require(name, as_float(value), allowed or range_of(name))
 
 
 def check_number(name: str, value: Any, allowed: Range) -> None:
     """Requires a Python number in a range."""
     if not is_number(value):
         raise TypeError(f"{name} must be {allowed}; got {value!r} ({type(value).__name__})")
+    _require(name, as_float(value) if isinstance(value, int) else value, allowed)
+
+
+def _require(name: str, value: Any, allowed: Range) -> None:
+    """Requires a number to lie in a range, and to do so still in the dtype in which it is used."""
     if value not in allowed:
-        raise ValueError(f"{name} must be {allowed}; got {as_float(value) if isinstance(value, int) else value!r}")
+        raise ValueError(f"{name} must be {allowed}; got {value!r}")
+    used, dtype = as_used(value)
+    if used not in allowed:
+        becomes = "overflows" if math.isinf(used) else "is flushed to 0" if used == 0 else f"rounds to {used:g}"
+        raise ValueError(f"{name} must be {allowed}; got {value!r}, which {becomes} in {dtype}")
 
 
 def check_hyperparam(name: str, value: Any, allowed: Range | None = None) -> None:

@@ -25,6 +25,7 @@ from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
 
 from optchain.core import devices
 from optchain.core.arguments import is_traced
+from optchain.core.factors import Factor
 from optchain.core.rows import densified, is_rows, values
 
 Tree: TypeAlias = Any
@@ -328,42 +329,39 @@ def map_unzip(function: Callable[..., tuple[Any, ...]], outputs: int, *trees: Tr
 
 @dataclasses.dataclass(frozen=True)
 class Scaled:
-    """A tree times a positive scalar that has not been multiplied in yet: how links hand on gradients that they only scale.
+    """A tree times a scalar that has not been multiplied in yet: how links hand on gradients that they only scale.
 
-    XLA's CPU backend writes out a product that both a norm and the update read, 4 bytes per parameter. Here a norm has an
-    operand of its own, and nothing is written.
+    XLA's CPU backend writes out a product that both a norm and the update read, 4 bytes per parameter. Here a norm is taken
+    of the tree, and then multiplied.
     """
 
     tree: Tree
-    factor: jax.Array
-    mild: bool = False
-    """Whether the squares of the tree do not overflow without the factor, so that a norm may be taken before it."""
-
-    def for_norm(self) -> tuple[Tree, jax.Array | None]:
-        """A tree to take a norm of, and what the norm is then to be multiplied by."""
-        if self.mild:
-            return values(self.tree), self.factor
-        factor = lax.optimization_barrier(self.factor)  # or the product would be shared with the update's
-        return jax.tree.map(lambda x: scale_leaf(_apart(x), factor), values(self.tree)), None
+    factor: Factor
 
 
 def scale(updates: Tree | Scaled, factor: Any) -> Tree:
     """Every leaf, made wide, times one scalar; two scalars are multiplied first."""
-    scaled = rescale(updates, factor)
-    return jax.tree.map(lambda x: scale_leaf(x, scaled.factor), scaled.tree, is_leaf=is_rows)
+    if isinstance(updates, Scaled):
+        updates = rescale(updates, factor)
+        updates, factor = updates.tree, updates.factor
+    return jax.tree.map(lambda x: scale_leaf(x, factor), updates, is_leaf=is_rows)
 
 
 def scale_each(updates: Tree | Scaled, factors: Tree) -> Tree:
-    """Every leaf, made wide, times a scalar of its own."""
-    if isinstance(updates, Scaled):
-        factors = jax.tree.map(lambda factor: factor * cast(updates.factor, factor), factors)
-    return jax.tree.map(scale_leaf, unscaled(updates), factors, is_leaf=is_rows)
+    """Every leaf, made wide, times a scalar or a `Factor` of its own."""
+
+    def scale_one(x: Any, factor: Any) -> Any:
+        return scale_leaf(x, _as_factor(factor) * updates.factor if isinstance(updates, Scaled) else factor)
+
+    return jax.tree.map(scale_one, unscaled(updates), factors, is_leaf=is_rows)
 
 
 def scale_leaf(x: Any, factor: Any) -> Any:
-    """The leaf, made wide, times a scalar."""
+    """The leaf, made wide, times a scalar or a `Factor`."""
     x = wide(x)
-    return x.with_rows(scale_leaf(x.rows, factor)) if is_rows(x) else x * cast(factor, x)
+    if is_rows(x):
+        return x.with_rows(scale_leaf(x.rows, factor))
+    return factor.times(x) if isinstance(factor, Factor) else x * cast(factor, x)
 
 
 def decay_rows(x: jax.Array, beta: Any, steps: jax.Array) -> jax.Array:
@@ -374,11 +372,16 @@ def decay_rows(x: jax.Array, beta: Any, steps: jax.Array) -> jax.Array:
     return x * astype(powers, x.dtype).reshape(-1, *[1] * (x.ndim - 1))
 
 
-def rescale(updates: Tree | Scaled, factor: jax.Array, *, mild: bool = False) -> Scaled:
+def rescale(updates: Tree | Scaled, factor: jax.Array | Factor) -> Scaled:
     """The updates times one more scalar, not multiplied in yet."""
+    factor = _as_factor(factor)
     if isinstance(updates, Scaled):
-        return Scaled(updates.tree, updates.factor * cast(factor, updates.factor), updates.mild and mild)
-    return Scaled(updates, factor, mild)
+        return Scaled(updates.tree, updates.factor * factor)
+    return Scaled(updates, factor)
+
+
+def _as_factor(scalar: Any) -> Factor:
+    return scalar if isinstance(scalar, Factor) else Factor.of(jnp.asarray(scalar, default_float()))
 
 
 def unscaled(updates: Tree | Scaled) -> Tree:
@@ -415,11 +418,6 @@ def widened(updates: Tree | Scaled) -> Tree:
     return jax.tree.map(wide, force(updates))
 
 
-def for_norm(updates: Tree | Scaled) -> tuple[Tree, jax.Array | None]:
-    """A tree to take a norm of, and what the norm is then to be multiplied by, if anything."""
-    return updates.for_norm() if isinstance(updates, Scaled) else (values(updates), None)
-
-
 def add(params: Tree, updates: Tree) -> Tree:
     """`params + updates`, added wide and rounded once to the parameters' dtypes."""
     return jax.tree.map(lambda p, u: astype(wide(p) + astype(u, wide(p).dtype), dtype_of(p)), params, updates)
@@ -452,9 +450,19 @@ def abs_square(x: jax.Array) -> jax.Array:
     return jnp.square(x.real) + jnp.square(x.imag) if is_complex(x) else jnp.square(x)
 
 
-def sum_of_squares(x: Any, axes: tuple[int, ...] | None = None) -> jax.Array:
-    """`Σ|x|²` of one leaf, accumulated wide; over some axes, which then have length 1."""
-    return jnp.sum(abs_square(wide(_apart(x))), axis=axes, keepdims=axes is not None)
+def sum_of_squares(x: Any, axes: tuple[int, ...] | None = None, power: jax.Array | None = None) -> jax.Array:
+    """`Σ|x|²` of one leaf, or of `2**power · x`, accumulated wide; over some axes, which then have length 1.
+
+    It overflows from 1.8e19 on and underflows, which a norm does not.
+    """
+    if power is None:
+        x = wide(_apart(x))
+    else:
+        # The barrier gives each leaf a scalar of its own. XLA's CPU backend writes out, in a leaf's shape, one that all share.
+        x, own = lax.optimization_barrier((x, power))
+        x = wide(x)
+        x = Factor(jnp.ones((), real_dtype(x.dtype)), own).times(x)
+    return jnp.sum(abs_square(x), axis=axes, keepdims=axes is not None)
 
 
 def mean(x: Any, axes: tuple[int, ...]) -> jax.Array:
@@ -473,26 +481,99 @@ def _apart(x: Any) -> Any:
 
 def norm(x: Any) -> jax.Array:
     """The Euclidean norm of one leaf."""
-    return root(sum_of_squares(x))
+    return norms(x).value
 
 
-def norms(updates: Tree | Scaled) -> Tree:
-    """The Euclidean norm of each leaf."""
-    tree, factor = for_norm(updates)
-    return jax.tree.map(lambda x: times(norm(x), factor), tree)
+def norms(updates: Tree | Scaled, axes: Tree | None = None) -> Tree:
+    """The Euclidean norm of each leaf as a `Factor`; or, given a tuple of axes for each leaf, its norms over these."""
+    leaves, treedef = jax.tree.flatten(values(unscaled(updates)))
+    axes_of = [None] * len(leaves) if axes is None else treedef.flatten_up_to(axes)
+    # What devices differ in inside shard_map may decide for nothing that is the same on all.
+    groups: dict[Any, list[int]] = {}
+    first = [sum_of_squares(x, along) for x, along in zip(leaves, axes_of, strict=True)]
+    for place, square in enumerate(first):
+        groups.setdefault(devices.varies_over(square), []).append(place)
+    found: list[Any] = [None] * len(leaves)
+    for places in groups.values():
+
+        def again(powers: list[jax.Array], places: list[int] = places) -> list[jax.Array]:
+            return [sum_of_squares(leaves[i], axes_of[i], power) for i, power in zip(places, powers, strict=True)]
+
+        sizes = [jnp.size(leaves[i]) for i in places]
+        for i, factor in zip(places, _roots([first[i] for i in places], again, sizes), strict=True):
+            found[i] = factor * abs(updates.factor) if isinstance(updates, Scaled) else factor
+    return treedef.unflatten(found)
 
 
 def global_norm(updates: Tree | Scaled, axis_name: str | tuple[str, ...] | None = None) -> jax.Array:
     """The Euclidean norm of all leaves together, and over the devices of an axis, in JAX's default float."""
-    tree, factor = for_norm(updates)
-    squares = [astype(sum_of_squares(x), default_float()) for x in jax.tree.leaves(tree)]
-    square = devices.sum_over(squares, axis_name) if axis_name and squares else total(squares)
-    return times(root(square), factor)
+    return joint_norm(updates, axis_name).value
 
 
-def times(norm: jax.Array, factor: jax.Array | None) -> jax.Array:
-    """The norm times what :func:`for_norm` left over."""
-    return norm if factor is None else norm * cast(factor, norm)
+def joint_norm(updates: Tree | Scaled, axis_name: str | tuple[str, ...] | None = None) -> Factor:
+    """The global norm as a `Factor`, which is finite where the leaves are."""
+    norm = norm_of(jax.tree.leaves(values(unscaled(updates))), axis_name=axis_name)
+    return norm * abs(updates.factor) if isinstance(updates, Scaled) else norm
+
+
+def norm_of(
+    leaves: list[Any], squares: list[jax.Array] | None = None, *, axis_name: str | tuple[str, ...] | None = None
+) -> Factor:
+    """The Euclidean norm of some leaves together, whose sums of squares may be known already."""
+    squares = [sum_of_squares(x) for x in leaves] if squares is None else squares
+    groups: dict[Any, list[int]] = {}  # by dtype: float32 and float64 have other bounds
+    for place, square in enumerate(squares):
+        groups.setdefault(square.dtype, []).append(place)
+
+    def summed(squares: list[jax.Array]) -> jax.Array:
+        squares = [astype(square, default_float()) for square in squares]
+        return devices.sum_over(squares, axis_name) if axis_name else total(squares)
+
+    norm: Factor | None = None
+    for dtype, places in groups.items():
+
+        def again(powers: list[jax.Array], places: list[int] = places) -> list[jax.Array]:
+            return [summed([sum_of_squares(leaves[i], power=powers[0]) for i in places])]
+
+        size = sum(jnp.size(leaves[i]) for i in places)
+        (part,) = _roots([summed([squares[i] for i in places])], again, [size], dtype)
+        norm = part if norm is None else _hypotenuse(norm, part)
+    return Factor.of(jnp.zeros((), default_float())) if norm is None else norm
+
+
+RARELY = "norm_of_extremes"
+"""The scope of the branch in which a norm is taken again, for who reads a compiled program."""
+
+
+def _roots(
+    squares: list[jax.Array],
+    again: Callable[[list[jax.Array]], list[jax.Array]],
+    sizes: list[int],
+    dtype: Any = None,
+) -> list[Factor]:
+    """The roots of sums of squares; `again` gives the sums of the same numbers times powers of two.
+
+    It is called in a branch, taken when a sum is infinite or so small that squares may have been lost, as in a leaf of
+    zeros: else the numbers are read once. With powers that depend on that alone no maximum is needed: whatever float32
+    holds, its squares are in range after one of the two.
+    """
+
+    def power(square: jax.Array, size: int) -> jax.Array:
+        info = jnp.finfo(dtype or square.dtype)
+        lost = max(size, 1) * 2.0 ** (info.minexp + info.nmant + 1)  # relative to this, what was flushed is a rounding
+        up = jnp.where(square < lost, 5 * info.maxexp // 8, 0)
+        return jnp.where(jnp.isinf(square), -3 * info.maxexp // 4, up).astype(jnp.int32)
+
+    powers = [power(square, size) for square, size in zip(squares, sizes, strict=True)]
+    needed = functools.reduce(jnp.logical_or, (jnp.any(power != 0) for power in powers))
+    with jax.named_scope(RARELY):
+        squares = lax.cond(needed, lambda: again(powers), lambda: squares)
+    return [Factor.of(root(square), -power) for square, power in zip(squares, powers, strict=True)]
+
+
+def _hypotenuse(a: Factor, b: Factor) -> Factor:
+    largest = a.at_least(b).at_least(Factor.of(jnp.full_like(a.significand, jnp.finfo(a.significand.dtype).tiny)))
+    return largest * Factor.of(root(jnp.square((a / largest).value) + jnp.square((b / largest).value)))
 
 
 def total(values: Iterable[jax.Array]) -> jax.Array:
@@ -500,16 +581,21 @@ def total(values: Iterable[jax.Array]) -> jax.Array:
     return functools.reduce(jnp.add, (astype(v, default_float()) for v in values), jnp.zeros((), default_float()))
 
 
-def all_finite(updates: Tree | Scaled, axis_name: str | tuple[str, ...] | None = None) -> jax.Array:
-    """Whether every value is finite, on all devices of an axis too.
+def all_usable(
+    updates: Tree | Scaled, axis_name: str | tuple[str, ...] | None = None, *, unscaled_by: Factor | None = None
+) -> jax.Array:
+    """Whether every value is finite and, times `unscaled_by`, has a finite square; on all devices of an axis too.
 
-    The largest magnitude decides: a single reduction of each leaf, finite exactly when every value is. (A sum of squares
-    overflows at 1.8e19, and would call good gradients bad.)
+    A value above 1.8e19 is finite in float32, but a second moment that has met it is infinite from then on. The largest
+    magnitude decides: a single reduction of each leaf.
     """
-    tree, factor = (updates.tree, updates.factor) if isinstance(updates, Scaled) else (updates, 1.0)
-    finite = jnp.bool_(True)
-    for x in jax.tree.leaves(values(tree)):
+    usable = jnp.bool_(True)
+    for x in jax.tree.leaves(values(unscaled(updates))):
         for part in (x.real, x.imag) if is_complex(x) else (x,):
             largest = wide(jnp.max(jnp.abs(part), initial=0))
-            finite &= jnp.isfinite(largest * cast(factor, largest))
-    return lax.pmin(finite.astype(jnp.int32), axis_name) == 1 if axis_name else finite
+            given = Factor.of(largest) * updates.factor if isinstance(updates, Scaled) else Factor.of(largest)
+            met = given if unscaled_by is None else given * unscaled_by
+            # Of a complex number |x|² is the sum of two squares.
+            bound = (float(jnp.finfo(largest.dtype).max) / (2 if is_complex(x) else 1)) ** 0.5
+            usable &= jnp.isfinite(given.value) & (met.value < bound)
+    return lax.pmin(usable.astype(jnp.int32), axis_name) == 1 if axis_name else usable

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias, TypeVar
 
@@ -20,10 +21,10 @@ class Schedule:
     """A function of the step: equal to any other with the same arguments, printed as the code that builds it."""
 
     def __call__(self, step: Step) -> jax.Array:
-        return self.value(jnp.asarray(step, trees.default_float()))
+        return self.value(as_step(step))
 
     def value(self, step: jax.Array) -> jax.Array:
-        """The value at `step`, given in JAX's default float."""
+        """The value at `step`: integers stay integers, for boundaries; `floating` makes floats of them, for arithmetic."""
         raise NotImplementedError
 
     def __mul__(self, factor: float) -> "Schedule":
@@ -85,12 +86,68 @@ def register(kind: S) -> S:
     return kind
 
 
+def as_step(step: Step) -> jax.Array:
+    """The step as an array: an integer as it is, all else in JAX's default float."""
+    if isinstance(step, int) and abs(step) > arguments.LARGEST_INTEGER:
+        step = jnp.asarray(float(step), trees.default_float())
+    step = jnp.asarray(step)
+    if not jnp.issubdtype(step.dtype, jnp.integer):
+        return trees.astype(step, trees.default_float())
+    if jnp.issubdtype(step.dtype, jnp.unsignedinteger):
+        step = jnp.minimum(step, arguments.LARGEST_INTEGER)
+    return step if step.dtype == jnp.int64 else trees.astype(step, jnp.int32)
+
+
+def floating(step: jax.Array) -> jax.Array:
+    """The step in JAX's default float: from 2**24 on, float32 does not hold every integer."""
+    return trees.astype(step, trees.default_float())
+
+
+def reached(step: jax.Array, boundary: float) -> jax.Array:
+    """`step >= boundary`, without rounding where steps are integers."""
+    if not jnp.issubdtype(step.dtype, jnp.integer):
+        return step >= boundary
+    first = math.ceil(boundary)
+    return step >= first if first <= jnp.iinfo(step.dtype).max else jnp.zeros(step.shape, bool)
+
+
+def passed(step: jax.Array, boundary: float) -> jax.Array:
+    """`step > boundary`, likewise."""
+    if not jnp.issubdtype(step.dtype, jnp.integer):
+        return step > boundary
+    return reached(step, math.floor(boundary) + 1)
+
+
+def since(step: jax.Array, start: float) -> jax.Array:
+    """`step - start` as a float, without rounding where both are integers."""
+    return floating(step - int(start)) if _are_integers(step, start) else floating(step) - start
+
+
+def at_most(step: jax.Array, last: float) -> jax.Array:
+    """`min(step, last)` as a float."""
+    return jnp.minimum(floating(step), last)
+
+
+def periods(step: jax.Array, length: float) -> tuple[jax.Array, jax.Array]:
+    """`⌊step / length⌋` and the remainder as floats; both exact where steps and length are integers."""
+    if _are_integers(step, length):
+        return floating(step // int(length)), floating(step % int(length))
+    elapsed = quotient(step, length)
+    whole = jnp.floor(elapsed)
+    return whole, jnp.where(elapsed == whole, 0.0, floating(step) - whole * length)
+
+
+def _are_integers(step: jax.Array, length: float) -> bool:
+    return jnp.issubdtype(step.dtype, jnp.integer) and length == int(length) and length <= jnp.iinfo(step.dtype).max
+
+
 def quotient(step: jax.Array, length: float | jax.Array) -> jax.Array:
     """`step / length`, rounded as a division is, compiled or not.
 
     XLA multiplies by the reciprocal of a constant or of a scalar instead, and 41 · (1/41) is below 1: a schedule that rounds
     the quotient down would jump one step late. A divisor that depends on the step, as 0 · step makes it, is divided by.
     """
+    step = floating(step)
     return step / (length + 0 * step)
 
 
@@ -110,9 +167,10 @@ def check_fields(
 def check_numbers(name: str, values: Any) -> tuple[float, ...]:
     if isinstance(values, str) or not isinstance(values, Sequence) or not all(map(arguments.is_number, values)):
         raise TypeError(f"{name} must be a sequence of numbers; got {values!r}")
-    for value in values:
+    for index, value in enumerate(values):
         if value not in arguments.NON_NEGATIVE:
             raise ValueError(f"{name} must be finite numbers >= 0; got {value!r}")
+        arguments.check_number(f"{name}[{index}]", value, arguments.NON_NEGATIVE)
     return tuple(value.item() if isinstance(value, np.generic) else value for value in values)
 
 

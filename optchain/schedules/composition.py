@@ -10,7 +10,17 @@ import jax.numpy as jnp
 
 from optchain.core import arguments, trees
 from optchain.core.hyperparams import Hyperparam
-from optchain.schedules.base import Schedule, ScheduleFunction, Step, check_fields, check_numbers, check_schedule
+from optchain.schedules.base import (
+    Schedule,
+    ScheduleFunction,
+    Step,
+    as_step,
+    check_fields,
+    check_numbers,
+    check_schedule,
+    floating,
+    reached,
+)
 from optchain.schedules.decays import InverseTimeDecay
 
 
@@ -57,8 +67,7 @@ class LegacyDecay(Schedule):
         check_fields(self, non_negative=["decay"])
 
     def __call__(self, step: Step) -> jax.Array:
-        floating = jnp.asarray(step, trees.default_float())
-        return jnp.asarray(self.schedule(step), trees.default_float()) / (1 + self.decay * floating)
+        return jnp.asarray(self.schedule(step), trees.default_float()) / (1 + self.decay * floating(as_step(step)))
 
 
 def legacy_decay(learning_rate: Hyperparam, decay: float) -> Schedule:
@@ -92,12 +101,12 @@ class Join(Schedule):
             raise ValueError(f"boundaries must increase; got {self.boundaries}")
 
     def __call__(self, step: Step) -> jax.Array:
-        step = jnp.asarray(step)
+        step = as_step(step)
         value = jnp.asarray(self.schedules[0](step), trees.default_float())
         for boundary, schedule in zip(self.boundaries, self.schedules[1:], strict=True):
             # A schedule before its own beginning would be asked for negative steps; what it says there is not used.
-            since = jnp.maximum(step - jnp.asarray(boundary, step.dtype), 0)
-            value = jnp.where(step >= boundary, jnp.asarray(schedule(since), value.dtype), value)
+            own = jnp.maximum(step - jnp.asarray(boundary, step.dtype), 0)
+            value = jnp.where(reached(step, boundary), jnp.asarray(schedule(own), value.dtype), value)
         return value
 
     def __repr__(self) -> str:

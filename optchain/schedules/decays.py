@@ -7,7 +7,18 @@ import jax
 import jax.numpy as jnp
 
 from optchain.core import arguments
-from optchain.schedules.base import Schedule, check_fields, check_numbers, quotient
+from optchain.schedules.base import (
+    Schedule,
+    at_most,
+    check_fields,
+    check_numbers,
+    floating,
+    passed,
+    periods,
+    quotient,
+    reached,
+    since,
+)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -36,8 +47,8 @@ class ExponentialDecay(Schedule):
         arguments.check_bool("staircase", self.staircase)
 
     def value(self, step: jax.Array) -> jax.Array:
-        exponent = quotient(step, self.decay_steps)
-        return self.initial_learning_rate * self.decay_rate ** (jnp.floor(exponent) if self.staircase else exponent)
+        exponent = periods(step, self.decay_steps)[0] if self.staircase else quotient(step, self.decay_steps)
+        return self.initial_learning_rate * self.decay_rate**exponent
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -66,8 +77,8 @@ class InverseTimeDecay(Schedule):
         arguments.check_bool("staircase", self.staircase)
 
     def value(self, step: jax.Array) -> jax.Array:
-        elapsed = quotient(step, self.decay_steps)
-        return self.initial_learning_rate / (1 + self.decay_rate * (jnp.floor(elapsed) if self.staircase else elapsed))
+        elapsed = periods(step, self.decay_steps)[0] if self.staircase else quotient(step, self.decay_steps)
+        return self.initial_learning_rate / (1 + self.decay_rate * elapsed)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -100,9 +111,9 @@ class PiecewiseConstantDecay(Schedule):
             raise ValueError(f"boundaries must increase; got {self.boundaries}")
 
     def value(self, step: jax.Array) -> jax.Array:
-        value = jnp.full_like(step, self.values[0])
+        value = jnp.full_like(floating(step), self.values[0])
         for boundary, after in zip(self.boundaries, self.values[1:], strict=True):
-            value = jnp.where(step > boundary, after, value)
+            value = jnp.where(passed(step, boundary), after, value)
         return value
 
 
@@ -137,10 +148,12 @@ class PolynomialDecay(Schedule):
 
     def value(self, step: jax.Array) -> jax.Array:
         if self.cycle:
-            steps = self.decay_steps * jnp.where(step == 0, 1.0, jnp.ceil(quotient(step, self.decay_steps)))
+            # Rounded up: a multiple of decay_steps is the end of its cycle, but for 0.
+            whole, rest = periods(step, self.decay_steps)
+            steps = self.decay_steps * jnp.maximum(whole + (rest > 0), 1.0)
         else:
             steps = self.decay_steps
-            step = jnp.minimum(step, steps)
+            step = at_most(step, steps)
         span = self.initial_learning_rate - self.end_learning_rate
         return span * (1 - quotient(step, steps)) ** self.power + self.end_learning_rate
 
@@ -189,10 +202,11 @@ class CosineDecay(Schedule):
             return self._decayed(step, self.warmup_target)
         fraction = quotient(step, self.warmup_steps)
         warming = (self.warmup_target - self.initial_learning_rate) * fraction + self.initial_learning_rate
-        return jnp.where(step < self.warmup_steps, warming, self._decayed(step - self.warmup_steps, self.warmup_target))
+        decayed = self._decayed(since(step, self.warmup_steps), self.warmup_target)
+        return jnp.where(reached(step, self.warmup_steps), decayed, warming)
 
     def _decayed(self, step: jax.Array, start: float) -> jax.Array:
-        cosine = 0.5 * (1 + jnp.cos(math.pi * (quotient(jnp.minimum(step, self.decay_steps), self.decay_steps))))
+        cosine = 0.5 * (1 + jnp.cos(math.pi * (quotient(at_most(step, self.decay_steps), self.decay_steps))))
         return start * ((1 - self.alpha) * cosine + self.alpha)
 
 
@@ -227,13 +241,12 @@ class CosineDecayRestarts(Schedule):
 
     def value(self, step: jax.Array) -> jax.Array:
         if self.t_mul == 1:
-            elapsed = quotient(step, self.first_decay_steps)
-            period = jnp.floor(elapsed)
-            fraction = elapsed - period
+            period, elapsed = periods(step, self.first_decay_steps)
+            fraction = quotient(elapsed, self.first_decay_steps)
         else:
             # Operation for operation as Keras compiled: a rounding decides on which side of a restart a step falls.
-            elapsed = step / self.first_decay_steps
-            t_mul = jnp.asarray(self.t_mul, step.dtype)
+            elapsed = floating(step) / self.first_decay_steps
+            t_mul = jnp.asarray(self.t_mul, elapsed.dtype)
             period = jnp.floor(jnp.log(1 - elapsed * (1 - t_mul)) / jnp.log(t_mul))
             start = (1 - t_mul**period) / (1 - t_mul)
             fraction = (elapsed - start) / t_mul**period
@@ -271,7 +284,7 @@ class LinearWarmupDecay(Schedule):
             raise ValueError(f"warmup_steps must be below total_steps; got {self.warmup_steps} and {self.total_steps}")
 
     def value(self, step: jax.Array) -> jax.Array:
-        warming = self.peak * step / max(self.warmup_steps, 1)
-        remaining = (self.total_steps - step) / (self.total_steps - self.warmup_steps)
+        warming = self.peak * floating(step) / max(self.warmup_steps, 1)
+        remaining = -since(step, self.total_steps) / (self.total_steps - self.warmup_steps)
         decaying = self.end + (self.peak - self.end) * jnp.maximum(remaining, 0.0)
-        return jnp.where(step < self.warmup_steps, warming, decaying)
+        return jnp.where(reached(step, self.warmup_steps), decaying, warming)

@@ -51,6 +51,9 @@ class CosineMultiplier(Schedule):
     def value(self, step: jax.Array) -> jax.Array:
         half = self.total_iterations - 1
         # Without restarts too t is taken within one period, where the angle has all its digits.
-        t = (self.t_cur + step) % (self.total_iterations if self.autorestart else 2 * half)
+        period = self.total_iterations if self.autorestart else 2 * half
+        # (t_cur + step) % period, of which the sum could go beyond the largest integer.
+        start, t = self.t_cur % period, step % period
+        t = jnp.where(t >= period - start, t - (period - start), t + start)
         cosine = 0.5 * (1 + jnp.cos(math.pi * quotient(t, half)))
         return jnp.where(step == 0, 1.0, self.eta_min + (self.eta_max - self.eta_min) * cosine)

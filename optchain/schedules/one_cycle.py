@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from optchain.core import arguments
-from optchain.schedules.base import Schedule, check_fields, quotient
+from optchain.schedules.base import Schedule, check_fields, floating, passed, quotient, since
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -89,12 +89,14 @@ class OneCycleLR(Schedule):
         starts = [0.0, *ends[:-1]]
         step = jnp.minimum(step, self.total_steps - 1)
         phases = [
-            self._anneal(before, after, quotient(step - start, end - start)) if end != start else after + 0 * step
+            self._anneal(before, after, quotient(since(step, start), end - start))
+            if end != start
+            else after + 0 * floating(step)
             for before, after, start, end in zip(values[:-1], values[1:], starts, ends, strict=True)
         ]
         result = phases[-1]
         for end, phase in reversed(list(zip(ends[:-1], phases[:-1], strict=True))):
-            result = jnp.where(step <= end, phase, result)
+            result = jnp.where(passed(step, end), result, phase)
         return result
 
     def _anneal(self, before: float, after: float, fraction: jax.Array) -> jax.Array:

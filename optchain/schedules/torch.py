@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from optchain.core import arguments
-from optchain.schedules.base import Schedule, check_fields, quotient
+from optchain.schedules.base import Schedule, at_most, check_fields, floating, periods, quotient
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -40,7 +40,7 @@ class StepLR(Schedule):
         check_fields(self, non_negative=["lr", "gamma"], integers=["step_size"])
 
     def value(self, step: jax.Array) -> jax.Array:
-        return self.lr * self.gamma ** jnp.floor(quotient(step, self.step_size))
+        return self.lr * self.gamma ** periods(step, self.step_size)[0]
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -71,7 +71,8 @@ class MultiStepLR(Schedule):
         object.__setattr__(self, "milestones", tuple(sorted(checked)))
 
     def value(self, step: jax.Array) -> jax.Array:
-        return self.lr * self.gamma ** sum((jnp.where(step >= m, 1.0, 0.0) for m in self.milestones), 0 * step)
+        passed = (jnp.where(step >= m, 1.0, 0.0) for m in self.milestones)
+        return self.lr * self.gamma ** sum(passed, 0 * floating(step))
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -95,7 +96,7 @@ class ExponentialLR(Schedule):
         check_fields(self, non_negative=["lr", "gamma"])
 
     def value(self, step: jax.Array) -> jax.Array:
-        return self.lr * self.gamma**step
+        return self.lr * self.gamma ** floating(step)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -128,7 +129,7 @@ class LinearLR(Schedule):
         arguments.check_number("end_factor", self.end_factor, arguments.FRACTION)
 
     def value(self, step: jax.Array) -> jax.Array:
-        done = quotient(jnp.minimum(step, self.total_iters), self.total_iters)
+        done = quotient(at_most(step, self.total_iters), self.total_iters)
         return self.lr * (self.start_factor + (self.end_factor - self.start_factor) * done)
 
 
@@ -156,7 +157,7 @@ class PolynomialLR(Schedule):
         check_fields(self, positive=["power"], non_negative=["lr"], integers=["total_iters"])
 
     def value(self, step: jax.Array) -> jax.Array:
-        return self.lr * (1 - quotient(jnp.minimum(step, self.total_iters), self.total_iters)) ** self.power
+        return self.lr * (1 - quotient(at_most(step, self.total_iters), self.total_iters)) ** self.power
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -186,7 +187,7 @@ class CosineAnnealingLR(Schedule):
 
     def value(self, step: jax.Array) -> jax.Array:
         # The angle is taken within one period, where it has all its digits.
-        return _cosine(self.lr, self.eta_min, quotient(step % (2 * self.T_max), self.T_max))
+        return _cosine(self.lr, self.eta_min, quotient(periods(step, 2 * self.T_max)[1], self.T_max))
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -218,15 +219,16 @@ class CosineAnnealingWarmRestarts(Schedule):
 
     def value(self, step: jax.Array) -> jax.Array:
         if self.T_mult == 1:
-            return _cosine(self.lr, self.eta_min, quotient(step % self.T_0, self.T_0))
+            return _cosine(self.lr, self.eta_min, quotient(periods(step, self.T_0)[1], self.T_0))
         # Where each period starts is a whole number: a logarithm would round, and be a step late.
         starts, lengths = [0], [self.T_0]
         while starts[-1] + lengths[-1] <= arguments.LARGEST_INTEGER:
             starts.append(starts[-1] + lengths[-1])
             lengths.append(lengths[-1] * self.T_mult)
-        period = jnp.searchsorted(jnp.asarray(starts, step.dtype), step, side="right") - 1
-        start, length = jnp.asarray(starts, step.dtype)[period], jnp.asarray(lengths, step.dtype)[period]
-        return _cosine(self.lr, self.eta_min, (step - start) / length)
+        starts = jnp.asarray(starts, step.dtype)
+        period = jnp.searchsorted(starts, step, side="right") - 1
+        elapsed = floating(step - starts[period])
+        return _cosine(self.lr, self.eta_min, elapsed / jnp.asarray(lengths, elapsed.dtype)[period])
 
 
 def _cosine(start: float, end: float, fraction: jax.Array) -> jax.Array:

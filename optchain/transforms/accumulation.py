@@ -9,6 +9,7 @@ import optax
 
 from optchain.core import arguments, trees
 from optchain.core.chain import is_lazy
+from optchain.core.factors import Factor
 from optchain.core.gates import Decision, gate
 from optchain.core.optax_link import as_transformation
 from optchain.core.registry import register
@@ -48,7 +49,7 @@ def accumulate(
     the gate counts calls, and its learning rate is passed through. Keras's `gradient_accumulation_steps`.
 
     A call may give a `weight`, 1 if it does not: with the number of tokens of the micro-batch as weight, the mean is the
-    gradient of the whole batch. `flush(tx, params, state)` applies a tail that did not fill a window.
+    gradient of the whole batch. One whose weight is 0 fills a place in the window and does not count, were its gradient NaN. `flush(tx, params, state)` applies a tail that did not fill a window.
 
     In an `optax.chain` it must be the last link: a link after it would act on the zero updates in between.
 
@@ -97,7 +98,7 @@ def accumulate(
         first, last = state["count"] == 0, state["count"] + 1 >= window(state)
 
         def add(g: Any, total: jax.Array) -> jax.Array:
-            term = trees.wide(g) if weight is None else trees.scale_leaf(g, weight)
+            term = trees.wide(g) if weight is None else _weighted(g, weight)
             kept = _kept(first, slot.load(total, term.dtype))
             return term.add_to(kept) if is_rows(term) else kept + term
 
@@ -128,6 +129,14 @@ def accumulate(
     return gate(gated, init, decide, fields=fields, slots=slots, flush=flush, takes=["weight"], stage=stage)
 
 
+def _weighted(g: Any, weight: Any) -> Any:
+    """The gradient times its weight; nothing at all of one whose weight is 0, not even its NaN."""
+    if is_rows(g):
+        return g.with_rows(_weighted(g.rows, weight))
+    term = trees.scale_leaf(g, weight)
+    return jnp.where(jnp.asarray(weight) == 0, jnp.zeros_like(term), term)
+
+
 def _kept(reset: jax.Array, value: jax.Array) -> jax.Array:
     # The accumulator is reset by this select when a window begins, not by writing zeros when one ends. That saves a pass,
     # and a NaN does not outlive its window.
@@ -137,8 +146,10 @@ def _kept(reset: jax.Array, value: jax.Array) -> jax.Array:
 def _mean(sums: Tree, weight: jax.Array) -> Callable[[], trees.Scaled]:
     """The weighted mean, or zeros if all weights were zero, as a function for the branch that wants it."""
     positive = weight > 0
-    factor = jnp.where(positive, 1 / jnp.where(positive, weight, jnp.ones_like(weight)), 0)
-    return lambda: trees.rescale(sums, factor, mild=True)
+    inverse = Factor.reciprocal(jnp.where(positive, weight, jnp.ones_like(weight)))
+    inverse = inverse.where(weight < jnp.inf, Factor.of(jnp.full_like(weight, jnp.nan)))  # not silently 0
+    factor = inverse.where(positive, Factor.of(jnp.zeros_like(weight)))
+    return lambda: trees.rescale(sums, factor)
 
 
 def flush(tx: optax.GradientTransformation, params: Tree, state: State) -> tuple[Tree, State]:

@@ -10,6 +10,7 @@ from optchain.core.rule import Leaf, LeafUpdate, rule
 from optchain.core.slot import Slot, declare, stored
 from optchain.core.transformation import Transformation
 from optchain.core.trees import abs_square, root
+from optchain.transforms.moments import scaled_square
 
 SLOTS = declare(
     e_g=Slot(real=True, decay="rho"),  # the average of the squared gradients
@@ -48,7 +49,7 @@ def scale_by_adadelta(
 
     def step(rho: jax.Array, epsilon: jax.Array) -> Leaf:
         def leaf(g: jax.Array, e_g: jax.Array, e_x: jax.Array) -> LeafUpdate:
-            e_g = rho * e_g + (1 - rho) * abs_square(g)
+            e_g = rho * e_g + scaled_square(1 - rho, g)
             u = g * (root(e_x + epsilon) / root(e_g + epsilon))
             e_x = rho * e_x + (1 - rho) * abs_square(u)
             return u, {"e_g": e_g, "e_x": e_x}

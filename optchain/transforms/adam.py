@@ -11,8 +11,8 @@ from optchain.core.registry import register
 from optchain.core.rule import Leaf, LeafUpdate, rule
 from optchain.core.slot import Slot, declare, stored
 from optchain.core.transformation import Transformation
-from optchain.core.trees import abs_square, root
-from optchain.transforms.moments import average, one_minus_power
+from optchain.core.trees import root
+from optchain.transforms.moments import average, average_of_squares, one_minus_power
 
 SLOTS = declare(
     mu=Slot(decay="beta_1"),  # the average of the gradients
@@ -72,9 +72,11 @@ def scale_by_adam(
         factor = (jnp.sqrt(c2) if epsilon_hat else 1) / c1
 
         def leaf(g: jax.Array, mu: jax.Array, nu: jax.Array, nu_max: jax.Array | None = None) -> LeafUpdate:
-            mu, nu = average(mu, g, beta_1), average(nu, abs_square(g), beta_2)
+            mu, nu = average(mu, g, beta_1), average_of_squares(nu, g, beta_2)
             v = nu if nu_max is None else jnp.maximum(nu_max, nu)
-            u = mu * factor / (root(v if epsilon_hat else v / c2) + epsilon)
+            # The roots before the quotient, which could overflow.
+            size = root(v) if epsilon_hat else root(v) / jnp.sqrt(c2)
+            u = mu * factor / (size + epsilon)
             return u, {"mu": mu, "nu": nu, "nu_max": v}
 
         return leaf

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from optchain.core import arguments, trees
+from optchain.core.factors import Factor, is_factor
 from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.registry import register
 from optchain.core.transformation import Transformation
@@ -55,16 +56,17 @@ def adaptive_grad_clip(
     def update(
         updates: Tree, state: dict, params: Tree, *, clipping: jax.Array, epsilon: jax.Array
     ) -> tuple[Tree, dict]:
-        tree, left_over = trees.for_norm(updates)
+        axes = jax.tree_util.tree_map_with_path(lambda path, p: _unit_axes(path, p, own_axes), params)
+        floor, ratio, smallest = (
+            Factor.of(jnp.asarray(value, trees.default_float())) for value in (epsilon, clipping, SMALLEST_NORM)
+        )
 
-        def factor(path: Path, g: jax.Array, p: jax.Array) -> jax.Array:
-            axes = _unit_axes(path, p, own_axes)
-            g_norm, p_norm = (trees.root(trees.sum_of_squares(x, axes)) for x in (g, p))
-            g_norm = trees.times(g_norm, left_over)
-            bound = trees.cast(clipping, p_norm) * jnp.maximum(p_norm, trees.cast(epsilon, p_norm))
-            return jnp.where(g_norm < bound, 1, bound / jnp.maximum(g_norm, SMALLEST_NORM))
+        def factor(g_norm: Factor, p_norm: Factor) -> Factor:
+            bound = ratio * p_norm.at_least(floor)
+            one = Factor.of(jnp.ones_like(g_norm.significand))
+            return one.where(bound.above(g_norm), bound / g_norm.at_least(smallest))
 
-        factors = jax.tree_util.tree_map_with_path(factor, tree, params)
+        factors = jax.tree.map(factor, trees.norms(updates, axes), trees.norms(params, axes), is_leaf=is_factor)
         return trees.scale_each(updates, factors), state
 
     return Transformation(

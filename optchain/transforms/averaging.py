@@ -84,7 +84,7 @@ def average_params(
 
         average = jax.tree.map(average_leaf, params, state["average"])
         if overwrite_every is not None:
-            overwrite = (step + 1) % overwrite_every == 0
+            overwrite = step % overwrite_every == overwrite_every - 1  # step + 1 could wrap round
             params = jax.tree.map(lambda p, a: jnp.where(overwrite, trees.astype(a, p.dtype), p), params, average)
         count = trees.increment(state["count"])
         return params, {"count": count, "average": jax.tree.map(slot.store, average, state["average"])}

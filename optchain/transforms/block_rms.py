@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from optchain.core import trees
+from optchain.core.factors import Factor
 from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.registry import register
 from optchain.core.transformation import Transformation
@@ -29,12 +30,13 @@ def clip_by_block_rms(threshold: Hyperparam) -> Transformation:
     """
 
     def update(updates: Tree, state: dict, params: Tree, *, threshold: jax.Array) -> tuple[Tree, dict]:
-        def factor(norm: jax.Array, g: jax.Array) -> jax.Array:
-            rms = norm / max(jnp.size(g), 1) ** 0.5
-            bound = trees.cast(threshold, rms)
-            return bound / jnp.maximum(rms, bound)
+        bound = Factor.of(jnp.asarray(threshold, trees.default_float()))
 
-        factors = jax.tree.map(factor, trees.norms(updates), trees.unscaled(updates))
+        def factor(g: jax.Array, norm: Factor) -> Factor:
+            rms = norm / _root_of_size(g)
+            return bound / rms.at_least(bound)
+
+        factors = jax.tree.map(factor, trees.unscaled(updates), trees.norms(updates))
         return trees.scale_each(updates, factors), state
 
     return Transformation(update=update, hyperparams=Hyperparams(threshold=threshold), stage="clip", takes_scaled=True)
@@ -57,10 +59,14 @@ def scale_by_param_block_rms(min_scale: Hyperparam = 1e-3) -> Transformation:
     """
 
     def update(updates: Tree, state: dict, params: Tree, *, min_scale: jax.Array) -> tuple[Tree, dict]:
-        def factor(p: jax.Array) -> jax.Array:
-            rms = trees.root(trees.sum_of_squares(p) / max(jnp.size(p), 1))
+        def factor(p: jax.Array, norm: Factor) -> jax.Array:
+            rms = (norm / _root_of_size(p)).value
             return jnp.maximum(rms, trees.cast(min_scale, rms))
 
-        return trees.scale_each(updates, jax.tree.map(factor, params)), state
+        return trees.scale_each(updates, jax.tree.map(factor, params, trees.norms(params))), state
 
     return Transformation(update=update, hyperparams=Hyperparams(min_scale=min_scale), needs_params=True)
+
+
+def _root_of_size(x: jax.Array) -> Factor:
+    return Factor.of(jnp.asarray(max(jnp.size(x), 1) ** 0.5, trees.default_float()))

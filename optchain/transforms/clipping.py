@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from optchain.core import arguments, devices, trees
+from optchain.core.factors import Factor, is_factor
 from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.registry import register
 from optchain.core.transformation import Transformation
@@ -58,7 +59,7 @@ def _refuse_complex(tree: Tree) -> None:
 def clip_by_norm(max_norm: Hyperparam) -> Transformation:
     """Clips each leaf by its own norm: `g ← g · max_norm / max(‖g‖, max_norm)`. Keras's `clipnorm`.
 
-    Norms are accumulated in float32 or wider. A leaf of norm zero stays as it is.
+    Norms are accumulated in float32 or wider, and neither overflow nor underflow. A leaf of norm zero stays as it is.
 
     Args:
       max_norm: the largest Euclidean norm of a leaf, > 0; in the units of the gradient.
@@ -71,12 +72,14 @@ def clip_by_norm(max_norm: Hyperparam) -> Transformation:
     """
 
     def update(updates: Tree, state: dict, params: Tree, *, max_norm: jax.Array) -> tuple[Tree, dict]:
-        def factor(norm: jax.Array) -> jax.Array:
-            bound = trees.cast(max_norm, norm)
-            # One factor a leaf, not a division of each element: XLA recomputes a product inside its consumers.
-            return bound / jnp.maximum(norm, bound)
+        bound = Factor.of(jnp.asarray(max_norm, trees.default_float()))
 
-        return trees.scale_each(updates, jax.tree.map(factor, trees.norms(updates))), state
+        def factor(norm: Factor) -> Factor:
+            # One factor a leaf, not a division of each element: XLA recomputes a product inside its consumers.
+            return bound / norm.at_least(bound)
+
+        factors = jax.tree.map(factor, trees.norms(updates), is_leaf=is_factor)
+        return trees.scale_each(updates, factors), state
 
     return Transformation(
         update=update,
@@ -107,8 +110,8 @@ class ClipByGlobalNormState(TypedDict):
 def clip_by_global_norm(max_norm: Hyperparam, *, axis_name: str | tuple[str, ...] | None = None) -> Transformation:
     """Clips all leaves by the norm of them together: `g ← g · max_norm · min(1/‖g‖, 1/max_norm)`. Keras's `global_clipnorm`.
 
-    The norm is accumulated in float32 or wider. One that is infinite or NaN turns every leaf to NaN, never silently to
-    zero. See Pascanu et al., "On the difficulty of training recurrent neural networks", 2013, arXiv:1211.5063.
+    The norm is accumulated in float32 or wider, and neither overflows nor underflows: finite gradients are clipped, however
+    large. An infinite or NaN value turns every leaf to NaN, never silently to zero. See Pascanu et al., "On the difficulty of training recurrent neural networks", 2013, arXiv:1211.5063.
 
     Args:
       max_norm: the largest Euclidean norm, > 0; in the units of the gradient.
@@ -146,13 +149,15 @@ def clip_by_global_norm(max_norm: Hyperparam, *, axis_name: str | tuple[str, ...
     def update(
         updates: Tree, state: ClipByGlobalNormState, params: Tree, *, max_norm: jax.Array
     ) -> tuple[Tree, ClipByGlobalNormState]:
-        norm = trees.global_norm(updates, axis_name)
+        size = trees.joint_norm(updates, axis_name)
+        norm = size.value
         devices.check_same("clip_by_global_norm", "the norm of the gradients", norm, axis_name)
-        bound = trees.cast(max_norm, norm)
-        factor = bound / jnp.maximum(norm, bound)
-        factor = factor + (norm - norm)  # 0 for a finite norm, NaN for any other
+        bound = Factor.of(jnp.asarray(max_norm, norm.dtype))
+        factor = bound / size.at_least(bound)
+        nan = size.significand - size.significand  # 0 for a finite norm, NaN for any other
+        factor = Factor(factor.significand + nan, factor.exponent)
         count = trees.increment(state["count"])
-        clipped = jnp.where(norm > bound, trees.increment(state["clipped"]), state["clipped"])
+        clipped = jnp.where(size.above(bound), trees.increment(state["clipped"]), state["clipped"])
         fraction = trees.astype(clipped, norm.dtype) / trees.astype(count, norm.dtype)
         metrics: GlobalNormMetrics = {"global_norm": norm, "clipped_fraction": fraction}
         return trees.scale(updates, factor), {"count": count, "clipped": clipped, "metrics": metrics}

@@ -1,5 +1,7 @@
 """Loss scaling: gradients of a loss that was multiplied by a factor, so that small ones survive a narrow dtype."""
 
+import functools
+import operator
 from collections.abc import Mapping
 from typing import Any, TypedDict
 
@@ -8,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from optchain.core import arguments, devices, trees
+from optchain.core.factors import Factor
 from optchain.core.gates import Decision, gate
 from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.lookup import find_fields, find_siblings
@@ -38,7 +41,7 @@ def unscale_gradients(loss_scale: Hyperparam) -> Transformation:
     """
 
     def update(updates: Tree, state: dict, params: Tree, *, loss_scale: jax.Array) -> tuple[trees.Scaled, dict]:
-        return trees.rescale(updates, 1 / loss_scale), state
+        return trees.rescale(updates, Factor.reciprocal(loss_scale)), state
 
     return Transformation(
         update=update,
@@ -76,7 +79,8 @@ def dynamic_loss_scale(
         otherwise:            nothing is touched;                                                   loss_scale ← ½ · loss_scale
 
     Keras's `LossScaleOptimizer`, whose scale is unbounded; this one stays within 2⁻²⁴ and 2¹²⁷. Multiply the loss with
-    `scale_loss(loss, state)`; `make_step` does. Finiteness is judged on the scaled gradients.
+    `scale_loss(loss, state)`; `make_step` does. Finiteness is judged on the scaled gradients. A gradient whose square is not
+    finite when it has been unscaled, one above 1.8e19 in float32, is bad too: a second moment would be infinite from then on.
 
     Around `accumulate` a bad call does not count, and the window goes on. Inside it, one bad call drops the whole window. In
     an `optax.chain` it must be the last link.
@@ -119,15 +123,14 @@ def dynamic_loss_scale(
         return state_of(jnp.array(initial_scale, trees.default_float()), jnp.zeros((), jnp.int32))
 
     def decide(grads: Tree, state: dict[str, Any], extra: Mapping[str, Any]) -> Decision:
-        scale, good_steps = state["loss_scale"], state["good_steps"] + 1
-        finite = trees.all_finite(grads, axis_name)
+        scale, good_steps = state["loss_scale"], trees.increment(state["good_steps"])
+        finite = trees.all_usable(grads, axis_name, unscaled_by=unscaling(state.get("inner", {}), scale))
         devices.check_same("dynamic_loss_scale", "whether the gradients are finite", finite, axis_name)
         grows = finite & (good_steps >= growth_steps)
         factor = jnp.where(finite, jnp.where(grows, 2.0, 1.0), 0.5)
         new_scale = jnp.clip(scale * trees.cast(factor, scale), MIN_SCALE, MAX_SCALE)
         own = state_of(new_scale, jnp.where(finite & ~grows, good_steps, jnp.zeros_like(good_steps)))
-        inverse = 1 / scale
-        return finite, lambda: trees.rescale(grads, inverse), own
+        return finite, lambda: trees.rescale(grads, Factor.reciprocal(scale)), own
 
     return gate(gated, init, decide, fields=["loss_scale", "good_steps", "metrics"], rowwise=True)
 
@@ -148,12 +151,21 @@ def scale_loss(loss: jax.Array, state: Any) -> jax.Array:
       >>> optchain.scale_loss(jnp.float16(2.0), optchain.sgd(0.1, loss_scale_factor=2.0**15).init(jnp.zeros(1)))
       Array(65536., dtype=float32)
     """
-    static = [field for group in ("hyperparams", "scheduled") for field in find_fields(state, group)]
-    scales = [field.value for field in static if field.name == "loss_scale"] + find_siblings(
-        state, "loss_scale", "good_steps"
-    )
     loss = jnp.asarray(loss)
-    for scale in scales:
+    for scale in loss_scales(state):
         loss = trees.wide(loss)
         loss = loss * trees.cast(scale, loss)
     return loss
+
+
+def loss_scales(state: Any) -> list[jax.Array]:
+    """Every loss scale in a state."""
+    static = [field for group in ("hyperparams", "scheduled") for field in find_fields(state, group)]
+    scales = [field.value for field in static if field.name == "loss_scale"]
+    return scales + find_siblings(state, "loss_scale", "good_steps")
+
+
+def unscaling(state: Any, *scales: jax.Array) -> Factor:
+    """What gradients are multiplied by before a rule meets them: by the scales, and by those in the state of what is within."""
+    one = Factor.of(jnp.ones((), trees.default_float()))
+    return functools.reduce(operator.mul, map(Factor.reciprocal, [*scales, *loss_scales(state)]), one)

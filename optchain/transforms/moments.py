@@ -35,3 +35,20 @@ def magnitude(x: jax.Array) -> jax.Array:
 def average(old: jax.Array, new: jax.Array, beta: Hyperparam) -> jax.Array:
     """The decaying average one step on: `old + (1 − β)(new − old)`."""
     return old + (new - old) * (1 - trees.cast(beta, old))
+
+
+def average_of_squares(old: jax.Array, x: jax.Array, beta: Hyperparam) -> jax.Array:
+    """The decaying average of `|x|²` one step on: `old + (1 − β)(|x|² − old)`.
+
+    Multiplied in PyTorch's order, `(1 − β) · x · x`, which overflows later than `x²`. What is infinite stays so: a rule that
+    divides by its root stands still, where ∞ − ∞ would make it NaN.
+    """
+    share = 1 - trees.cast(beta, old)
+    return jnp.where(jnp.isinf(old), old, old + (scaled_square(share, x) - share * old))
+
+
+def scaled_square(factor: Any, x: jax.Array) -> jax.Array:
+    """`factor · |x|²`, multiplied in this order, real."""
+    if trees.is_complex(x):
+        return scaled_square(factor, x.real) + scaled_square(factor, x.imag)
+    return factor * x * x

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from optchain.core import arguments, trees
+from optchain.core.factors import Factor
 from optchain.core.registry import register
 from optchain.core.transformation import Transformation
 from optchain.core.trees import Tree
@@ -48,22 +49,26 @@ def monitor(per_subtree: bool = False) -> Transformation:
 
 def _measure(updates: Tree, params: Tree, per_subtree: bool) -> dict[str, jax.Array]:
     """The metrics, from one pass over each leaf."""
-    squares: dict[str, list[tuple[jax.Array, jax.Array]]] = {"": []}
-    rows = zip(trees.leaves_with_paths(params), jax.tree.leaves(updates), strict=True)
-    for (path, p), u in rows:
-        pair = trees.sum_of_squares(u), trees.sum_of_squares(p)
-        squares[""].append(pair)
+    parts: dict[str, list[int]] = {"": []}
+    params_and_paths, updates = trees.leaves_with_paths(params), jax.tree.leaves(updates)
+    for place, (path, _) in enumerate(params_and_paths):
+        parts[""].append(place)
         if per_subtree and path:
             subtree = re.sub(r"\W", "_", trees.path_names(path)[0])  # a key of a checkpoint
-            squares.setdefault(f"_{subtree}", []).append(pair)
+            parts.setdefault(f"_{subtree}", []).append(place)
+    both = [
+        (leaves, [trees.sum_of_squares(x) for x in leaves]) for leaves in (updates, [p for _, p in params_and_paths])
+    ]
     measured = {}
-    for suffix, pairs in squares.items():
-        update_norm, param_norm = (trees.root(trees.total(pair[i] for pair in pairs)) for i in (0, 1))
-        positive = param_norm > 0
-        ratio = jnp.where(positive, update_norm / jnp.where(positive, param_norm, 1), 0)
+    for suffix, places in parts.items():
+        update_norm, param_norm = (
+            trees.norm_of([leaves[i] for i in places], [squares[i] for i in places]) for leaves, squares in both
+        )
+        positive = param_norm.significand > 0
+        ratio = update_norm / param_norm.where(positive, Factor.of(jnp.ones_like(param_norm.significand)))
         measured |= {
-            f"update_norm{suffix}": update_norm,
-            f"param_norm{suffix}": param_norm,
-            f"update_ratio{suffix}": ratio,
+            f"update_norm{suffix}": update_norm.value,
+            f"param_norm{suffix}": param_norm.value,
+            f"update_ratio{suffix}": jnp.where(positive, ratio.value, 0),
         }
     return measured

@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 
 from optchain.core import arguments, trees
+from optchain.core.factors import Factor
 from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.masks import Mask, check_mask, resolve_mask
 from optchain.core.registry import register
 from optchain.core.slot import Slot, declare, stored
 from optchain.core.transformation import Transformation
 from optchain.core.trees import Tree
-from optchain.transforms.moments import average, bias_corrections
+from optchain.transforms.moments import average, average_of_squares, bias_corrections
 
 QUINTIC = (3.4445, -4.7750, 2.0315)
 """The coefficients of Jordan et al.: the steepest at 0 of those that stay near 1."""
@@ -157,7 +158,7 @@ def scale_by_muon(
             return u, mu
 
         def adam(g: jax.Array, mu: jax.Array, nu: jax.Array) -> tuple[jax.Array, ...]:
-            mu, nu = average(mu, g, adam_beta_1), average(nu, trees.abs_square(g), adam_beta_2)
+            mu, nu = average(mu, g, adam_beta_1), average_of_squares(nu, g, adam_beta_2)
             one_minus_b1, one_minus_b2 = corrections(nu.dtype)
             factor = trees.cast(adam_lr_ratio, nu) * jnp.sqrt(one_minus_b2) / one_minus_b1
             denominator = trees.root(nu) + trees.cast(epsilon, nu)
@@ -208,7 +209,12 @@ def orthogonalize(x: jax.Array, coefficients: Sequence[float] = QUINTIC, steps: 
     a, b, c = coefficients
 
     def iterate(x: jax.Array) -> jax.Array:
-        x = x / trees.astype(trees.norm(x) + 1e-7, x.dtype)
+        # A power of two first, and its largest value is near 1: squares neither overflow nor underflow.
+        peak = Factor.of(jnp.max(jnp.abs(x), initial=0))
+        power = Factor(jnp.ones_like(peak.significand), -peak.exponent)
+        x = power.times(x)
+        epsilon = power.times(jnp.full_like(power.significand, 1e-7))
+        x = x / trees.astype(trees.root(trees.sum_of_squares(x)) + epsilon, x.dtype)
         for _ in range(steps):
             square = x @ x.conj().T
             x = a * x + (b * square + c * square @ square) @ x

@@ -11,8 +11,8 @@ from optchain.core.registry import register
 from optchain.core.rule import Leaf, LeafUpdate, rule
 from optchain.core.slot import Slot, declare, stored
 from optchain.core.transformation import Transformation
-from optchain.core.trees import abs_square, root
-from optchain.transforms.moments import average, one_minus_power
+from optchain.core.trees import root
+from optchain.transforms.moments import average, average_of_squares, one_minus_power
 
 SLOTS = declare(
     mu=Slot(decay="beta_1"),  # the average of the gradients
@@ -82,7 +82,7 @@ def scale_by_nadam(
         c2 = one_minus_power(beta_2, t)
 
         def leaf(g: jax.Array, mu: jax.Array, nu: jax.Array) -> LeafUpdate:
-            mu, nu = average(mu, g, b1), average(nu, abs_square(g), b2)
+            mu, nu = average(mu, g, b1), average_of_squares(nu, g, b2)
             v = nu / c2
             u = (of_mu * mu + of_g * g) / (root(v + epsilon) if epsilon_in_root else root(v) + epsilon)
             return u, {"mu": mu, "nu": nu}

@@ -13,6 +13,7 @@ from optchain.core.optax_link import as_transformation
 from optchain.core.registry import register
 from optchain.core.transformation import State, Transformation
 from optchain.core.trees import Tree
+from optchain.transforms.loss_scale import unscaling
 
 
 class SkipNonfiniteState(TypedDict):
@@ -32,6 +33,9 @@ def skip_nonfinite(
     axis_name: str | tuple[str, ...] | None = None,
 ) -> Transformation:
     """Runs `inner` when every value of the gradients is finite; else leaves the parameters and its state alone. A gate.
+
+    A value whose square is not finite, one above 1.8e19 in float32, is bad too: a second moment would be infinite from then
+    on. What is judged is the gradient that a rule within meets, divided by the loss scales within.
 
     A bad step is never let through, however many come in a row. With `max_consecutive` the metrics say when that many
     have: `check(metrics)` raises on the host, with the state still good.
@@ -78,7 +82,7 @@ def skip_nonfinite(
         return state_of(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
 
     def decide(grads: Tree, state: dict[str, Any], extra: Mapping[str, Any]) -> Decision:
-        finite = trees.all_finite(grads, axis_name)
+        finite = trees.all_usable(grads, axis_name, unscaled_by=unscaling(state.get("inner", {})))
         devices.check_same("skip_nonfinite", "whether the gradients are finite", finite, axis_name)
         skipped = jnp.where(finite, state["skipped_steps"], trees.increment(state["skipped_steps"]))
         consecutive = jnp.where(finite, jnp.zeros_like(skipped), trees.increment(state["consecutive"]))

@@ -12,8 +12,8 @@ from optchain.core.registry import register
 from optchain.core.rule import Leaf, LeafUpdate, rule
 from optchain.core.slot import Slot, declare, stored
 from optchain.core.transformation import Transformation
-from optchain.core.trees import abs_square, root
-from optchain.transforms.moments import average
+from optchain.core.trees import root
+from optchain.transforms.moments import average, average_of_squares
 
 SLOTS = declare(
     mu=Slot(decay="beta_1"),  # the average of the gradients
@@ -59,7 +59,7 @@ def scale_by_radam(
         rectifies, factor = _rectification(beta_2, t)
 
         def leaf(g: jax.Array, mu: jax.Array, nu: jax.Array) -> LeafUpdate:
-            mu, nu = average(mu, g, beta_1), average(nu, abs_square(g), beta_2)
+            mu, nu = average(mu, g, beta_1), average_of_squares(nu, g, beta_2)
             # Where nothing is rectified the quotient is not computed either: 0 / 0 would be NaN.
             adaptive = factor / jnp.where(rectifies, root(nu) + epsilon, 1)
             return mu * correction * adaptive, {"mu": mu, "nu": nu}

@@ -12,7 +12,7 @@ from optchain.core.rule import Leaf, LeafUpdate, rule
 from optchain.core.slot import Slot, declare, stored
 from optchain.core.transformation import Transformation
 from optchain.core.trees import abs_square, root
-from optchain.transforms.moments import one_minus_power
+from optchain.transforms.moments import one_minus_power, scaled_square
 
 SLOTS = declare(
     nu=Slot(real=True, decay="rho"),  # the average of the squared gradients
@@ -75,7 +75,7 @@ def scale_by_rms(
 
     def averages(rho: jax.Array, epsilon: jax.Array, c: jax.Array | int) -> Leaf:
         def leaf(g: jax.Array, nu: jax.Array, mu: jax.Array | None = None) -> LeafUpdate:
-            nu = rho * nu + (1 - rho) * abs_square(g)
+            nu = rho * nu + scaled_square(1 - rho, g)
             v = nu * c
             if mu is not None:
                 mu = rho * mu + (1 - rho) * g

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from optchain.core import trees
+from optchain.core.factors import Factor, is_factor
 from optchain.core.registry import register
 from optchain.core.transformation import Transformation
 from optchain.core.trees import Tree
@@ -13,7 +14,7 @@ from optchain.core.trees import Tree
 def scale_by_trust_ratio() -> Transformation:
     """Gives each leaf's update the norm of its parameter: `u ← ‖p‖ / ‖u‖ · u`, or `u` as it is where a norm is 0.
 
-    Norms are accumulated in float32 or wider.
+    Norms are accumulated in float32 or wider, and neither overflow nor underflow.
 
     Source: You et al., "Large Batch Optimization for Deep Learning: Training BERT in 76 minutes", 2020, arXiv:1904.00962,
     with φ the identity.
@@ -27,12 +28,12 @@ def scale_by_trust_ratio() -> Transformation:
     """
 
     def update(updates: Tree, state: dict, params: Tree) -> tuple[Tree, dict]:
-        def ratio(u: jax.Array, p: jax.Array) -> jax.Array:
-            size, wanted = trees.norm(u), trees.norm(p)
-            wanted = trees.astype(wanted, size.dtype)
-            both = (size > 0) & (wanted > 0)
-            return jnp.where(both, wanted / jnp.where(both, size, jnp.ones_like(size)), jnp.ones_like(size))
+        def ratio(size: Factor, wanted: Factor) -> Factor:
+            both = (size.significand > 0) & (wanted.significand > 0)
+            one = Factor.of(jnp.ones_like(size.significand))
+            return wanted.where(both, one) / size.where(both, one)
 
-        return trees.scale_each(updates, jax.tree.map(ratio, updates, params)), state
+        ratios = jax.tree.map(ratio, trees.norms(updates), trees.norms(params), is_leaf=is_factor)
+        return trees.scale_each(updates, ratios), state
 
     return Transformation(update=update, needs_params=True)

@@ -184,12 +184,14 @@ def test_a_nan_poisons_its_own_window_and_no_later_one_even_without_a_gate(form)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_huge_gradients_whose_squares_overflow_are_not_skipped(dtype):
-    params = {"w": jnp.zeros(4, dtype)}
-    tx = oc.skip_nonfinite(oc.chain(oc.scale_by_learning_rate(), learning_rate=1e-30))
-    params, state = tx.apply(params, tx.init(params), grads={"w": jnp.full(4, 1e30, dtype)})
-    assert int(state["skipped_steps"]) == 0
-    np.testing.assert_allclose(params["w"].astype(jnp.float32), -1.0, rtol=1e-2)
+@pytest.mark.parametrize(("value", "skipped"), [(1e19, 0), (1e30, 1)])
+def test_a_gradient_is_good_up_to_where_its_square_overflows(dtype, value, skipped):
+    # The sum of these squares overflows for both.
+    params = {"w": jnp.zeros(8, dtype)}
+    tx = oc.skip_nonfinite(oc.chain(oc.scale_by_learning_rate(), learning_rate=1e-19))
+    params, state = tx.apply(params, tx.init(params), grads={"w": jnp.full(8, value, dtype)})
+    assert int(state["skipped_steps"]) == skipped
+    np.testing.assert_allclose(params["w"].astype(jnp.float32), skipped - 1.0, rtol=1e-2)
 
 
 def test_the_largest_float16_is_finite_and_what_comes_after_is_not():

@@ -8,6 +8,8 @@ import math
 import re
 from collections.abc import Iterator
 
+from optchain.core.trees import RARELY
+
 _COMPUTATION = re.compile(r"^(ENTRY )?%(\S+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^  (?:ROOT )?%(\S+) = ")
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?")
@@ -49,7 +51,9 @@ def traffic(text: str) -> Traffic:
             taken = [total(branch) for branch in branches(instruction)]
             if taken:
                 least += min(branch.least for branch in taken)
-                most += max(branch.most for branch in taken)
+                # The branch for norms that overflowed is not part of a step as it usually is.
+                rarely = RARELY in instruction.line
+                most += min(branch.least for branch in taken) if rarely else max(branch.most for branch in taken)
             for body in called(instruction):
                 inner = total(body)
                 least, most = least + inner.least, most + inner.most

@@ -1,0 +1,79 @@
+"""Ranges hold for the number that is used, in JAX's default float, and not only for the one that is written."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import optchain as oc
+from optchain.core import arguments
+from optchain.core.precision import enable_x64
+
+CASES = [
+    (lambda: oc.sgd(1e39), "learning_rate must be a finite number >= 0; got 1e+39, which overflows in float32"),
+    (
+        lambda: oc.clip_by_global_norm(1e39),
+        "max_norm must be a finite number > 0; got 1e+39, which overflows in float32",
+    ),
+    (
+        lambda: oc.adam(beta_1=1 - 1e-9),
+        "beta_1 must be a number in [0, 1); got 0.999999999, which rounds to 1 in float32",
+    ),
+    (
+        lambda: oc.adam(beta_2=1 - 1e-9),
+        "beta_2 must be a number in [0, 1); got 0.999999999, which rounds to 1 in float32",
+    ),
+    (
+        lambda: oc.unscale_gradients(1e-39),
+        "loss_scale must be a finite number > 0; got 1e-39, which is flushed to 0 in float32",
+    ),
+    (lambda: oc.sgd(0.1, loss_scale_factor=1e-39), "loss_scale_factor must be"),
+    (lambda: oc.sgd(0.1, clipnorm=1e-39), "clipnorm must be"),
+    (lambda: oc.presets.torch.adam(betas=(0.9, 1 - 1e-9)), "betas[1] must be"),
+    (lambda: oc.scale_by_path({"w": 1e39}), "factors['w'] must be"),
+    (lambda: oc.schedules.StepLR(1e39, 2), "lr must be"),
+    (lambda: oc.schedules.CosineDecay(1e39, 10), "initial_learning_rate must be"),
+    (lambda: oc.schedules.CosineDecay(0.1, 1e-39), "decay_steps must be"),
+    (lambda: oc.schedules.PiecewiseConstantDecay([1], [0.1, 1e39]), "values[1] must be"),
+    (lambda: oc.schedules.PerEpoch(lambda epoch: 1e39, 2, 0.1, 3), "learning_rate must be"),
+    (lambda: oc.schedules.CosineDecay(0.1, 10) * 1e39, "factor must be"),
+]
+
+
+@pytest.mark.parametrize(("build", "message"), CASES)
+def test_what_float32_makes_of_a_number_is_refused_in_words(build, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        build()
+
+
+@pytest.mark.parametrize("value", [1e39, np.float64(1e39), np.array([1e39])[0]])
+def test_set_hyperparams_refuses_it_too(value):
+    state = oc.sgd(0.1).init(jnp.ones(1))
+    with pytest.raises(ValueError, match=r"learning_rate must be a finite number >= 0; got 1e\+39"):
+        oc.set_hyperparams(state, learning_rate=value)
+
+
+def test_float64_keeps_what_float32_does_not():
+    with enable_x64():
+        for build in (lambda: oc.sgd(1e39), lambda: oc.adam(beta_2=1 - 1e-9), lambda: oc.unscale_gradients(1e-39)):
+            build()
+        with pytest.raises(ValueError, match=r"which rounds to 1 in float64|must be a number in \[0, 1\)"):
+            oc.adam(beta_1=1 - 1e-17)
+
+
+@given(name=st.sampled_from(sorted(arguments.RANGES)), value=st.floats() | st.floats(1 - 1e-6, 1) | st.floats(0, 1e-37))
+def test_what_is_accepted_is_in_range_when_xla_has_it(name, value):
+    try:
+        arguments.check_range(name, value)
+    except ValueError:
+        return
+    assert float(used(jnp.float32(value))) in arguments.RANGES[name]
+
+
+@jax.jit
+def used(x):
+    return x * 1
