@@ -7,6 +7,7 @@ import jax
 from jax import lax
 
 from optchain.core import trees
+from optchain.core.branch import run_if
 from optchain.core.slot import Slot
 from optchain.core.transformation import Stage, State, Transformation
 from optchain.core.trees import Tree
@@ -73,10 +74,7 @@ def gate(
             params, inner_state = inner.run_apply(params, inner_state, gradient(), extra)
             return (keep_layout(params) if keep_layout else params), inner_state
 
-        def wait(params: Tree, inner_state: State) -> tuple[Tree, State]:
-            return params, inner_state
-
-        params, inner_state = lax.cond(run_now, run, wait, params, state.get("inner", {}))
+        params, inner_state = run_if(run_now, run, params, state.get("inner", {}))
         return params, {**own, **inner_entry(inner_state)}
 
     return Transformation(

@@ -1,4 +1,5 @@
-"""What a compiled program moves through main memory, read off its text, each branch of a condition for itself.
+"""What a compiled program moves through main memory, read off its text, each branch of a condition for itself, a gate's loop
+with no round and with one.
 
 XLA's own count adds up the branches, and counts what stays in a TPU's vector memory.
 """
@@ -15,6 +16,7 @@ _INSTRUCTION = re.compile(r"^  (?:ROOT )?%(\S+) = ")
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?")
 _OPERAND = re.compile(r"%([^\s,()]+)")
 _CALLED = re.compile(r"(?:to_apply|body|condition)=%([^\s,}]+)")
+_ROUNDS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}|true_computation=(\S+?), false_computation=([^\s,]+)")
 
 _FREE = {"parameter", "tuple", "get-tuple-element", "bitcast", "constant", "conditional", "while", "call", "iota"}
@@ -25,7 +27,10 @@ _OTHER_MEMORY = re.compile(r"S\([1-9]")
 
 @dataclasses.dataclass(frozen=True)
 class Traffic:
-    """Bytes that a run of the program moves, with the cheapest branch of each condition and with the dearest."""
+    """Bytes that a run of the program moves, with the cheapest branch of each condition and with the dearest.
+
+    A gate's loop of at most one round (`core/branch.py`) has two branches, as it were: no round and one.
+    """
 
     least: float
     most: float
@@ -54,9 +59,10 @@ def traffic(text: str) -> Traffic:
                 # The branch for norms that overflowed is not part of a step as it usually is.
                 rarely = RARELY in instruction.line
                 most += min(branch.least for branch in taken) if rarely else max(branch.most for branch in taken)
+            fewest, rounds = runs(instruction)
             for body in called(instruction):
                 inner = total(body)
-                least, most = least + inner.least, most + inner.most
+                least, most = least + fewest * inner.least, most + rounds * inner.most
         return Traffic(least, most)
 
     return total(entry)
@@ -128,3 +134,11 @@ def branches(instruction: Instruction) -> list[str]:
 
 def called(instruction: Instruction) -> list[str]:
     return _CALLED.findall(instruction.line) if instruction.opcode in ("call", "while") else []
+
+
+def runs(instruction: Instruction) -> tuple[int, int]:
+    """How often what it calls runs, at the least and at the most: a loop whose length XLA does not know is a gate's."""
+    if instruction.opcode != "while":
+        return 1, 1
+    known = _ROUNDS.search(instruction.line)
+    return (int(known[1]), int(known[1])) if known else (0, 1)
