@@ -516,10 +516,10 @@ ARGUMENTS = [
         "units along no axis", lambda: oc.adaptive_grad_clip(0.1, axis="rows"), TypeError, "axis must be an integer or"
     ),
     Mistake(
-        "a seed that is a key",
-        lambda: oc.add_noise(0.1, seed=jax.random.key(0)),
-        TypeError,
-        "seed must be an integer >= 0; got",
+        "a seed that is several keys",
+        lambda: oc.add_noise(0.1, seed=jax.random.split(jax.random.key(0), 3)),
+        ValueError,
+        "seed must be one key; got an array of them, of shape (3,)",
     ),
     Mistake("a negative seed", lambda: oc.add_noise(0.1, seed=-1), ValueError, "seed must be an integer >= 0; got -1"),
     Mistake(
