@@ -11,9 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
@@ -21,6 +19,8 @@ import pytest
 import optchain
 from optchain.cli import main
 from optchain.cli.train import checkpoints, digits, recipe
+
+from .runs import arrays, assert_same_run, contents, lines
 
 COMMAND = [sys.executable, "-W", "error", "-m", "optchain.cli", "train"]
 PNG_SIZE = (1800, 1200)
@@ -35,33 +35,6 @@ def start(*arguments: object, **environment: str) -> subprocess.Popen[str]:
     command = [*COMMAND, *map(str, arguments)]
     env = os.environ | environment
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
-
-
-def lines(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def arrays(folder: Path) -> dict[str, np.ndarray]:
-    """Everything in the last checkpoint, by path, read by Orbax alone."""
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        path = checkpoints.latest(folder).path / "arrays"
-        tree = checkpointer.metadata(path).item_metadata.tree
-        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-        restored = checkpointer.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
-    return {jax.tree_util.keystr(path): array for path, array in jax.tree.leaves_with_path(restored)}
-
-
-def assert_same_run(one: Path, other: Path) -> None:
-    assert (one / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
-    first, second = arrays(one), arrays(other)
-    assert first.keys() == second.keys()
-    assert len(first) > 20
-    for name, array in first.items():
-        assert array.tobytes() == second[name].tobytes(), name
-
-
-def contents(folder: Path) -> dict[str, bytes | None]:
-    return {str(path): path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))}
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:

@@ -105,9 +105,9 @@ def save(
     except Exception as error:  # Orbax has no common class for what goes wrong
         shutil.rmtree(partial, ignore_errors=True)
         raise OSError(f"cannot save checkpoint {step} in {folder}: {files.reason(error)}") from error
-    for old in steps(folder)[:-keep]:
-        shutil.rmtree(folder / str(old))
-    for leftover in folder.glob(".*.partial"):  # of a run that was killed while it wrote
+    for old in steps(folder)[:-keep]:  # by a name first that is no checkpoint's: a kill here leaves no half of one
+        (folder / str(old)).rename(folder / f".{old}.partial")
+    for leftover in folder.glob(".*.partial"):  # of a run that was killed while it wrote, too
         shutil.rmtree(leftover)
     return folder / str(step)
 
