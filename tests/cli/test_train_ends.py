@@ -1,5 +1,6 @@
 """`optchain train`, ended at any moment: one command goes on, one process writes, and a terminal stays tidy."""
 
+import logging
 import multiprocessing
 import os
 import random
@@ -69,7 +70,6 @@ def test_after_an_end_at_any_moment_the_same_command_ends_in_the_same_bits(
     times: int,
     whole: tuple[Path, float],
     tmp_path: Path,
-    record_property: Callable[[str, object], None],
 ):
     uninterrupted, seconds = whole
     moments = random.Random(0)
@@ -88,7 +88,7 @@ def test_after_an_end_at_any_moment_the_same_command_ends_in_the_same_bits(
             assert len(lines(folder)) == max(steps)  # stopped in order: no step is made twice
         assert ended(started(folder)) == 0
         assert_same_run(folder, uninterrupted)
-    record_property(end, f"{times} times, at {at}")
+    logging.getLogger(__name__).info("%s, %s times, at %s", end, times, at)  # shown by --log-cli-level=INFO
 
 
 def killed_in_the_first_checkpoint(folder: Path) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 
 from optchain.core.masks import check_patterns, first_match
 from optchain.core.trees import Tree, dtype_of, leaves_with_paths, path_names, path_string
+from optchain.interop import checks
 from optchain.interop.report import Names
 
 Axes: TypeAlias = tuple[int, ...]
@@ -69,6 +70,7 @@ def to_array(tensor: Any) -> np.ndarray:
 
 def transposed(value: np.ndarray, axes: tuple[int, ...], like: Any, path: str, name: str) -> np.ndarray:
     """PyTorch's array in our layout and dtype; an error that names both shapes if it has not the shape of ours."""
+    checks.kind(f"{name} of PyTorch's", value.dtype, dtype_of(like))
     made = value.transpose(axes) if value.ndim == len(axes) else value
     if made.shape != np.shape(like):
         asked = tuple(np.shape(like)[axis] for axis in inverse(axes))
