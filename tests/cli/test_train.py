@@ -361,7 +361,14 @@ def torn_settings(run: Path) -> None:
 
 def other_settings(run: Path) -> None:
     file = run / "checkpoints" / "60" / "checkpoint.json"
-    file.write_text(file.read_text().replace('"clip_norm"', '"clip_value"'))
+    about = json.loads(file.read_text().replace('"clip_norm"', '"clip_value"'))
+    del about["sha256"]  # as another version might have written it
+    file.write_text(json.dumps(about))
+
+
+def other_setting(run: Path) -> None:
+    file = run / "checkpoints" / "60" / "checkpoint.json"
+    file.write_text(file.read_text().replace('"clip_norm": 0.5', '"clip_norm": 0.7'))
 
 
 def other_version(run: Path) -> None:
@@ -385,6 +392,7 @@ def damaged_metrics(run: Path) -> None:
         (flipped_byte, "the checkpoint is damaged"),
         (missing_file, "the checkpoint is damaged"),
         (torn_settings, "checkpoint.json is none: JSONDecodeError"),
+        (other_setting, "the checkpoint is damaged, checkpoint.json is not as written"),
         (other_settings, "the settings clip_norm, clip_value are missing or unknown"),
         (other_version, "was not written by this version of optchain train"),
         (damaged_metrics, "line 9 of"),
@@ -609,6 +617,7 @@ def test_a_checkpoint_from_before_there_were_recipes_is_resumed(run: Path):
     file = run / "checkpoints" / "60" / "checkpoint.json"
     about = json.loads(file.read_text())
     assert about["metadata"]["settings"].pop("recipe") is None
+    del about["sha256"]
     file.write_text(json.dumps(about))
     train("--resume", run, "--steps", 61)
     assert len(lines(run)) == 61

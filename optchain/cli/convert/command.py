@@ -82,7 +82,6 @@ def convert(
 
     SOURCE is read as data alone: no code in it is run.
     """
-    from rich.console import Console
     from rich.table import Table
 
     import optchain
@@ -90,6 +89,7 @@ def convert(
     from optchain.cli.convert.names import names_in
     from optchain.cli.convert.sources import read, recipe_in
     from optchain.cli.convert.targets import write
+    from optchain.cli.screen import console, say
 
     table = None if names is None else names_in(names)
     if out.exists():
@@ -109,7 +109,7 @@ def convert(
         shown.add_row(*line)
     for path in lost:
         shown.add_row(path, "", "left behind", f"{to.value} has no place for it")
-    console = Console()
-    console.print(shown)
-    console.print(f"hyperparameters: {run.report.hyperparams}", highlight=False, soft_wrap=True)
-    console.print(f"wrote {out}", highlight=False, soft_wrap=True)
+    screen = console()
+    screen.print(shown)
+    say(screen, f"hyperparameters: {run.report.hyperparams}")
+    say(screen, f"wrote {out}")

@@ -15,6 +15,10 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def digest_of(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
 def sync(path: Path) -> None:
     """Has a file, or the names in a folder, on the disk before anything relies on it."""
     handle = os.open(path, os.O_RDONLY)

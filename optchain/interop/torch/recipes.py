@@ -109,7 +109,7 @@ def from_torch(
 
 def _warn_of_schedulers(groups: Sequence[Mapping[str, Any]]) -> None:
     driven = [
-        f"group {number}, from {plain(group[INITIAL])} to {plain(group['lr'])}"
+        f"group {number}, from {plain(group[INITIAL]):g} to {plain(group['lr']):g}"
         for number, group in enumerate(groups)
         if INITIAL in group
     ]

@@ -273,10 +273,10 @@ def _with_schedulers(report: Report, found: list[Place], source: _Source) -> Rep
     """The report, with a note at each rate that a scheduler has driven, and that nothing drives any more."""
     notes: dict[Names, str] = {}
     for place in found:
-        initial = [source.groups[path][INITIAL] for path in place.parameters if INITIAL in source.groups[path]]
+        initial = [float(source.groups[path][INITIAL]) for path in place.parameters if INITIAL in source.groups[path]]
         if initial:
             notes[(*place.path, "hyperparams", "learning_rate")] = (
-                f"{DRIVEN} it in PyTorch, from {initial[0]}; tx keeps it as it is: build tx with the schedule to go on with it"
+                f"{DRIVEN} it in PyTorch, from {initial[0]:g}; tx keeps it as it is: build tx with the schedule to go on with it"
             )
     rows = [
         dataclasses.replace(row, note=", ".join(filter(None, (row.note, notes.get(row.path, "")))))
