@@ -167,7 +167,8 @@ class _Source:
                     f"the recipe needs {field} of {'/'.join(path)}, and PyTorch's state of {self.labels[path]} has {listed(slot)}"
                 )
             return None
-        name, value = f"{field} of {self.labels[path]}", to_array(slot[field])
+        name, value = f"{field} of {self.labels[path]}", slot[field]
+        value = to_array(value, name)
         if squares:
             checks.squares(name, value)
         return transposed(value, self.axes[path], self.params[path], "/".join(path), name)
