@@ -3,7 +3,7 @@
 import importlib
 from typing import Any
 
-EXTRAS = {"h5py": "interop", "safetensors": "interop", "orbax": "interop", "torch": "torch", "keras": "keras"}
+EXTRAS = {"h5py": "interop", "safetensors": "interop", "torch": "torch", "keras": "keras"}
 """The extra of optchain that has a package."""
 
 

@@ -136,8 +136,9 @@ def _orbax(path: Path) -> Shapes:
     import orbax.checkpoint as ocp
 
     from optchain.cli.train import checkpoints
+    from optchain.cli.train.folder import holds_run
 
-    folder = checkpoints.latest(path).path / "arrays" if checkpoints.holds_run(path) else path
+    folder = checkpoints.latest(path, "--params").path / "arrays" if holds_run(path) else path
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         metadata = checkpointer.metadata(folder.absolute()).item_metadata
     if metadata is None:

@@ -6,6 +6,7 @@ array, and a digest of its own: Orbax reads a flipped byte back as another numbe
 alone has written, too, which has no digests.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -21,6 +22,7 @@ from optchain.core.trees import Tree
 from optchain.interop.merging import by_names, check_choice, merge, raw_dtype
 from optchain.interop.orbax import arrays, files
 from optchain.interop.report import Choice, Names, Report
+from optchain.interop.system import reason
 
 FORMAT = "optchain checkpoint"
 VERSION = 1
@@ -91,7 +93,7 @@ def save(
     json.dumps(about)
     if (folder / str(step)).exists():
         raise FileExistsError(f"cannot save checkpoint {step} in {folder}: there is one already")
-    partial = folder / f".{step}.partial"
+    partial, new = folder / f".{step}.partial", not folder.exists()
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -107,7 +109,10 @@ def save(
         files.sync(folder)
     except Exception as error:  # Orbax has no common class for what goes wrong
         shutil.rmtree(partial, ignore_errors=True)
-        raise OSError(f"cannot save checkpoint {step} in {folder}: {files.reason(error)}") from error
+        if new:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise OSError(f"cannot save checkpoint {step} in {folder}: {reason(error)}") from error
     for old in steps(folder)[:-keep]:  # by a name first that is no checkpoint's: a kill here leaves no half of one
         (folder / str(old)).rename(folder / f".{old}.partial")
     for leftover in folder.glob(".*.partial"):  # of a run that was killed while it wrote, too
@@ -195,9 +200,7 @@ def _read(source: str | os.PathLike | Checkpoint, wanted: Mapping[Names, Any]) -
     try:
         return arrays.read(foreign or path / ARRAYS, wanted, quoted=foreign is None)
     except Exception as error:  # Orbax has no common class for what it finds wrong
-        raise ValueError(
-            f"{path}: expected a checkpoint of Orbax, and it cannot be read: {files.reason(error)}"
-        ) from error
+        raise ValueError(f"{path}: expected a checkpoint of Orbax, and it cannot be read: {reason(error)}") from error
 
 
 def _foreign(folder: Path) -> Path | None:

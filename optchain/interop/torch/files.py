@@ -1,6 +1,7 @@
 """Files of PyTorch, `.pt` and `.safetensors`, as data alone."""
 
 import dataclasses
+import errno
 import json
 import os
 import pickle
@@ -15,6 +16,7 @@ import numpy as np
 
 from optchain.interop.packages import needed
 from optchain.interop.report import listed
+from optchain.interop.system import reason
 
 PICKLED = (".pt", ".pth", ".bin")
 SAFE = (".safetensors",)
@@ -23,6 +25,7 @@ UNREADABLE = (
     *(RecursionError, zipfile.BadZipFile, struct.error),
 )
 """What readers raise of a file that is damaged."""
+SYSTEM = frozenset(map(os.strerror, errno.errorcode))
 MODEL, STATE, GROUPS = "model.", "optimizer.state.", "optimizer.param_groups"
 
 
@@ -71,6 +74,7 @@ def write(path: str | os.PathLike, model: Mapping[str, Any] | None, optimizer: M
 
     Raises:
       ValueError: another ending.
+      OSError: it cannot be written, say because the disk is full.
     """
     path = Path(path)
     if path.suffix not in PICKLED + SAFE:
@@ -82,8 +86,14 @@ def write(path: str | os.PathLike, model: Mapping[str, Any] | None, optimizer: M
         else:
             torch = needed("torch")
             parts = {"model": model, "optimizer": optimizer}
-            torch.save({name: part for name, part in parts.items() if part is not None}, partial)
+            with partial.open("wb") as file:  # whose error says why; PyTorch's own does not
+                torch.save({name: part for name, part in parts.items() if part is not None}, file)
         partial.replace(path)
+    except Exception as error:  # both libraries have errors of their own for what the system refuses
+        why = reason(error)
+        if isinstance(error, OSError) or why in SYSTEM:
+            raise OSError(f"cannot write {path}: {why}") from error
+        raise
     finally:
         partial.unlink(missing_ok=True)
 
