@@ -10,9 +10,10 @@ The dictionaries of `keras.optimizers.serialize` are understood too.
 """
 
 import dataclasses
+import difflib
 import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -258,8 +259,16 @@ def _key(key: Any, where: str) -> str:
 
 def _look_up(table: Mapping[str, Any], kind: str, name: str, where: str) -> Any:
     if name not in table:
-        raise _ConfigError(f"{where}: no {kind} is registered as {name!r}; there are: {', '.join(sorted(table))}")
+        known = f"{_meant(name, table)}; there are: {', '.join(sorted(table))}"
+        raise _ConfigError(f"{where}: no {kind} is registered as {name!r}{known}")
     return table[name]
+
+
+def _meant(name: str, known: Iterable[str]) -> str:
+    """The nearest name, as the end of a sentence, if one is near: whichever case it is written in."""
+    by_lower = {each.lower(): each for each in known}
+    near = difflib.get_close_matches(name.lower(), by_lower, n=1)
+    return f" (did you mean {by_lower[near[0]]!r}?)" if near else ""
 
 
 def _transformation(name: str, given: dict[str, Any], where: str) -> Transformation:
@@ -272,12 +281,22 @@ def _transformation(name: str, given: dict[str, Any], where: str) -> Transformat
             if not isinstance(items, list):
                 raise ValueError(f"{parameter.name} must be a list")
             positional = [tuple(item) if isinstance(item, list) else item for item in items]
+    _check_names(signature, given)
     return factory(*positional, **given)
+
+
+def _check_names(signature: inspect.Signature, given: Mapping[str, Any]) -> None:
+    known = signature.parameters
+    for name in given:
+        if name not in known and not any(p.kind is p.VAR_KEYWORD for p in known.values()):
+            raise TypeError(f"there is no argument {name!r}{_meant(name, known)}; there are: {', '.join(known)}")
 
 
 def _schedule(name: str, given: dict[str, Any], where: str) -> schedules.Schedule:
     kind = _look_up(_schedule_kinds(), "schedule", name, where)
     given = {key: tuple(item) if isinstance(item, list) else item for key, item in given.items()}
+    if kind is not schedules.PerEpoch:
+        _check_names(inspect.signature(kind), given)
     return schedules.PerEpoch.from_table(**given) if kind is schedules.PerEpoch else kind(**given)
 
 
@@ -347,7 +366,9 @@ def _from_keras(config: Mapping[str, Any], where: str) -> Transformation:
         return _build(where, name, keras_presets.loss_scale_optimizer, inner, **_with_identifier(given))
     if name not in KERAS_CLASSES:
         known = sorted([*KERAS_CLASSES, "LossScaleOptimizer"])
-        raise _ConfigError(f"{where}: Keras's {name!r} has no counterpart here; there are: {', '.join(known)}")
+        raise _ConfigError(
+            f"{where}: Keras's {name!r} has no counterpart here{_meant(name, known)}; there are: {', '.join(known)}"
+        )
     rate = given.get("learning_rate")
     if isinstance(rate, Mapping):
         given["learning_rate"] = _keras_schedule(rate, f"{where}.learning_rate")
@@ -355,6 +376,7 @@ def _from_keras(config: Mapping[str, Any], where: str) -> Transformation:
         given["weight_decay"] = None
     if given.get("exclude_layers") == []:  # what Keras makes of None
         given["exclude_layers"] = None
+    _build(where, name, _check_names, inspect.signature(KERAS_CLASSES[name]), given)
     return _build(where, name, KERAS_CLASSES[name], **_with_identifier(given))
 
 

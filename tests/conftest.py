@@ -6,6 +6,7 @@ from typing import Any
 
 import hypothesis
 import jax
+import numpy as np
 import pytest
 
 os.environ["KERAS_BACKEND"] = "jax"  # read when Keras is first imported
@@ -36,10 +37,12 @@ TABLES = {
 """The tables at the end of a run, and what the keys of each are."""
 
 WORST_ERRORS = pytest.StashKey[dict[str, dict[ErrorKey, float]]]()
+CRASHED = pytest.StashKey[list[str]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[WORST_ERRORS] = {title: {} for title in TABLES}
+    config.stash[CRASHED] = []
 
 
 @pytest.fixture(scope="session")
@@ -55,8 +58,9 @@ def record_difference(request: pytest.FixtureRequest) -> Record:
 
 
 def _record(config: pytest.Config, title: str, key: ErrorKey, error: float) -> None:
-    worst = config.stash[WORST_ERRORS][title]
-    worst[key] = max(error, worst.get(key, 0.0))
+    # pytest-xdist sends strings and floats, and nothing that is derived from them.
+    worst, plain = config.stash[WORST_ERRORS][title], tuple(map(str, key))
+    worst[plain] = float(np.maximum(error, worst.get(plain, 0.0)))
 
 
 # Under pytest-xdist the errors travel from the workers to the process that prints the table.
@@ -68,6 +72,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         session.config.workeroutput["worst_errors"] = [
             [title, list(key), error] for title, errors in worst.items() for key, error in errors.items()
         ]
+    if session.config.stash[CRASHED] and session.exitstatus == pytest.ExitCode.OK:
+        # pytest-xdist replaces a worker that crashes, and forgets it where no test was running.
+        session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
     if os.environ.get("OPTCHAIN_LEAVE_NOTHING_OUT"):
         reporter = session.config.pluginmanager.get_plugin("terminalreporter")
         if reporter is not None and reporter.stats.get("skipped"):
@@ -77,12 +84,17 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_testnodedown(node: Any) -> None:
+def pytest_testnodedown(node: Any, error: Any) -> None:
+    if error:
+        node.config.stash[CRASHED].append(node.gateway.id)
     for title, key, error in getattr(node, "workeroutput", {}).get("worst_errors", []):
         _record(node.config, title, tuple(key), error)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if config.stash[CRASHED]:
+        terminalreporter.section("Crashed workers", red=True)
+        terminalreporter.write_line(f"{', '.join(config.stash[CRASHED])}: what they had to report is lost")
     for title, worst in config.stash[WORST_ERRORS].items():
         if worst:
             terminalreporter.section(title)

@@ -434,7 +434,10 @@ HOSTILE: dict[str, tuple[Any, str]] = {
     "an array": ({"optchain": 1, "array": 1.0, "dtype": "float32"}, "a config must name a transformation"),
     "a tree": ({"optchain": 1, "tree": {"a": 1}}, "a config must name a transformation"),
     # Names.
-    "unknown": (ours("adagrad2"), "config: no transformation is registered as 'adagrad2'; there are: .*adamw"),
+    "unknown": (
+        ours("adagrad2"),
+        "config: no transformation is registered as 'adagrad2' .did you mean 'adagrad'.*; there are: .*adamw",
+    ),
     "empty name": (ours(""), "config: no transformation is registered as ''"),
     "dotted": (ours("os.system", learning_rate="true"), "config: no transformation is registered as 'os.system'"),
     "builtin": (ours("eval", source="1/0"), "config: no transformation is registered as 'eval'"),

@@ -1,11 +1,14 @@
 """The command line: `optchain --help`. Needs `pip install "optchain[demo]"`."""
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
+from types import TracebackType
 from typing import Any, cast
 
 from optchain.cli.errors import UserError
+from optchain.interop.packages import EXTRAS
 
 INTERRUPTED = 130  # what a shell reports for a program that SIGINT ended
 MISTAKE = 2
@@ -13,15 +16,21 @@ MISTAKE = 2
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code. A mistake gets one line on stderr and code 2, never a traceback."""
+    for size in ("COLUMNS", "LINES"):  # 0 where nobody knows: then nothing would be printed
+        if os.environ.get(size, "").strip() == "0":
+            del os.environ[size]
     try:
         import typer
 
         from optchain.cli.app import app
+    except KeyboardInterrupt:
+        return INTERRUPTED
     except ModuleNotFoundError as error:
         return _fail(_missing(error))
     # What all of typer's usage errors have in common has no public name, and moved between its versions.
     usage_error = cast(type[Exception], typer.BadParameter.__mro__[2])
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax tells there, at length, what it raises too
+    hook, sys.excepthook = sys.excepthook, _but_of_closed_loops
     try:
         code = typer.main.get_command(app).main(arguments, "optchain", standalone_mode=False)
         return code if isinstance(code, int) else 0
@@ -32,8 +41,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(message) if message else MISTAKE  # without a command typer shows the help, and has nothing to add
     except ModuleNotFoundError as error:
         return _fail(_missing(error))
-    except (UserError, OSError) as error:
+    except OSError as error:
+        hook = sys.excepthook  # for what threads of Orbax's still have to say of a disk that is full
         return _fail(str(error))
+    except UserError as error:
+        return _fail(str(error))
+    finally:
+        sys.excepthook = hook
+
+
+def _but_of_closed_loops(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Where one of the writes fails that Orbax makes at once, the others find its event loop closed, each with a traceback."""
+    if not (kind is RuntimeError and str(error) == "Event loop is closed"):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _missing(error: ModuleNotFoundError) -> str:
@@ -41,7 +61,9 @@ def _missing(error: ModuleNotFoundError) -> str:
     package = (error.name or "").partition(".")[0]
     if package in ("", "optchain"):
         raise error
-    return f'this command needs {package}, which is not installed: pip install "optchain[demo]"'
+    return (
+        f'this command needs {package}, which is not installed: pip install "optchain[{EXTRAS.get(package, "demo")}]"'
+    )
 
 
 def _fail(message: str) -> int:

@@ -2,10 +2,11 @@
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
+from optchain import __version__
 from optchain.cli.bench import command as bench
 from optchain.cli.convert import command as convert
 from optchain.cli.describe import command as describe
@@ -16,8 +17,18 @@ from optchain.cli.verify import command as verify
 app = typer.Typer(no_args_is_help=True, epilog="optchain COMMAND --help explains a command, with an example.")
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"optchain {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def optchain() -> None:
+def optchain(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
     """Training recipes for JAX, with the arguments and the numbers of Keras and PyTorch."""
 
 

@@ -1,6 +1,7 @@
 """A recipe as a user names it: a config file, or a preset."""
 
 import difflib
+import functools
 import json
 import tomllib
 from collections.abc import Callable
@@ -11,9 +12,23 @@ import optchain
 from optchain.cli.errors import UserError
 from optchain.core.registry import FACTORIES
 
-PARSERS: dict[str, Callable[[str], Any]] = {".json": json.loads, ".toml": tomllib.loads}
 SHOWN = 3
 """How many names are suggested for one that is unknown."""
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, whose parser would keep the last of two values of one key; TOML has it an error."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} is there twice")
+    return made
+
+
+PARSERS: dict[str, Callable[[str], Any]] = {
+    ".json": functools.partial(json.loads, object_pairs_hook=_each_key_once),
+    ".toml": tomllib.loads,
+}
 
 
 def presets() -> dict[str, Callable[..., optchain.Transformation]]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from optchain.core.slot import lies_in_slot, slot_names
 from optchain.core.trees import Tree, dtype_of, leaves_with_paths, path_names
+from optchain.interop import checks
 from optchain.interop.report import Choice, Names, Report, Row, is_field, listed, split
 
 
@@ -37,7 +38,7 @@ def merge(saved: Any, target: Tree, *, hyperparams: Choice) -> tuple[Tree, Repor
 
     Raises:
       ValueError: a shape that differs, parameters of another model, nothing that matches at all; the message names both
-        sides.
+        sides. A value that no such entry can have: a count or a second moment below zero, a rate that is not finite.
 
     Example:
       >>> import jax.numpy as jnp, optchain
@@ -69,6 +70,7 @@ def merge_entries(saved: Mapping[Names, Any], target: Tree, *, hyperparams: Choi
     sources = {names: moved.get(names, names) for names in wanted if moved.get(names, names) in saved}
     _check_model(saved, wanted, moved, sources)
     _check_shapes(saved, wanted, sources)
+    _check_values(saved, wanted, sources)
     rows, leaves = [], []
     for names, like in wanted.items():
         if names not in sources:
@@ -170,17 +172,24 @@ def _check_shapes(saved: Mapping[Names, Any], wanted: Mapping[Names, Any], sourc
         value, like = saved[source], wanted[names]
         if np.shape(value) != np.shape(like):
             raise ValueError(f"{'/'.join(names)}: saved with shape {np.shape(value)}, expected {np.shape(like)}")
-        kind = raw_dtype(value)
-        if not isinstance(value, int | float) and not _fits(kind, dtype_of(like)):
-            raise ValueError(f"{'/'.join(names)}: saved as {kind}, expected {dtype_of(like)}")
+        if not isinstance(value, int | float):
+            checks.kind("/".join(names), raw_dtype(value), dtype_of(like))
 
 
-def _fits(kind: Any, wanted: Any) -> bool:
-    """Whether numbers of a dtype may be cast to another: floats to floats, however wide, integers to integers."""
-    kinds = (jnp.floating, jnp.complexfloating, jnp.integer, jnp.bool_)
-    if any(jnp.issubdtype(kind, group) and jnp.issubdtype(wanted, group) for group in kinds):
-        return True
-    return jnp.issubdtype(kind, jnp.floating) and jnp.issubdtype(wanted, jnp.complexfloating)
+def _check_values(saved: Mapping[Names, Any], wanted: Mapping[Names, Any], sources: Mapping[Names, Names]) -> None:
+    beside: dict[Names, set[str]] = {}
+    for names in wanted:
+        owner, field, _ = split(names)
+        beside.setdefault(owner, set()).add(field)
+    for names, source in sources.items():
+        checks.entry(names, saved[source], lambda owner: beside[owner])
+        limits = np.iinfo(dtype_of(wanted[names])) if jnp.issubdtype(dtype_of(wanted[names]), jnp.integer) else None
+        if limits and np.size(saved[source]):
+            low, high = np.min(saved[source]), np.max(saved[source])
+            if low < limits.min or high > limits.max:
+                raise ValueError(
+                    f"{'/'.join(names)}: saved are integers from {low} to {high}, which {limits.dtype} does not hold"
+                )
 
 
 def _entry(names: Names) -> Names:

@@ -236,6 +236,50 @@ def test_a_folder_that_cannot_be_restored_is_refused_and_nothing_changes(spoil, 
     assert_same(before, target)
 
 
+def test_no_flipped_bit_of_the_description_is_taken_for_another_value(saved):
+    about = saved / "2" / "checkpoint.json"
+    written = about.read_bytes()
+    whole, where = orbax.latest(saved), random.Random(0)
+    try:
+        for _ in range(1500):
+            flipped = bytearray(written)
+            flipped[where.randrange(len(written))] ^= 1 << where.randrange(8)
+            about.write_bytes(flipped)
+            try:
+                found = orbax.latest(saved)
+            except ValueError:
+                continue
+            assert found == whole
+    finally:
+        about.write_bytes(written)
+
+
+@pytest.mark.parametrize("entry", ["step", "metadata", "arrays", "files", "sha256"])
+def test_a_description_that_was_edited_is_damaged(entry, run):
+    about = run / "2" / "checkpoint.json"
+    data = json.loads(about.read_text())
+    data[entry] = {"step": 3, "metadata": {"seed": 8}, "sha256": "0" * 64}.get(entry, {})
+    about.write_text(json.dumps(data))
+    with pytest.raises(
+        ValueError, match=r"damaged, checkpoint.json is not as written; remove .*2 to go on from step 1"
+    ):
+        orbax.latest(run)
+
+
+def test_metadata_of_any_json_keeps_its_digest(tmp_path):
+    metadata = {10: 1.5, 2: (1, float("inf")), 1: {"ü": None}}
+    orbax.save(tmp_path, 0, PARAMS, metadata=metadata)
+    assert orbax.latest(tmp_path).metadata == json.loads(json.dumps(metadata))
+
+
+def test_a_checkpoint_from_before_there_was_a_digest_of_the_description_is_read(run):
+    about = run / "2" / "checkpoint.json"
+    data = json.loads(about.read_text())
+    del data["sha256"]
+    about.write_text(json.dumps(data))
+    assert orbax.latest(run).step == 2
+
+
 def test_the_checkpoint_of_another_model_is_refused_with_both_sides(run):
     other = {"conv": {"kernel": jnp.ones(2)}}
     with pytest.raises(ValueError, match=r"params is that of another model: .*not saved are conv/kernel; .* dense/"):

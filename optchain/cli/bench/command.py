@@ -8,6 +8,7 @@ import typer
 
 from optchain.cli.arguments import AsJson
 from optchain.cli.bench.names import ContenderName, RecipeName, TreeName
+from optchain.cli.errors import UserError
 
 if TYPE_CHECKING:
     from optchain.cli.bench.results import Report
@@ -57,6 +58,10 @@ def bench(
         typer.echo(json.dumps(report.as_json(), indent=1))
     else:
         _show(report)
+    if not topology and not report.rows:
+        raise UserError(
+            f"nothing was timed: {'; '.join(sorted({f'{left.contender}, {left.reason}' for left in report.left_out}))}"
+        )
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         written = out / ("tpu.json" if topology else "bench.json")

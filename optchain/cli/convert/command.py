@@ -1,11 +1,13 @@
 """`optchain convert`."""
 
 import enum
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from optchain.cli.arguments import AsJson
 from optchain.cli.errors import UserError
 
 EXAMPLE = "optchain convert run.pt --to orbax --out run --recipe recipe.json --names names.json"
@@ -74,6 +76,7 @@ def convert(
     lossy: Annotated[
         bool, typer.Option("--lossy", help="Leave behind what the other library has no place for.")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Converts the parameters and the optimizer's state of a half-trained run, and shows what went where.
 
@@ -82,7 +85,6 @@ def convert(
 
     SOURCE is read as data alone: no code in it is run.
     """
-    from rich.console import Console
     from rich.table import Table
 
     import optchain
@@ -90,7 +92,11 @@ def convert(
     from optchain.cli.convert.names import names_in
     from optchain.cli.convert.sources import read, recipe_in
     from optchain.cli.convert.targets import write
+    from optchain.cli.screen import console, say
 
+    for option, path in {"SOURCE": source, "--recipe": recipe, "--names": names, "--model": model}.items():
+        if path is not None and not path.exists():
+            raise UserError(f"{option} {path}: there is no such file{' or folder' * (path is source)}")
     table = None if names is None else names_in(names)
     if out.exists():
         raise UserError(f"--out {out} is there already: choose another name")
@@ -100,8 +106,19 @@ def convert(
         tx = recipe_in(source) if recipe is None else optchain.from_config(recipes.read(recipe, "--recipe"))
         run = read(source, tx, table, hyperparams.value, step)
         lost = write(to.value, out, tx, run, table, model, step, lossy)
-    except (ValueError, TypeError, KeyError) as error:
+    except MemoryError as error:
+        raise UserError(f"{source}: there is not enough memory for it") from error
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise UserError(f"{source}: {error.args[0] if error.args else error}") from error
+
+    if as_json:
+        entries = [
+            {"entry": entry, "arrays": int(arrays), "became": fate, "note": note}
+            for entry, arrays, fate, note in run.report.lines()
+        ]
+        said = {"source": str(source), "out": str(out), "hyperparameters": run.report.hyperparams}
+        typer.echo(json.dumps(said | {"entries": entries, "left_behind": lost}, indent=1))
+        return
 
     shown = Table("entry", "arrays", "", "note", title=f"{source} to {out}", title_justify="left")
     shown.columns[1].justify = "right"
@@ -109,7 +126,7 @@ def convert(
         shown.add_row(*line)
     for path in lost:
         shown.add_row(path, "", "left behind", f"{to.value} has no place for it")
-    console = Console()
-    console.print(shown)
-    console.print(f"hyperparameters: {run.report.hyperparams}", highlight=False, soft_wrap=True)
-    console.print(f"wrote {out}", highlight=False, soft_wrap=True)
+    screen = console()
+    screen.print(shown)
+    say(screen, f"hyperparameters: {run.report.hyperparams}")
+    say(screen, f"wrote {out}")

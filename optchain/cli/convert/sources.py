@@ -79,7 +79,7 @@ def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
 
 def _torch(source: Path, tx: optchain.Transformation, names: Names, hyperparams: Choice, step: int | None) -> Run:
     from optchain.interop import torch as interop
-    from optchain.interop.torch.layouts import layouts
+    from optchain.interop.torch.layouts import check_readable, layouts
 
     if names is None:
         raise UserError(
@@ -94,6 +94,9 @@ def _torch(source: Path, tx: optchain.Transformation, names: Names, hyperparams:
     if missing:
         raise UserError(f"{source} has no {', '.join(missing)}; it has {', '.join(held.model)}")
     model = {name: held.model[name] for name in names.values()}
+    for name, tensor in model.items():
+        if hasattr(tensor, "detach"):
+            check_readable(tensor, f"{source}: {name}")
     theirs = {path: _shape(model[name].shape, model[name].dtype) for path, name in names.items()}
     axes = layouts(nested(theirs), None)
     ours = {

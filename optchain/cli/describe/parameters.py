@@ -116,8 +116,19 @@ def _dtype(name: str, about: Mapping[str, Any]) -> str:
 
 
 def _npz(path: Path) -> Shapes:
-    with np.load(path, allow_pickle=False) as arrays:
-        return _nested({name: _struct(name, arrays[name].shape, arrays[name].dtype) for name in arrays.files})
+    """The headers alone."""
+    shapes = {}
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.namelist():
+            with archive.open(member) as file:
+                version = np.lib.format.read_magic(file)
+                header = getattr(np.lib.format, f"read_array_header_{version[0]}_0", None)
+                if header is None:
+                    raise ValueError(f"{member} is of version {version[0]}, which is not known")
+                shape, _, dtype = header(file)
+            name = member.removesuffix(".npy")
+            shapes[name] = _struct(name, shape, dtype)
+    return _nested(shapes)
 
 
 def _orbax(path: Path) -> Shapes:
@@ -125,8 +136,9 @@ def _orbax(path: Path) -> Shapes:
     import orbax.checkpoint as ocp
 
     from optchain.cli.train import checkpoints
+    from optchain.cli.train.folder import holds_run
 
-    folder = checkpoints.latest(path).path / "arrays" if checkpoints.holds_run(path) else path
+    folder = checkpoints.latest(path, "--params").path / "arrays" if holds_run(path) else path
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         metadata = checkpointer.metadata(folder.absolute()).item_metadata
     if metadata is None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from optchain.cli.errors import UserError
+from optchain.cli.train.folder import CHECKPOINTS, holds_run
 from optchain.cli.train.settings import Settings
 from optchain.interop import orbax
 from optchain.interop.merging import by_names
@@ -31,32 +32,28 @@ class Checkpoint:
 def save(folder: Path, step: int, arrays: Any, settings: Settings) -> None:
     """Writes a checkpoint, and removes all but the last two."""
     orbax.save(
-        folder / "checkpoints", step, arrays, metadata={"program": PROGRAM, "settings": settings.to_json()}, keep=2
+        folder / CHECKPOINTS, step, arrays, metadata={"program": PROGRAM, "settings": settings.to_json()}, keep=2
     )
 
 
-def holds_run(folder: Path) -> bool:
-    return bool(orbax.steps(folder / "checkpoints"))
-
-
-def latest(folder: Path) -> Checkpoint:
+def latest(folder: Path, option: str = "--resume") -> Checkpoint:
     """The last complete checkpoint of a run, checked for damage.
 
     Raises:
       UserError: there is none, it is not of this program, or it is damaged.
     """
-    if not folder.is_dir():
-        raise UserError(f"--resume {folder}: there is no such folder")
     if not holds_run(folder):
-        raise UserError(f"--resume {folder}: the folder holds no checkpoint of {PROGRAM}")
-    foreign = f"--resume {folder}: its last checkpoint was not written by this version of {PROGRAM}"
+        raise UserError(
+            f"{option} {folder}: the folder holds no checkpoint of {PROGRAM}; --resume-or-start begins a run where there is none"
+        )
+    foreign = f"{option} {folder}: its last checkpoint was not written by this version of {PROGRAM}"
     try:
-        written = orbax.latest(folder / "checkpoints")
+        written = orbax.latest(folder / CHECKPOINTS)
         if written.metadata.get("program") != PROGRAM:
             raise UserError(foreign)
         return Checkpoint(written, Settings.from_json(written.metadata["settings"]))
     except orbax.DamagedCheckpointError as error:
-        raise UserError(f"--resume {folder}: {error}") from error
+        raise UserError(f"{option} {folder}: {error}") from error
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{foreign}: {error}") from error
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import shlex
+import signal
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from optchain.cli.errors import UserError
+from optchain.cli.train.folder import check_free, holds_run, locked
+from optchain.cli.train.interruption import Interruption
 from optchain.cli.train.settings import DEFAULT_LEARNING_RATES, DEFAULT_STEPS, Optimizer, Settings, Shape
 
 if TYPE_CHECKING:
@@ -59,6 +62,15 @@ def train(
     resume: Annotated[
         Path | None, typer.Option(help="Go on with the run in this folder.", show_default=False, metavar="DIR")
     ] = None,
+    resume_or_start: Annotated[
+        Path | None,
+        typer.Option(
+            help="Go on with the run in this folder, or begin it where there is none: one command for a job that may be "
+            "ended at any moment and is sent again.",
+            show_default=False,
+            metavar="DIR",
+        ),
+    ] = None,
 ) -> None:
     """Trains a small Flax network on scikit-learn's handwritten digits.
 
@@ -69,8 +81,11 @@ def train(
     keras.optimizers.serialize writes it, as .json, or the same tables as .toml. metrics.jsonl then has all that the recipe
     measures.
 
-    Ctrl-C leaves a checkpoint; --resume DIR goes on from the last one, to the same numbers as if nothing had happened. A run
-    keeps its optimizer, its seed and the shape of its schedule. What you give besides --resume is changed:
+    Ctrl-C and SIGTERM leave a checkpoint; --resume DIR goes on from the last one, to the same numbers as if nothing had
+    happened, after a kill too. --resume-or-start DIR begins the run where there is none: send the same command again until it
+    is done. One process at a time trains in a folder.
+
+    A run keeps its optimizer, its seed and the shape of its schedule. What you give besides --resume is changed:
 
     --steps trains on. The schedule stays as it was laid out: beyond its end the rate stays at its last value, 1% of the
     highest. --schedule-steps lays it out anew.
@@ -87,79 +102,117 @@ def train(
         "checkpoint_every": checkpoint_every,
     }
     given = {name: value for name, value in options.items() if value is not None}
-    if resume is not None and out is not None:
-        raise UserError("--out is for a new run, and --resume goes on in the folder that it names: give one of them")
-    folder = resume or out or DEFAULT_OUT
+    folders = {"--out": out, "--resume": resume, "--resume-or-start": resume_or_start}
+    named = [option for option, folder in folders.items() if folder is not None]
+    if len(named) > 1:
+        raise UserError(
+            f"{' and '.join(named)}: --out begins a run in the folder that it names, --resume goes on with one, "
+            "--resume-or-start does what there is to do: give one of them"
+        )
+    folder = out or resume or resume_or_start or DEFAULT_OUT
     _check_one_optimizer(given, recipe)
-    try:
-        _train(folder, given, recipe, resumed=resume is not None)
-    except KeyboardInterrupt:
-        from optchain.cli.train import checkpoints
-
-        begun = checkpoints.holds_run(folder)
-        typer.echo(f"interrupted; {_how_to_resume(folder) if begun else 'no step was made'}", err=True)
-        raise typer.Exit(130) from None
-
-
-def _train(folder: Path, given: dict[str, Any], file: Path | None, resumed: bool) -> None:
-    settings = None if resumed else _chosen(given)  # a mistake is told before anything slow is imported
-
-    import jax
-    from rich.console import Console
-
-    from optchain.cli.screen import say
-    from optchain.cli.train import checkpoints, digits, loop, recipe, record, report
-    from optchain.cli.train.interruption import Interruption
-
-    console = Console()
-    path = folder / "metrics.jsonl"
-    config = None if file is None else recipe.read(file)
-    if settings is None:
-        checkpoint = checkpoints.latest(folder)
-        settings = _changed(folder, checkpoint.settings, checkpoint.step, given, config)
-        data = digits.load(settings.seed)
-        _check_recipe(f"--resume {folder}: its recipe", settings, data)
-        expected = jax.eval_shape(lambda: loop.begin(settings).arrays)
-        run = loop.Run(checkpoint.step, **checkpoints.restore(checkpoint, expected))
-        kept = record.bytes_up_to(path, run.step)
-        nothing_left = ", the last: --steps trains on" if run.step == settings.steps else ""
-        say(console, f"resuming {folder} at step {run.step}{nothing_left}")
-        run = _with_changes(console, run, checkpoint.settings, settings)
-    else:
-        _check_free(folder)
-        settings = dataclasses.replace(settings, recipe=config)
-        data = digits.load(settings.seed)
-        _check_recipe(f"--recipe {file}", settings, data)
-        run, kept = loop.begin(settings), 0
-
-    began, first = time.perf_counter(), run.step
     with Interruption() as stop:
-        if not resumed:
-            # A checkpoint at the very beginning: a run that is killed at any later moment can be resumed.
-            folder.mkdir(parents=True, exist_ok=True)
-            checkpoints.save(folder, 0, run.arrays, settings)
         try:
-            with record.Record(path, kept) as lines:
-                run = loop.train(run, settings, data, folder, lines, stop, console)
-        except FloatingPointError as error:
-            at = checkpoints.latest(folder).path
-            typer.echo(f"optchain: stopped with the checkpoint {at}: {error}", err=True)
-            raise typer.Exit(1) from None
-    seconds = time.perf_counter() - began
-    if stop.signal is not None:
-        say(console, f"stopped at step {run.step} of {settings.steps}; {_how_to_resume(folder)}")
-        raise typer.Exit(128 + stop.signal)
+            _train(folder, given, recipe, named[0] if named else "--out", stop)
+        except KeyboardInterrupt:
+            left = _how_to_resume(folder) if holds_run(folder) else "no step was made"
+            typer.echo(f"interrupted; {left}", err=True)
+            raise typer.Exit(128 + (stop.signal or signal.SIGINT)) from None
 
-    accuracies = {name: float(value) for name, value in loop.test_accuracies(run, data).items()}
-    written = record.read(path)
-    report.draw(folder / "report.png", [*written, {"step": run.step, **accuracies}], settings)
-    if run.step > first:
-        say(console, f"steps {first + 1} to {run.step} took {seconds:.1f} s, compilation included")
-    _print_accuracies(console, accuracies, len(data.test_labels))
+
+def _train(folder: Path, given: dict[str, Any], file: Path | None, option: str, stop: Interruption) -> None:
+    fresh = option == "--out" or (option == "--resume-or-start" and not holds_run(folder))
+    # A mistake is told before anything slow is imported.
+    chosen = None if option == "--resume" else _chosen(given)
+    if fresh:
+        check_free(folder, option)
+    elif not folder.is_dir():
+        raise UserError(f"{option} {folder}: there is no such folder")
+
+    from optchain.cli.screen import console, say
+    from optchain.cli.train import checkpoints, loop, recipe, record, report
+
+    screen, path = console(), folder / "metrics.jsonl"
+    config = None if file is None else recipe.read(file)
+    ready = None
+    if fresh:
+        assert chosen is not None
+        ready = _begun(dataclasses.replace(chosen, recipe=config), f"--recipe {file}")
+        folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        if ready is None:
+            ready = _resumed(screen, folder, given, config, option)
+        else:
+            check_free(folder, option)  # again: now no other process can be faster
+        run, settings, data = ready.run, ready.settings, ready.data
+        began = time.perf_counter()
+        with stop.held():
+            if fresh:
+                # A checkpoint at the very beginning: a run that is killed at any later moment can be resumed.
+                checkpoints.save(folder, 0, run.arrays, settings)
+            try:
+                with record.Record(path, ready.kept) as lines:
+                    run = loop.train(run, settings, data, folder, lines, stop, screen)
+            except FloatingPointError as error:
+                at = checkpoints.latest(folder).path
+                typer.echo(f"optchain: stopped with the checkpoint {at}: {error}", err=True)
+                raise typer.Exit(1) from None
+        seconds = time.perf_counter() - began
+        if stop.signal is not None:
+            say(screen, f"stopped at step {run.step} of {settings.steps}; {_how_to_resume(folder)}")
+            raise typer.Exit(128 + stop.signal)
+
+        accuracies = {name: float(value) for name, value in loop.test_accuracies(run, data).items()}
+        written = record.read(path)
+        report.draw(folder / "report.png", [*written, {"step": run.step, **accuracies}], settings)
+    if run.step > ready.run.step:
+        say(screen, f"steps {ready.run.step + 1} to {run.step} took {seconds:.1f} s, compilation included")
+    _print_accuracies(screen, accuracies, len(data.test_labels))
     if written and written[-1]["loss"] is None:
         lower = "--learning-rate" if settings.recipe is None else "learning rate in the recipe"
-        say(console, f"the loss is not finite any more: a lower {lower} may help")
-    say(console, f"see {folder / 'report.png'}")
+        say(screen, f"the loss is not finite any more: a lower {lower} may help")
+    say(screen, f"see {folder / 'report.png'}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Ready:
+    """What a run needs to take a step."""
+
+    run: "Run"
+    settings: Settings
+    data: "Digits"
+    kept: int
+    """How many bytes of the record belong to the steps that it has made."""
+
+
+def _begun(settings: Settings, whose: str) -> Ready:
+    """A new run. Nothing is written yet."""
+    from optchain.cli.train import digits, loop
+
+    data = digits.load(settings.seed)
+    _check_recipe(whose, settings, data)
+    return Ready(loop.begin(settings), settings, data, 0)
+
+
+def _resumed(
+    screen: "Console", folder: Path, given: dict[str, Any], config: dict[str, Any] | None, option: str
+) -> Ready:
+    """The run in a folder, at its last checkpoint. Nothing is written yet."""
+    import jax
+
+    from optchain.cli.screen import say
+    from optchain.cli.train import checkpoints, digits, loop, record
+
+    checkpoint = checkpoints.latest(folder, option)
+    settings = _changed(folder, checkpoint.settings, checkpoint.step, given, config)
+    data = digits.load(settings.seed)
+    _check_recipe(f"{option} {folder}: its recipe", settings, data)
+    expected = jax.eval_shape(lambda: loop.begin(settings).arrays)
+    run = loop.Run(checkpoint.step, **checkpoints.restore(checkpoint, expected))
+    kept = record.bytes_up_to(folder / "metrics.jsonl", run.step)
+    nothing_left = ", the last: --steps trains on" if run.step == settings.steps else ""
+    say(screen, f"resuming {folder} at step {run.step}{nothing_left}")
+    return Ready(_with_changes(screen, run, checkpoint.settings, settings), settings, data, kept)
 
 
 def _chosen(given: dict[str, Any]) -> Settings:
@@ -216,18 +269,6 @@ def _check_recipe(whose: str, settings: Settings, data: "Digits") -> None:
 def _check_schedule(settings: Settings, given: dict[str, Any]) -> None:
     if settings.schedule is Shape.CONSTANT and "schedule_steps" in given:
         raise UserError("--schedule-steps lays out a cosine, and the schedule is constant")
-
-
-def _check_free(folder: Path) -> None:
-    """Refuses a folder in which there is anything that a new run could spoil."""
-    from optchain.cli.train import checkpoints
-
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--out {folder} is not a folder")
-    if checkpoints.holds_run(folder):
-        raise UserError(f"--out {folder} holds a run: go on with it by --resume {folder}, or choose another folder")
-    if folder.is_dir() and any(folder.iterdir()):
-        raise UserError(f"--out {folder} is not empty: choose another folder")
 
 
 def _with_changes(console: "Console", run: "Run", old: Settings, new: Settings) -> "Run":

@@ -3,12 +3,15 @@
 from types import TracebackType
 from typing import Any, Protocol
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.console import Console, RenderableType
+from rich.constrain import Constrain
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 
 from optchain.cli.screen import say
 
 PLAIN_LINES = 10
+ECHO = 8
+"""Columns at the end of the bar that stay free: the terminal writes ^C there, which must not reach the next line."""
 
 
 class Shown(Protocol):
@@ -34,10 +37,21 @@ def _described(line: dict[str, Any]) -> str:
     return "  ".join(f"{name} {line[key]:<9.3g}" for key, name in names.items() if key in line).rstrip()
 
 
+class RoomForEcho(Progress):
+    """A bar that leaves room for what the terminal echoes."""
+
+    def __init__(self, *columns: ProgressColumn, console: Console):
+        self._screen = console
+        super().__init__(*columns, console=console, expand=True)
+
+    def get_renderable(self) -> RenderableType:
+        return Constrain(super().get_renderable(), max(self._screen.width - ECHO, 1))
+
+
 class Bar:
     def __init__(self, console: Console, first: int, total: int):
         columns = (BarColumn(bar_width=None), MofNCompleteColumn(), TextColumn("{task.description}"))
-        self._progress = Progress(*columns, TimeRemainingColumn(), console=console, expand=True)
+        self._progress = RoomForEcho(*columns, TimeRemainingColumn(), console=console)
         self._task = self._progress.add_task("compiling", completed=first, total=total)
         self._last: dict[str, Any] = {}
 

@@ -8,6 +8,7 @@ before a byte of them is.
 import contextlib
 import io
 import json
+import math
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+
+from optchain.interop.packages import needed
 
 CONFIG, WEIGHTS = "config.json", "model.weights.h5"
 MAX_CONFIG = 2**26  # bytes
@@ -26,25 +29,34 @@ BFLOAT16 = jnp.dtype(jnp.bfloat16)
 class Dataset:
     """One variable of a file, not read yet."""
 
-    def __init__(self, dataset: Any, where: str):
-        self.dataset, self.where = dataset, where
+    def __init__(self, dataset: Any, where: str, size: int):
+        self.dataset, self.where, self.size = dataset, where, size
         self.shape: tuple[int, ...] = tuple(dataset.shape or ())
 
     def read(self) -> np.ndarray:
         """The values. The caller has compared the shape with the one it expects."""
         dtype = self.dataset.dtype
+        self._check_size(math.prod(self.shape) * dtype.itemsize)
         if dtype == np.dtype("V2") and self.dataset.attrs.get("dtype") == "bfloat16":  # how Keras stores it
             return np.asarray(self.dataset[()]).view(BFLOAT16)
         if dtype.kind not in "fiu" or dtype.itemsize > 8:
             raise ValueError(f"{self.where} must hold numbers; its dtype is {dtype}")
         return np.asarray(self.dataset[()])
 
+    def _check_size(self, declared: int) -> None:
+        # HDF5 allocates what a shape says, and fills what was never written.
+        stored = self.dataset.id.get_storage_size()
+        if declared != stored or stored > self.size:
+            raise ValueError(
+                f"{self.where} of shape {self.shape} needs {declared} bytes; the file has {stored} of them in {self.size} bytes"
+            )
+
 
 class Weights:
     """The variables of an open HDF5 file."""
 
-    def __init__(self, file: Any, what: str):
-        self.file, self.what = file, what
+    def __init__(self, file: Any, what: str, size: int):
+        self.file, self.what, self.size = file, what, size
 
     def variables(self, place: str) -> list[Dataset] | None:
         """The variables that Keras numbers `{place}/vars/0`, `1`, …; None if there is no such place."""
@@ -96,7 +108,7 @@ class Weights:
             raise ValueError(f"{where} must be a dataset: this is no file of Keras's")
         if found.external or found.is_virtual or found.chunks is not None:
             raise ValueError(f"{where} must lie within the file as plain numbers, as Keras writes it: refused")
-        return Dataset(found, where)
+        return Dataset(found, where, self.size)
 
 
 @contextlib.contextmanager
@@ -112,7 +124,7 @@ def opened(path: str | Path) -> Iterator[tuple[Weights, Mapping[str, Any] | None
     what = str(path)
     with Path(path).open("rb") as file:  # says that there is none, or that it may not be read
         magic = file.read(8)
-    config, content = None, path
+    config, content, size = None, path, Path(path).stat().st_size
     if magic.startswith(b"PK"):
         config, content = _archive(path, what)
     elif magic != b"\x89HDF\r\n\x1a\n":
@@ -125,7 +137,7 @@ def opened(path: str | Path) -> Iterator[tuple[Weights, Mapping[str, Any] | None
         raise ValueError(f"{what}: the weights must be an HDF5 file, and do not open as one: {error}") from error
     with weights:
         try:
-            yield Weights(weights, what), config
+            yield Weights(weights, what, size), config
         except (OSError, RuntimeError) as error:  # h5py's, of damage that shows when it is read
             raise ValueError(f"{what} is damaged: {error}") from error
 
@@ -141,13 +153,13 @@ def config_of(path: str | Path) -> Mapping[str, Any]:
 def _archive(path: str | Path, what: str, weights: bool = True) -> tuple[Mapping[str, Any], io.BytesIO]:
     try:
         with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
+            names, size = archive.namelist(), Path(path).stat().st_size
             if CONFIG not in names or WEIGHTS not in names:
                 raise ValueError(
                     f"{what} must have {CONFIG} and {WEIGHTS} in it, as Keras writes them; it has {names[:10]}"
                 )
-            config = _member(archive, CONFIG, what, MAX_CONFIG)
-            content = _member(archive, WEIGHTS, what) if weights else b""
+            config = _member(archive, CONFIG, what, min(size, MAX_CONFIG))
+            content = _member(archive, WEIGHTS, what, size) if weights else b""
     except (zipfile.BadZipFile, EOFError, NotImplementedError, OSError, RuntimeError) as error:
         raise ValueError(f"{what} must be a .keras archive, and is damaged or truncated: {error}") from error
     try:
@@ -159,19 +171,15 @@ def _archive(path: str | Path, what: str, weights: bool = True) -> tuple[Mapping
     return parsed, io.BytesIO(content)
 
 
-def _member(archive: zipfile.ZipFile, name: str, what: str, largest: int | None = None) -> bytes:
+def _member(archive: zipfile.ZipFile, name: str, what: str, largest: int) -> bytes:
     info = archive.getinfo(name)
     # Keras stores members as they are, so that none can unfold to more than the file has.
     if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
         raise ValueError(f"{what}: {name} must be stored uncompressed, as Keras writes it: refused")
-    if largest is not None and info.file_size > largest:
+    if info.file_size > largest:
         raise ValueError(f"{what}: {name} has {info.file_size} bytes; at most {largest} are read")
     return archive.read(info)  # checks its checksum
 
 
 def _h5py() -> Any:
-    try:
-        import h5py
-    except ImportError as error:
-        raise ImportError("reading Keras's files needs h5py: pip install 'optchain[interop]'") from error
-    return h5py
+    return needed("h5py")

@@ -8,15 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from optchain.configs import from_config
-from optchain.core import arguments
 from optchain.core.transformation import State, Transformation
 from optchain.core.trees import Tree
+from optchain.interop import checks
 from optchain.interop.keras import layout, sources
 from optchain.interop.keras.layout import Cell
 from optchain.interop.keras.recipes import keras_class
 from optchain.interop.mapping import Correspondence, Entry, both_sides, check_shapes, entries, given_order, match
-
-LARGEST_COUNT = 2**31 - 1
 
 
 def check_preset(tx: Any) -> None:
@@ -123,14 +121,18 @@ def _check_shapes(cells: Sequence[Cell], theirs: Sequence[sources.Variable], nam
 # Values ---------------------------------------------------------------------------------------------------------------
 
 
-def check_scalar(cell: Cell, value: np.ndarray, name: str) -> None:
-    """Requires a scalar of Keras's to be what such a scalar can be."""
-    ranges = {"learning_rate": "learning_rate", "dynamic_scale": "initial_scale"}
-    if cell.slot in ranges and float(value) not in arguments.RANGES[ranges[cell.slot]]:
-        raise ValueError(f"{cell} of {name} must be {arguments.RANGES[ranges[cell.slot]]}; it is {float(value)!r}")
-    counts = cell.slot in ("iteration", "step_counter")
-    if counts and (value.dtype.kind not in "iu" or not 0 <= int(value) <= LARGEST_COUNT):
-        raise ValueError(f"{cell} of {name} must be an integer in [0, {LARGEST_COUNT}]; it is {value}")
+def check_value(cell: Cell, value: np.ndarray, name: str) -> None:
+    """Requires a variable of Keras's to be what such a variable can be."""
+    what = f"{cell} of {name}"
+    match cell.slot:
+        case "learning_rate":
+            checks.hyperparam(what, "learning_rate", value)
+        case "dynamic_scale":
+            checks.hyperparam(what, "initial_scale", value)
+        case "iteration" | "step_counter":
+            checks.count(what, value)
+        case _ if cell.place is not None and cell.place[-1] in checks.SQUARES:
+            checks.squares(what, cell.sign * value)
 
 
 def check_unchanged(tx: Transformation, state: State) -> None:

@@ -59,7 +59,7 @@ def load_state(
         planned = plan.planned(tx, state, params, found, mapping, same_rate=saved)
         values = [(cell, variable.read()) for cell, variable in planned if cell.is_kept or cell.slot == "iteration"]
     for cell, value in values:
-        plan.check_scalar(cell, value, found.name)
+        plan.check_value(cell, value, found.name)
     (calls,) = (int(value) for cell, value in values if cell.slot == "iteration")
     # Before the first call Keras's average is zero, which it never reads; ours is the parameters.
     left = {"iteration", *["learning_rate"] * (not saved), *["average"] * (not calls)}

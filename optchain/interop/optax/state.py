@@ -10,6 +10,7 @@ from optchain.core import arguments
 from optchain.core.optax_link import as_transformation
 from optchain.core.transformation import State
 from optchain.core.trees import Tree
+from optchain.interop import checks
 from optchain.interop.links import Place, places, schedule_entries
 from optchain.interop.merging import by_names, check_choice, merge_entries, raw_dtype
 from optchain.interop.optax.nodes import Node, nodes
@@ -171,7 +172,7 @@ def _tree_entries(place: Place, node: Node, fresh: State) -> dict[Names, Any]:
 
 def _window_entries(place: Place, node: Node) -> dict[Names, Any]:
     """What `accumulate` keeps: the sum of the gradients, of which Optax keeps the running mean."""
-    count = int(node.fields["mini_step"])
+    count = checks.count(f"mini_step of {node}", node.fields["mini_step"])
     steps = place.link.config.get("steps")
     if isinstance(steps, int) and count >= steps:
         raise ValueError(f"MultiSteps has accumulated {count} gradients, and {place} makes an update of {steps}")
@@ -190,7 +191,8 @@ def _calls(place: Place, theirs: list[Node], found: list[Place], step: int | Non
         return step
     inside = gate_of(place, found) is not None
     for kind in ("schedule", "inject", "adam"):
-        counts = {int(node.fields["count"]) for node in theirs if node.kind == kind and node.in_multi_steps == inside}
+        counting = [node for node in theirs if node.kind == kind and node.in_multi_steps == inside]
+        counts = {checks.count(f"count of {node}", node.fields["count"]) for node in counting}
         if len(counts) == 1:
             return counts.pop()
     where = "updates, inside accumulate" if inside else "calls"
@@ -202,6 +204,8 @@ def _hyperparam_entries(node: Node, found: list[Place], choice: Choice) -> dict[
     scheduled = node.fields.get("hyperparams_states") or {}
     wrong = []
     for theirs, value in node.fields["hyperparams"].items():
+        if theirs in HYPERPARAMS:
+            checks.hyperparam(f"{theirs} of {node}", HYPERPARAMS[theirs], value)
         if theirs in scheduled or np.ndim(value) or not jnp.issubdtype(raw_dtype(value), jnp.floating):
             continue
         name = HYPERPARAMS[theirs] if theirs in HYPERPARAMS else str(theirs)

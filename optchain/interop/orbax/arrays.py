@@ -4,9 +4,10 @@ There they are nested dicts with string keys. The dots and slashes of keys, whic
 there as `%2E` and `%2F`.
 """
 
+import math
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib import parse
@@ -20,6 +21,8 @@ from optchain.interop.report import Names
 
 BARE = "%"
 """The key of an array that is a tree by itself."""
+SMALL, LARGEST_RATIO = 2**26, 100
+"""Bytes that any checkpoint may declare, and how many more for each byte of its files: parameters hardly compress."""
 QUOTED = {"%": "%25", ".": "%2E", "/": "%2F"}
 
 
@@ -49,15 +52,35 @@ def read(path: Path, wanted: Mapping[Names, Any], *, quoted: bool) -> Any:
       quoted: whether `write` wrote it.
     """
 
-    def where(at: Any, saved: Any) -> ocp.RestoreArgs:
+    def target(at: Any) -> Any:
         names = path_names(at)
-        return _placing(saved, wanted.get(tuple(map(_unquoted, names)) if quoted else names))
+        return wanted.get(tuple(map(_unquoted, names)) if quoted else names)
+
+    def where(at: Any, saved: Any) -> ocp.RestoreArgs:
+        return _placing(saved, target(at))
 
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         saved = checkpointer.metadata(path.absolute()).item_metadata.tree
+        _check_sizes(path, saved, target)
         args = ocp.args.PyTreeRestore(restore_args=jax.tree_util.tree_map_with_path(where, saved))
         tree = checkpointer.restore(path.absolute(), args=args)
     return _with_keys(tree) if quoted else tree
+
+
+def _check_sizes(path: Path, saved: Any, target: Callable[[Any], Any]) -> None:
+    """Refuses what declares far more than the files hold, unless it has the shape that was asked for.
+
+    Files may be smaller than arrays: zeros, such as moments before the first step, are not written at all. Parameters are.
+    """
+    held = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    declared = 0
+    for at, about in jax.tree_util.tree_leaves_with_path(saved):
+        like, shape = target(at), tuple(about.shape or ())
+        chunk = getattr(getattr(about, "storage", None), "chunk_shape", None) or ()
+        read = 0 if like is not None and np.shape(like) == shape else math.prod(shape)
+        declared += max(read, math.prod(chunk) - math.prod(shape)) * np.dtype(about.dtype).itemsize
+    if declared > SMALL + LARGEST_RATIO * held:
+        raise ValueError(f"it declares {declared} bytes of arrays, and its files have {held}")
 
 
 def _placing(saved: Any, like: Any) -> ocp.RestoreArgs:

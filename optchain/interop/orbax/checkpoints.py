@@ -1,11 +1,12 @@
 """Checkpoints by Orbax: `<folder>/<step>` with the arrays, and a description by which damage shows.
 
 A checkpoint is written under another name and renamed when it is complete, so that a kill at any moment, or a disk that
-is full, leaves the last complete one alone. The description has the digest of every file and the shape and dtype of
-every
-array: Orbax reads a flipped byte back as another number without a word.
+is full, leaves the last complete one alone. The description has the digest of every file, the shape and dtype of every
+array, and a digest of its own: Orbax reads a flipped byte back as another number without a word. That holds for what Orbax
+alone has written, too, which has no digests.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -21,11 +22,14 @@ from optchain.core.trees import Tree
 from optchain.interop.merging import by_names, check_choice, merge, raw_dtype
 from optchain.interop.orbax import arrays, files
 from optchain.interop.report import Choice, Names, Report
+from optchain.interop.system import reason
 
 FORMAT = "optchain checkpoint"
 VERSION = 1
 ABOUT = "checkpoint.json"
 ARRAYS = "arrays"
+DIGEST = "sha256"
+ENTRIES = frozenset({"format", "version", "step", "metadata", "arrays", "files"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +93,7 @@ def save(
     json.dumps(about)
     if (folder / str(step)).exists():
         raise FileExistsError(f"cannot save checkpoint {step} in {folder}: there is one already")
-    partial = folder / f".{step}.partial"
+    partial, new = folder / f".{step}.partial", not folder.exists()
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -97,17 +101,21 @@ def save(
         about["files"] = {
             path.relative_to(partial).as_posix(): files.digest(path) for path in files.files(partial / ARRAYS)
         }
-        (partial / ABOUT).write_text(json.dumps(about, indent=2), encoding="utf-8")
+        signed = about | {DIGEST: _digest(about)}
+        (partial / ABOUT).write_text(json.dumps(signed, indent=2), encoding="utf-8")
         for path in [*files.files(partial), partial]:
             files.sync(path)
         partial.rename(folder / str(step))
         files.sync(folder)
     except Exception as error:  # Orbax has no common class for what goes wrong
         shutil.rmtree(partial, ignore_errors=True)
-        raise OSError(f"cannot save checkpoint {step} in {folder}: {files.reason(error)}") from error
-    for old in steps(folder)[:-keep]:
-        shutil.rmtree(folder / str(old))
-    for leftover in folder.glob(".*.partial"):  # of a run that was killed while it wrote
+        if new:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise OSError(f"cannot save checkpoint {step} in {folder}: {reason(error)}") from error
+    for old in steps(folder)[:-keep]:  # by a name first that is no checkpoint's: a kill here leaves no half of one
+        (folder / str(old)).rename(folder / f".{old}.partial")
+    for leftover in folder.glob(".*.partial"):  # of a run that was killed while it wrote, too
         shutil.rmtree(leftover)
     return folder / str(step)
 
@@ -192,9 +200,7 @@ def _read(source: str | os.PathLike | Checkpoint, wanted: Mapping[Names, Any]) -
     try:
         return arrays.read(foreign or path / ARRAYS, wanted, quoted=foreign is None)
     except Exception as error:  # Orbax has no common class for what it finds wrong
-        raise ValueError(
-            f"{path}: expected a checkpoint of Orbax, and it cannot be read: {files.reason(error)}"
-        ) from error
+        raise ValueError(f"{path}: expected a checkpoint of Orbax, and it cannot be read: {reason(error)}") from error
 
 
 def _foreign(folder: Path) -> Path | None:
@@ -209,17 +215,28 @@ def _checked(path: Path) -> Checkpoint:
     foreign = f"{path}: expected a checkpoint of optchain.interop.orbax, version {VERSION}"
     try:
         about = json.loads((path / ABOUT).read_text(encoding="utf-8"))
-        if (about["format"], about["version"]) != (FORMAT, VERSION):
-            raise ValueError(f"{foreign}; it says {about['format']!r}, version {about['version']!r}")
+        said = about["format"], about["version"]
         digests, shapes, metadata = dict(about["files"]), dict(about["arrays"]), dict(about["metadata"])
     except OSError as error:
         raise ValueError(f"{foreign}, and {ABOUT} is not there") from error
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{foreign}, and {ABOUT} is none: {type(error).__name__}, {error}") from error
+    if said != (FORMAT, VERSION):
+        raise ValueError(f"{foreign}; it says {said[0]!r}, version {said[1]!r}")
+    # Those of before there was a digest have no entry of it, and no other that is not known.
+    found = about.pop(DIGEST, None)
+    if about.keys() != ENTRIES or (found is not None and found != _digest(about)):
+        raise DamagedCheckpointError(f"{path}: the checkpoint is damaged, {ABOUT} is not as written")
     for name, digest in digests.items():
         if not (path / name).is_file() or files.digest(path / name) != digest:
             raise DamagedCheckpointError(f"{path}: the checkpoint is damaged, {name} is not as written")
     return Checkpoint(path, about["step"], metadata, shapes)
+
+
+def _digest(about: Mapping[str, Any]) -> str:
+    """Of what a description says, however it is laid out."""
+    as_read = json.loads(json.dumps(about))  # with keys that are strings, and lists for tuples
+    return files.digest_of(json.dumps(as_read, sort_keys=True).encode())
 
 
 def described(arrays: Mapping[Names, Any]) -> dict[str, str]:

@@ -1,20 +1,31 @@
 """Files of PyTorch, `.pt` and `.safetensors`, as data alone."""
 
 import dataclasses
+import errno
 import json
 import os
 import pickle
+import struct
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from optchain.interop.packages import needed
 from optchain.interop.report import listed
+from optchain.interop.system import reason
 
 PICKLED = (".pt", ".pth", ".bin")
 SAFE = (".safetensors",)
+UNREADABLE = (
+    *(RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError, OverflowError, MemoryError),
+    *(RecursionError, zipfile.BadZipFile, struct.error),
+)
+"""What readers raise of a file that is damaged."""
+SYSTEM = frozenset(map(os.strerror, errno.errorcode))
 MODEL, STATE, GROUPS = "model.", "optimizer.state.", "optimizer.param_groups"
 
 
@@ -41,7 +52,9 @@ def read(path: str | os.PathLike) -> Checkpoint:
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: another kind of file, a damaged one, one that holds more than data, or neither of the two.
+      ValueError: another kind of file, a damaged one, whose checksums do not hold or that declares more than it has, one that
+        holds more than data, or neither of the two.
+      ImportError: PyTorch or safetensors is not installed; the message says what installs it.
     """
     path = Path(path)
     if not path.is_file():
@@ -61,6 +74,7 @@ def write(path: str | os.PathLike, model: Mapping[str, Any] | None, optimizer: M
 
     Raises:
       ValueError: another ending.
+      OSError: it cannot be written, say because the disk is full.
     """
     path = Path(path)
     if path.suffix not in PICKLED + SAFE:
@@ -70,28 +84,35 @@ def write(path: str | os.PathLike, model: Mapping[str, Any] | None, optimizer: M
         if path.suffix in SAFE:
             _write_safetensors(partial, model, optimizer)
         else:
-            import torch
-
+            torch = needed("torch")
             parts = {"model": model, "optimizer": optimizer}
-            torch.save({name: part for name, part in parts.items() if part is not None}, partial)
+            with partial.open("wb") as file:  # whose error says why; PyTorch's own does not
+                torch.save({name: part for name, part in parts.items() if part is not None}, file)
         partial.replace(path)
+    except Exception as error:  # both libraries have errors of their own for what the system refuses
+        why = reason(error)
+        if isinstance(error, OSError) or why in SYSTEM:
+            raise OSError(f"cannot write {path}: {why}") from error
+        raise
     finally:
         partial.unlink(missing_ok=True)
 
 
 def _read_pickled(path: Path) -> Any:
-    import torch
+    torch = needed("torch")
+    from optchain.interop.torch import archive
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of how it was pickled: what cannot be read is an error anyway
+            archive.check(path)
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path}: expected a checkpoint of torch.save with tensors, numbers and names alone, and it was not read, since it "
             "holds something else or is damaged"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError, TypeError) as error:
+    except UNREADABLE as error:
         reason = str(error).strip().partition("\n")[0][:200] or type(error).__name__
         raise ValueError(f"{path}: expected a checkpoint of torch.save, and it is damaged or none: {reason}") from error
 
@@ -122,18 +143,19 @@ def _is_model(value: Any) -> bool:
 
 
 def _read_safetensors(path: Path) -> Checkpoint:
-    from safetensors import SafetensorError, safe_open
-
+    safetensors = needed("safetensors")
     try:
-        with safe_open(path, framework="numpy") as file:
+        with safetensors.safe_open(path, framework="numpy") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dict
             metadata = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: expected a .safetensors file, and it is damaged or none: {error}") from error
+    except (safetensors.SafetensorError, OSError, *UNREADABLE) as error:
+        raise ValueError(
+            f"{path}: expected a .safetensors file of numbers that NumPy has, and it is damaged or none: {error}"
+        ) from error
     try:
         groups = json.loads(metadata[GROUPS]) if GROUPS in metadata else None
         slots = _slots(tensors)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: its description of the optimizer cannot be read: {error}") from error
     if groups is None:
         plain = {name.removeprefix(MODEL): tensor for name, tensor in tensors.items()}
@@ -152,6 +174,7 @@ def _slots(tensors: Mapping[str, np.ndarray]) -> dict[int, dict[str, np.ndarray]
 
 
 def _write_safetensors(path: Path, model: Mapping[str, Any] | None, optimizer: Mapping[str, Any] | None) -> None:
+    needed("safetensors")
     from safetensors.numpy import save_file
 
     from optchain.interop.torch.layouts import to_array

@@ -18,6 +18,7 @@ import numpy as np
 
 from optchain.core.masks import check_patterns, first_match
 from optchain.core.trees import Tree, dtype_of, leaves_with_paths, path_names, path_string
+from optchain.interop import checks
 from optchain.interop.report import Names
 
 Axes: TypeAlias = tuple[int, ...]
@@ -57,18 +58,38 @@ def inverse(axes: Axes) -> Axes:
     return tuple(int(axis) for axis in np.argsort(axes))
 
 
-def to_array(tensor: Any) -> np.ndarray:
-    """A tensor of PyTorch as an array on the host; anything else as NumPy takes it."""
+def to_array(tensor: Any, name: str = "a tensor") -> np.ndarray:
+    """A tensor of PyTorch as an array on the host; anything else as NumPy takes it.
+
+    Raises:
+      ValueError: it is sparse, quantized, without numbers, or of numbers that NumPy has not.
+    """
     if not hasattr(tensor, "detach"):
         return np.asarray(tensor)
-    tensor = tensor.detach().cpu()
+    check_readable(tensor, name)
+    tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
     if str(tensor.dtype) == "torch.bfloat16":  # which NumPy has only through ml_dtypes
         return np.asarray(tensor.float().numpy(), jnp.bfloat16)
     return tensor.numpy()
 
 
+def check_readable(tensor: Any, name: str) -> None:
+    """Requires a tensor of PyTorch that is an array of numbers that NumPy has, or bfloat16."""
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    kinds = {
+        "a meta tensor, which has no numbers": tensor.is_meta,
+        "quantized": tensor.is_quantized,
+        f"not dense ({tensor.layout})": str(tensor.layout) != "torch.strided",
+        f"{dtype}, which NumPy has not": dtype != "bfloat16" and not hasattr(np, dtype.replace("bool", "bool_")),
+    }
+    wrong = next((kind for kind, holds in kinds.items() if holds), None)
+    if wrong is not None:
+        raise ValueError(f"{name} is {wrong}: save it dense, as float32 say")
+
+
 def transposed(value: np.ndarray, axes: tuple[int, ...], like: Any, path: str, name: str) -> np.ndarray:
     """PyTorch's array in our layout and dtype; an error that names both shapes if it has not the shape of ours."""
+    checks.kind(f"{name} of PyTorch's", value.dtype, dtype_of(like))
     made = value.transpose(axes) if value.ndim == len(axes) else value
     if made.shape != np.shape(like):
         asked = tuple(np.shape(like)[axis] for axis in inverse(axes))

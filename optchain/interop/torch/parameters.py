@@ -42,7 +42,7 @@ def load_params(
     axes = layouts(params, transforms)
     leaves = []
     for index, (path, like) in enumerate(leaves_with_paths(params)):
-        value = to_array(state_dict[position[index]])
+        value = to_array(state_dict[position[index]], position[index])
         leaves.append(transposed(value, axes[path_names(path)], like, path_string(path), position[index]))
     return jax.tree.unflatten(jax.tree.structure(params), [jnp.array(leaf) for leaf in leaves])
 

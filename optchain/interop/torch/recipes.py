@@ -1,9 +1,11 @@
 """Optimizers of PyTorch as recipes, and the arguments of recipes as PyTorch's groups."""
 
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from optchain.core.hyperparams import Hyperparam
 from optchain.core.masks import matching
 from optchain.core.transformation import Transformation
 from optchain.interop.torch.layouts import to_array
@@ -29,24 +31,39 @@ SWITCHES: dict[str, dict[str, Any]] = {
 """What chooses one of PyTorch's implementations and changes no number, with the default of each class that has it."""
 
 
-def from_torch(optimizer: Any, names: Sequence[str] | Mapping[str, str] | None = None) -> Transformation:
+INITIAL = "initial_lr"
+"""What a scheduler leaves in the groups that it drives: the rate that it began from."""
+
+
+def from_torch(
+    optimizer: Any,
+    names: Sequence[str] | Mapping[str, str] | None = None,
+    *,
+    lr: Hyperparam | Sequence[Hyperparam] | None = None,
+) -> Transformation:
     """The recipe of one of PyTorch's optimizers: the preset of its class, with its arguments as they are now.
 
     Several groups become a `multi_optimizer`, whose groups are `group_0`, `group_1`, …; one group is the preset alone.
-    The learning rate is the present one: a scheduler is no part of an optimizer, and has a counterpart in
-    `optchain.schedules`.
+    The learning rate is the present one, unless `lr` is given: a scheduler is no part of an optimizer, and has a counterpart
+    in `optchain.schedules`.
 
     Args:
       optimizer: a `torch.optim` `AdamW`, `Adam`, `SGD`, `NAdam`, `RAdam`, `RMSprop`, `Adagrad` or `Adamax`.
       names: with several groups, which parameters are in them: our paths, `dense/kernel`, in the order of the
         optimizer's parameters, group by group; or a table of our paths to PyTorch's names, in that order.
+      lr: in the place of the groups' learning rates: the counterpart of the scheduler that drove them, such as
+        `schedules.StepLR(0.1, step_size=30)`; or several, one a group.
+
+    Warns:
+      UserWarning: a scheduler has driven a group (it has `initial_lr`), and no `lr` was given: the recipe keeps the present
+        rate.
 
     Returns:
       A transformation with the same numbers, step for step.
 
     Raises:
       TypeError: an optimizer of another class.
-      ValueError: several groups and no names, or not as many names as parameters.
+      ValueError: several groups and no names, or not as many names as parameters, or not as many `lr` as groups.
 
     Example:
       >>> import torch
@@ -61,7 +78,17 @@ def from_torch(optimizer: Any, names: Sequence[str] | Mapping[str, str] | None =
             f"optimizer must be one of torch.optim's {', '.join(PRESETS)}; got {kind.__module__}.{kind.__qualname__}"
         )
     groups = optimizer.param_groups
-    links = [preset(**_arguments(kind.__name__, group, optimizer.defaults)) for group in groups]
+    own = [_arguments(kind.__name__, group, optimizer.defaults) for group in groups]
+    if lr is None:
+        _warn_of_schedulers(groups)
+    else:
+        rates = list(lr) if isinstance(lr, Sequence) else [lr] * len(groups)
+        if len(rates) != len(groups):
+            raise ValueError(
+                f"lr must be one, or one for each of the optimizer's {len(groups)} groups; got {len(rates)}"
+            )
+        own = [arguments | {"lr": rate} for arguments, rate in zip(own, rates, strict=True)]
+    links = [preset(**arguments) for arguments in own]
     if len(links) == 1:
         return links[0]
     count = sum(len(group["params"]) for group in groups)
@@ -78,6 +105,21 @@ def from_torch(optimizer: Any, names: Sequence[str] | Mapping[str, str] | None =
         if patterns:
             parts.append((f"group_{number}", matching(*patterns), link))
     return multi_optimizer(*parts)
+
+
+def _warn_of_schedulers(groups: Sequence[Mapping[str, Any]]) -> None:
+    driven = [
+        f"group {number}, from {plain(group[INITIAL]):g} to {plain(group['lr']):g}"
+        for number, group in enumerate(groups)
+        if INITIAL in group
+    ]
+    if driven:
+        warnings.warn(
+            f"a scheduler drove the learning rate ({'; '.join(driven)}), which is no part of the optimizer: the recipe keeps the "
+            "rate as it is now. Bring the schedule as from_torch(…, lr=optchain.schedules.…), with the scheduler's arguments; "
+            "load_state_dict takes the step over. If it is done, give the rate itself as lr",
+            stacklevel=3,
+        )
 
 
 def to_group(preset: Transformation) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """The state of PyTorch's optimizers, brought in."""
 
+import dataclasses
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,13 +12,16 @@ from optchain.core import arguments
 from optchain.core.optax_link import as_transformation
 from optchain.core.transformation import State
 from optchain.core.trees import Tree, leaves_with_paths, path_names
+from optchain.interop import checks
 from optchain.interop.links import Place, places, schedule_entries
 from optchain.interop.mapping import Entry, entries, match
 from optchain.interop.merging import check_choice, merge_entries
 from optchain.interop.report import Choice, Names, Report, listed
 from optchain.interop.torch.layouts import Transforms, layouts, to_array, transposed
-from optchain.interop.torch.recipes import class_name, plain
+from optchain.interop.torch.recipes import INITIAL, class_name, plain
 from optchain.interop.torch.rules import COUNT, HYPERPARAMS, OPTIONAL, SCALARS, entries_of, flat
+
+DRIVEN = "a scheduler drove"
 
 Correspondence = Mapping[str, str] | Sequence[str]
 
@@ -56,8 +61,13 @@ def load_state_dict(
     Returns:
       The state, all of it fresh arrays.
 
+    Warns:
+      UserWarning: a scheduler drove the rate in PyTorch (the groups have `initial_lr`), and the rate of `tx` is a number. An
+        optimizer's state does not hold its scheduler: `tx` needs the schedule, which then goes on at the step saved.
+
     Raises:
-      ValueError: something else than the state of an optimizer, parameters that only one side has (the message prints
+      ValueError: something else than the state of an optimizer, a `step`, a rate or a second moment that cannot be one,
+        parameters that only one side has (the message prints
         both), a shape that differs, moments that only one side has, hyperparameters that differ, steps that differ
         within a group.
 
@@ -74,7 +84,11 @@ def load_state_dict(
       >>> state["scale_by_adam"]["count"], state["scale_by_adam"]["mu"]["kernel"].shape
       (Array(1, dtype=int32), (3, 2))
     """
-    return load_with_report(tx, params, state_dict, names, transforms, hyperparams=hyperparams, step=step)[0]
+    state, report = load_with_report(tx, params, state_dict, names, transforms, hyperparams=hyperparams, step=step)
+    driven = [f"{'/'.join(row.path)}: {row.note}" for row in report.rows if DRIVEN in row.note]
+    if driven:
+        warnings.warn("; ".join(driven), stacklevel=2)
+    return state
 
 
 def load_with_report(
@@ -87,7 +101,7 @@ def load_with_report(
     hyperparams: Choice = "saved",
     step: int | None = None,
 ) -> tuple[State, Report]:
-    """`load_state_dict`, with a report of what became of each entry."""
+    """`load_state_dict`, with a report of what became of each entry, which also says what that warns of."""
     check_choice(hyperparams)
     if step is not None:
         step = arguments.check_integer("step", step, minimum=0)
@@ -106,7 +120,8 @@ def load_with_report(
             _check_constants(place, source)
         saved |= _hyperparam_entries(place, source, hyperparams)
     source.check_all_used(link.name)
-    return merge_entries(saved, fresh, hyperparams=hyperparams)
+    state, report = merge_entries(saved, fresh, hyperparams=hyperparams)
+    return state, report if hyperparams == "configured" else _with_schedulers(report, found, source)
 
 
 class _Source:
@@ -142,7 +157,7 @@ class _Source:
         self.groups = dict(zip(order, arguments_of, strict=True))
         self.used: set[tuple[Names, str]] = {(path, COUNT) for path in paths}
 
-    def array(self, path: Names, field: str) -> np.ndarray | None:
+    def array(self, path: Names, field: str, *, squares: bool) -> np.ndarray | None:
         """A tensor in our layout; None where PyTorch has not made it yet."""
         self.used.add((path, field))
         slot = self.slots[path]
@@ -152,8 +167,11 @@ class _Source:
                     f"the recipe needs {field} of {'/'.join(path)}, and PyTorch's state of {self.labels[path]} has {listed(slot)}"
                 )
             return None
-        name = f"{field} of {self.labels[path]}"
-        return transposed(to_array(slot[field]), self.axes[path], self.params[path], "/".join(path), name)
+        name, value = f"{field} of {self.labels[path]}", slot[field]
+        value = to_array(value, name)
+        if squares:
+            checks.squares(name, value)
+        return transposed(value, self.axes[path], self.params[path], "/".join(path), name)
 
     def steps(self, place: Place) -> int | None:
         """How many steps the parameters of a link have made; None if PyTorch does not know.
@@ -164,7 +182,10 @@ class _Source:
         slots = [self.slots[path] for path in place.parameters]
         if all(COUNT not in slot for slot in slots):
             return None
-        steps = {path: int(to_array(self.slots[path].get(COUNT, 0))) for path in place.parameters}
+        steps = {
+            path: checks.count(f"{COUNT} of {self.labels[path]}", to_array(self.slots[path].get(COUNT, 0)))
+            for path in place.parameters
+        }
         if len(set(steps.values())) > 1:
             counted = listed(f"{'/'.join(path)} {number}" for path, number in steps.items())
             raise ValueError(
@@ -210,7 +231,7 @@ def _rule_entries(place: Place, fresh: State, source: _Source) -> dict[Names, An
         if entry in SCALARS:
             continue
         for path in place.parameters:
-            array = source.array(path, field)
+            array = source.array(path, field, squares=entry in checks.SQUARES)
             if array is not None:
                 saved[(*place.path, entry, *path)] = array
     if "count" in known:
@@ -222,7 +243,9 @@ def _rule_entries(place: Place, fresh: State, source: _Source) -> dict[Names, An
             steps = int(bool(made))
         saved[(*place.path, "count")] = steps
     if "mu_product" in known and (slot := source.slots[place.parameters[0]]):
-        saved[(*place.path, "mu_product")] = float(to_array(slot["mu_product"]))
+        product = to_array(slot["mu_product"])
+        checks.number(f"mu_product of {source.labels[place.parameters[0]]}", product, arguments.FRACTION)
+        saved[(*place.path, "mu_product")] = float(product)
         source.used |= {(path, "mu_product") for path in place.parameters}
     return saved
 
@@ -231,8 +254,11 @@ def _hyperparam_entries(place: Place, source: _Source, choice: Choice) -> dict[N
     """The hyperparameters that are values in a link's state, out of the groups of its parameters."""
     values: dict[str, Any] = {}
     for name in sorted(place.settable):
-        theirs = HYPERPARAMS.get(name)
-        given = {source.groups[path][theirs] for path in place.parameters if theirs in source.groups[path]}
+        theirs = HYPERPARAMS.get(name, "")
+        groups = {path: source.groups[path] for path in place.parameters if theirs in source.groups[path]}
+        for path, group in groups.items():
+            checks.hyperparam(f"{theirs} of the group of {source.labels[path]}", name, group[theirs])
+        given = {group[theirs] for group in groups.values()}
         if len(given) > 1 and choice == "saved":
             raise ValueError(
                 f"PyTorch's groups have the {theirs} {listed(map(str, sorted(given)))}, and {place} has one for all: use "
@@ -241,6 +267,22 @@ def _hyperparam_entries(place: Place, source: _Source, choice: Choice) -> dict[N
         if len(given) == 1:
             values[name] = given.pop()
     return {(*place.path, "hyperparams", name): value for name, value in values.items()}
+
+
+def _with_schedulers(report: Report, found: list[Place], source: _Source) -> Report:
+    """The report, with a note at each rate that a scheduler has driven, and that nothing drives any more."""
+    notes: dict[Names, str] = {}
+    for place in found:
+        initial = [float(source.groups[path][INITIAL]) for path in place.parameters if INITIAL in source.groups[path]]
+        if initial:
+            notes[(*place.path, "hyperparams", "learning_rate")] = (
+                f"{DRIVEN} it in PyTorch, from {initial[0]:g}; tx keeps it as it is: build tx with the schedule to go on with it"
+            )
+    rows = [
+        dataclasses.replace(row, note=", ".join(filter(None, (row.note, notes.get(row.path, "")))))
+        for row in report.rows
+    ]
+    return Report(tuple(rows), report.hyperparams)
 
 
 def _check_constants(place: Place, source: _Source) -> None:
