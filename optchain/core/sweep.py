@@ -56,7 +56,7 @@ def sweep(state: Any, values: Mapping[str, Any] | None = None, /, **named: Any) 
         raise ValueError(f"sweep needs one-dimensional arrays of one length; got {given}")
     ((members,),) = shapes
 
-    axes = jax.tree_util.tree_map_with_path(lambda path, _: None if _is_counter(path) else 0, state)
+    axes = member_axes(state)
     batched = jax.tree_util.tree_map_with_path(
         lambda path, leaf: (
             jnp.array(leaf) if _is_counter(path) else jnp.repeat(jnp.asarray(leaf)[None], members, axis=0)
@@ -69,6 +69,11 @@ def sweep(state: Any, values: Mapping[str, Any] | None = None, /, **named: Any) 
     # Copies, as the counters are: a step that donates its state would else delete the caller's own.
     values_by_path = {field.path: jnp.array(arrays[key], field.value.dtype) for key, field in fields.items()}
     return replace_fields(batched, values_by_path), axes
+
+
+def member_axes(state: Any) -> Any:
+    """The axis of members of each leaf of a state: 0, or None for what counts calls."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: None if _is_counter(path) else 0, state)
 
 
 def _is_counter(path: Path) -> bool:

@@ -20,6 +20,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import optchain
+from optchain.core.sweep import member_axes
 from optchain.core.trees import Tree
 from optchain.race.entrant import Entrant, evaluated
 from optchain.race.task import Shape, Task
@@ -29,7 +30,7 @@ SAVE_EVERY = 30.0
 """Seconds between checkpoints within a group. Where they fall changes no number."""
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     """A group was asked to stop. What it had done is on the disk if it was given a folder."""
 
 
@@ -83,7 +84,7 @@ class Program:
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), self.params)
         self.rates = entrant.rates(zeros)
         self.shape = entrant.shape or shape
-        self._axes = _axes(entrant.tx.init(zeros))
+        self._axes = member_axes(jax.eval_shape(entrant.tx.init, zeros))
         self._compiled: tuple[Callable[..., Any], Callable[..., Any], float] | None = None
 
     @functools.cached_property
@@ -112,7 +113,7 @@ class Program:
           factors: by which the member's learning rates are multiplied.
           folder: where a group that is not done yet is kept; one that is there already goes on.
           advance: is called with the steps done and the mean held-out loss, at every evaluation.
-          stop: is asked at every evaluation; if it says so the group is saved, and `Stopped` raised.
+          stop: is asked at every evaluation; if it says so the group is saved, and `StoppedError` raised.
         """
         count = len(seeds)
         if not 0 < count == len(factors) <= self.width:
@@ -142,7 +143,7 @@ class Program:
             if done < self.task.evaluations and saved is not None and (saved.is_due() or stop()):
                 saved.save(done, arrays, curves, seconds)
             if done < self.task.evaluations and stop():
-                raise Stopped
+                raise StoppedError
         held_out = np.array(curves).T[:count]
         return Group(
             list(seeds),
@@ -224,13 +225,6 @@ class Program:
 
     def _put(self, array: jax.Array) -> jax.Array:
         return jax.device_put(array, NamedSharding(self.mesh, P(AXIS)))
-
-
-def _axes(state: Any) -> Any:
-    """The axes of a state of members, whatever hyperparameters there are to sweep."""
-    from optchain.core.sweep import _is_counter
-
-    return jax.tree_util.tree_map_with_path(lambda path, _: None if _is_counter(path) else 0, state)
 
 
 def _batches(key: jax.Array) -> jax.Array:

@@ -7,6 +7,7 @@ falls out of the difference, so the test is on the differences, seed by seed.
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 
@@ -37,9 +38,7 @@ class Comparison:
     verdict: str
 
 
-def compare(
-    reference: Losses, others: Sequence[Losses], level: float = LEVEL
-) -> list[Comparison]:
+def compare(reference: Losses, others: Sequence[Losses], level: float = LEVEL) -> list[Comparison]:
     """Each of several recipes against one, as one family of comparisons. See `compare_pairs`."""
     return compare_pairs([(reference, other) for other in others], level)
 
@@ -130,4 +129,4 @@ def _noncentrality(level: float, degrees: int) -> float:
     highest = critical
     while missing(highest) < 0:
         highest *= 2
-    return float(optimize.brentq(missing, 0.0, highest, xtol=1e-6))
+    return cast(float, optimize.brentq(missing, 0.0, highest, xtol=1e-6))

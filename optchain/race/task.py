@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from optchain.core import arguments
 from optchain.core.trees import Tree
 
-Shape = Callable[[jax.Array], jax.Array]
+Shape: TypeAlias = Callable[[jax.Array], jax.Array]
 """The share of its highest that a learning rate has at a step."""
 
 WARMUP = 0.1

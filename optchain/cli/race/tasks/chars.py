@@ -22,7 +22,9 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        query, key, value = jnp.split(nn.Dense(3 * WIDTH, use_bias=False, name="qkv")(nn.LayerNorm(name="norm_1")(x)), 3, -1)
+        query, key, value = jnp.split(
+            nn.Dense(3 * WIDTH, use_bias=False, name="qkv")(nn.LayerNorm(name="norm_1")(x)), 3, -1
+        )
         heads = [part.reshape(*part.shape[:-1], HEADS, WIDTH // HEADS) for part in (query, key, value)]
         mixed = jax.nn.dot_product_attention(*heads, is_causal=True).reshape(x.shape)
         x = x + nn.Dense(WIDTH, use_bias=False, name="out")(mixed)
@@ -43,7 +45,10 @@ class Transformer(nn.Module):
         x = embedding(numbers) + self.param("position_embedding", SPREAD, (LENGTH, WIDTH))
         if self.scanned:
             body = nn.scan(
-                lambda block, x, _: (block(x), None), variable_axes={"params": 0}, split_rngs={"params": True}, length=BLOCKS
+                lambda block, x, _: (block(x), None),
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                length=BLOCKS,
             )
             x, _ = body(Block(name="blocks"), x, None)
         else:

@@ -21,7 +21,9 @@ CODE = 8
 
 def digits() -> Task:
     """Which digit it is, by a perceptron of 52,000 parameters."""
-    return _classifier("digits", Network(), 300, 0.15, "handwritten digits, a perceptron with layer norms, nats an image")
+    return _classifier(
+        "digits", Network(), 300, 0.15, "handwritten digits, a perceptron with layer norms, nats an image"
+    )
 
 
 def conv() -> Task:
