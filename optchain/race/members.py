@@ -74,7 +74,7 @@ class Program:
     """
 
     def __init__(
-        self, task: Task, entrant: Entrant, width: int, shape: Shape, devices: Sequence[jax.Device] | None = None
+        self, task: Task, entrant: Entrant, width: int, shape: Shape, devices: Sequence[Any] | None = None
     ):
         devices = list(devices or jax.local_devices())
         self.task, self.entrant = task, entrant
@@ -114,6 +114,9 @@ class Program:
           folder: where a group that is not done yet is kept; one that is there already goes on.
           advance: is called with the steps done and the mean held-out loss, at every evaluation.
           stop: is asked at every evaluation; if it says so the group is saved, and `StoppedError` raised.
+
+        Raises:
+          ValueError: more members than the program is wide; a folder that holds another group.
         """
         count = len(seeds)
         if not 0 < count == len(factors) <= self.width:
@@ -254,10 +257,12 @@ class _Saved:
 
         self.folder, self.members, self.orbax = folder, members, orbax
         self.found = orbax.latest(folder) if folder.is_dir() and orbax.steps(folder) else None
+        if self.found is not None and self.found.metadata.get("members") != members:
+            raise ValueError(f"{folder} holds another group: {self.found.metadata.get('members')}")
         self.last = time.monotonic()
 
     def state(self) -> tuple[int, list[Any], list[float]]:
-        if self.found is None or self.found.metadata["members"] != self.members:
+        if self.found is None:
             return 0, [], []
         return self.found.step, self.found.metadata["held_out"], self.found.metadata["seconds"]
 

@@ -5,6 +5,7 @@ falls out of the difference, so the test is on the differences, seed by seed.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import cast
@@ -117,6 +118,7 @@ def _quantile(probability: float, degrees: int) -> float:
     return float(stats.t.ppf(probability, degrees))
 
 
+@functools.cache
 def _noncentrality(level: float, degrees: int) -> float:
     """The true difference, in standard errors, that a two-sided test of this level sees with the power `POWER`."""
     from scipy import optimize, stats

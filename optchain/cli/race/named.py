@@ -128,8 +128,8 @@ def _optax(name: str, arguments: Mapping[str, Any]) -> optax.GradientTransformat
     if not callable(factory) or RATE not in (parameters := inspect.signature(factory).parameters):
         raise ValueError(f"{place.__name__} has no optimizer {name} with a {RATE}")
     given = {RATE: 1e-3, **arguments}
-    in_state: Any = optax.inject_hyperparams(factory, [other for other in parameters if other != RATE])
-    return in_state(**given)
+    inject: Any = optax.inject_hyperparams
+    return inject(factory, [other for other in parameters if other != RATE])(**given)
 
 
 def _factor(rate: Any, tx: optax.GradientTransformation) -> float | None:

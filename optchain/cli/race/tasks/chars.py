@@ -12,7 +12,7 @@ from optchain.cli.race.tasks import text
 from optchain.race import Task
 
 WIDTH, HEADS, BLOCKS, LENGTH = 128, 4, 4, 64
-BATCH, STEPS, EVALUATIONS = 4, 200, 10
+BATCH, STEPS, EVALUATIONS = 4, 160, 10
 HELD_OUT_WINDOWS = 32
 SPREAD = nn.initializers.normal(0.02)
 
@@ -93,6 +93,6 @@ def chars(*, tied: bool = False, scanned: bool = False) -> Task:
         lambda params: loss(params, windows),
         STEPS,
         EVALUATIONS,
-        target=2.7,
+        target=2.6,
         about="a character-level transformer on CPython's documentation, nats a character",
     )

@@ -22,7 +22,7 @@ CODE = 8
 def digits() -> Task:
     """Which digit it is, by a perceptron of 52,000 parameters."""
     return _classifier(
-        "digits", Network(), 300, 0.15, "handwritten digits, a perceptron with layer norms, nats an image"
+        "digits", Network(), 300, 0.1, "handwritten digits, a perceptron with layer norms, nats an image"
     )
 
 
@@ -56,7 +56,7 @@ def conv() -> Task:
         loss,
         held_out_loss,
         200,
-        target=0.15,
+        target=0.08,
         about="handwritten digits, convolutions with batch norms, nats an image",
     )
 
@@ -78,7 +78,7 @@ def autoencoder() -> Task:
         loss,
         lambda params: loss(params, (shown,)),
         400,
-        target=2.0,
+        target=1.2,
         about="an autoencoder of handwritten digits, squared error an image",
     )
 

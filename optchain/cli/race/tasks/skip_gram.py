@@ -56,6 +56,6 @@ def skip_gram() -> Task:
         loss,
         lambda params: loss(params, shown),
         400,
-        target=2.4,
+        target=2.7,
         about="skip-gram embeddings of CPython's documentation, nats a pair",
     )
