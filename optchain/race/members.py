@@ -73,9 +73,7 @@ class Program:
       devices: over which the members are split.
     """
 
-    def __init__(
-        self, task: Task, entrant: Entrant, width: int, shape: Shape, devices: Sequence[Any] | None = None
-    ):
+    def __init__(self, task: Task, entrant: Entrant, width: int, shape: Shape, devices: Sequence[Any] | None = None):
         devices = list(devices or jax.local_devices())
         self.task, self.entrant = task, entrant
         self.width = -(-width // len(devices)) * len(devices)

@@ -85,7 +85,9 @@ def test_rates_and_seeds_are_one_program(monkeypatch: pytest.MonkeyPatch):
 def test_members_do_not_depend_on_the_devices_they_are_split_over():
     task = line(12, 3)
     groups = [
-        Program(task, Entrant("it", oc.adamw(0.02)), 8, cosine(12), jax.devices()[:count]).run(list(range(8)), [1.0] * 8)
+        Program(task, Entrant("it", oc.adamw(0.02)), 8, cosine(12), jax.devices()[:count]).run(
+            list(range(8)), [1.0] * 8
+        )
         for count in (1, 4, 8)
     ]
     for group in groups[1:]:

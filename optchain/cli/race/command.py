@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from optchain.cli.errors import UserError
-from optchain.cli.race.settings import ScheduleName, Settings
+from optchain.cli.race.settings import ScheduleName, Settings, parts
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -76,8 +76,8 @@ def race(
     command, or --resume DIR, goes on to the same numbers. Nothing is downloaded.
     """
     options = {
-        "tasks": None if tasks is None else tasks.split(","),
-        "recipes": None if recipes is None else recipes.split(","),
+        "tasks": None if tasks is None else parts(tasks, ","),
+        "recipes": None if recipes is None else parts(recipes, ","),
         "seeds": seeds,
         "tuning_seeds": tuning_seeds,
         "first_seed": first_seed,

@@ -17,6 +17,7 @@ import optax
 import optchain
 from optchain.cli import recipes
 from optchain.cli.errors import UserError
+from optchain.cli.race.settings import parts
 from optchain.core.config import to_code
 from optchain.race import Entrant, Task, rebuilt
 from optchain.race.entrant import RATE
@@ -33,11 +34,13 @@ def entrant(spec: str) -> Entrant:
     Raises:
       UserError: there is no such recipe, or it does not take the arguments.
     """
-    given, words = spec, spec.split(":")
+    given, words = spec, parts(spec, ":")
     if "=" in words[0]:
         name, _, words[0] = words[0].partition("=")
     else:
         name = Path(words[0]).stem if Path(words[0]).suffix in recipes.PARSERS else spec.replace(":", "-")
+    if not words[0]:
+        raise UserError(f"--recipes: {given!r} names no recipe")
     arguments = _arguments(given, words[1:])
     rate = arguments.pop(KEPT, None)
     tx, shape = _built(words[0], arguments, given)
@@ -64,7 +67,7 @@ def task(spec: str) -> Task:
     """
     from optchain.cli.race.tasks import TASKS
 
-    name, *words = spec.split(":")
+    name, *words = parts(spec, ":")
     build = _own(Path(name)) if name.endswith(".py") else TASKS.get(name)
     if build is None:
         similar = difflib.get_close_matches(name, TASKS, 2, 0.5)

@@ -60,6 +60,18 @@ class Settings:
         return cls(**values)
 
 
+def parts(text: str, separator: str) -> list[str]:
+    """What stands between separators that are outside of brackets: a value may be a list."""
+    found, depth = [""], 0
+    for character in text:
+        depth += (character in "[{") - (character in "]}")
+        if character == separator and depth <= 0:
+            found.append("")
+        else:
+            found[-1] += character
+    return found
+
+
 def _check(option: str, holds: bool, allowed: str, value: Any) -> None:
     if not holds:
         raise UserError(f"--{option} must be {allowed}; got {value}")
