@@ -11,6 +11,7 @@ from optchain.cli.bench import command as bench
 from optchain.cli.convert import command as convert
 from optchain.cli.describe import command as describe
 from optchain.cli.plot import command as plot
+from optchain.cli.race import command as race
 from optchain.cli.train import command as train
 from optchain.cli.verify import command as verify
 
@@ -47,4 +48,5 @@ _add(describe.describe, describe.EXAMPLE)
 _add(plot.plot, plot.EXAMPLE)
 _add(verify.verify, verify.EXAMPLE)
 _add(bench.bench, bench.EXAMPLE)
+_add(race.race, race.EXAMPLE)
 _add(convert.convert, convert.EXAMPLE)

@@ -61,7 +61,7 @@ def sweep(state: Any, values: Mapping[str, Any] | None = None, /, **named: Any) 
         raise ValueError(f"sweep needs one-dimensional arrays of one length; got {given}")
     ((members,),) = shapes
 
-    axes = jax.tree_util.tree_map_with_path(lambda path, _: None if _is_counter(path) else 0, state)
+    axes = member_axes(state)
     batched = jax.tree_util.tree_map_with_path(
         lambda path, leaf: (
             jnp.array(leaf) if _is_counter(path) else jnp.repeat(jnp.asarray(leaf)[None], members, axis=0)
@@ -100,6 +100,11 @@ def _find_keys(state: Any) -> list[Path]:
         for path, leaf in jax.tree_util.tree_leaves_with_path(state)
         if path_names(path)[-1:] == ("key",) and is_raw_key(leaf) and not lies_in_slot(path_names(path))
     ]
+
+
+def member_axes(state: Any) -> Any:
+    """The axis of members of each leaf of a state: 0, or None for what counts calls."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: None if _is_counter(path) else 0, state)
 
 
 def _is_counter(path: Path) -> bool:

@@ -1,0 +1,1 @@
+"""`optchain race`: recipes side by side on small tasks, with seeds and error bars."""

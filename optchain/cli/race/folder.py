@@ -1,0 +1,99 @@
+"""The folder of a race: `race.json`, and what is done of it, group by group, so that a race that was killed goes on."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from optchain.cli.errors import UserError
+from optchain.cli.race.settings import Settings
+from optchain.race import Group
+
+PROGRAM = "optchain race"
+VERSION = 1
+
+
+class Folder:
+    """Where a race is kept. A file is complete or not there."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    @property
+    def about(self) -> Path:
+        return self.path / "race.json"
+
+    def holds_race(self) -> bool:
+        return self.about.is_file()
+
+    def begin(self, settings: Settings, recipes: dict[str, str]) -> None:
+        """Says what the race is.
+
+        Raises:
+          UserError: the folder holds another race, or something else.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"--out {self.path} is not a folder")
+        if self.holds_race():
+            if self.settings() != settings:
+                raise UserError(f"--out {self.path} holds a race of other settings: choose another folder")
+            if self.read()["recipes"] != recipes:
+                raise UserError(f"--out {self.path} holds a race in which a recipe was another: choose another folder")
+            return
+        if self.path.is_dir() and any(self.path.iterdir()):
+            raise UserError(f"--out {self.path} is not empty: choose another folder")
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.write({"settings": settings.to_json(), "recipes": recipes})
+
+    def settings(self) -> Settings:
+        """Those with which the race was begun.
+
+        Raises:
+          UserError: the folder holds no race of this version.
+        """
+        try:
+            return Settings.from_json(self.read()["settings"])
+        except (TypeError, KeyError) as error:
+            raise UserError(f"{self.about} was not written by this version of {PROGRAM}: {error}") from error
+
+    def read(self) -> dict[str, Any]:
+        if not self.path.is_dir():
+            raise UserError(f"--resume {self.path}: there is no such folder")
+        if not self.holds_race():
+            raise UserError(f"--resume {self.path}: the folder holds no race")
+        try:
+            kept = json.loads(self.about.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{self.about} is damaged: {error}") from error
+        if (kept.get("program"), kept.get("version")) != (PROGRAM, VERSION):
+            raise UserError(f"{self.about} was not written by this version of {PROGRAM}")
+        return kept
+
+    def write(self, values: dict[str, Any]) -> None:
+        _write(self.about, {"program": PROGRAM, "version": VERSION, **values})
+
+    # Groups ----------------------------------------------------------------------------------------------------------
+
+    def unfinished(self, task: str, recipe: str, name: str) -> Path:
+        """Where a group is kept that is not done."""
+        return self.path / "groups" / task / recipe / f"{name}.unfinished"
+
+    def group(self, task: str, recipe: str, name: str) -> Group | None:
+        path = self._path(task, recipe, name)
+        return Group(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+
+    def keep(self, task: str, recipe: str, name: str, group: Group) -> None:
+        path = self._path(task, recipe, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write(path, dataclasses.asdict(group))
+        shutil.rmtree(self.unfinished(task, recipe, name), ignore_errors=True)
+
+    def _path(self, task: str, recipe: str, name: str) -> Path:
+        return self.path / "groups" / task / recipe / f"{name}.json"
+
+
+def _write(path: Path, values: Any) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(values, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    partial.replace(path)

@@ -1,0 +1,149 @@
+"""Recipes and tasks as a user names them on the command line.
+
+[NAME=]RECIPE[:ARGUMENT=VALUE]…      adamw    mine=recipe.toml    slow=adamw:beta_2=0.99:rate=0.003    optax.lion
+TASK[:ARGUMENT=VALUE]…               digits   chars:scanned=true  my_task.py
+"""
+
+import difflib
+import importlib.util
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import optax
+
+import optchain
+from optchain.cli import recipes
+from optchain.cli.errors import UserError
+from optchain.cli.race.settings import parts
+from optchain.core.config import to_code
+from optchain.race import Entrant, Task, rebuilt
+from optchain.race.entrant import RATE
+
+OPTAX = "optax."
+KEPT = "rate"
+"""The argument that gives a learning rate to run at, instead of a search for the best."""
+OWN = "own"
+
+
+def entrant(spec: str) -> Entrant:
+    """The recipe of a specification.
+
+    Raises:
+      UserError: there is no such recipe, or it does not take the arguments.
+    """
+    given, words = spec, parts(spec, ":")
+    if "=" in words[0]:
+        name, _, words[0] = words[0].partition("=")
+    else:
+        name = Path(words[0]).stem if Path(words[0]).suffix in recipes.PARSERS else spec.replace(":", "-")
+    if not words[0]:
+        raise UserError(f"--recipes: {given!r} names no recipe")
+    arguments = _arguments(given, words[1:])
+    rate = arguments.pop(KEPT, None)
+    tx, shape = _built(words[0], arguments, given)
+    try:
+        factor = _factor(rate, tx)
+        return Entrant(name, tx, shape, factor)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"--recipes {given}: {error}") from error
+
+
+def described(made: Entrant) -> str:
+    """What is kept of a recipe in a record: its config, or its code where it has none."""
+    try:
+        return json.dumps(optchain.to_config(made.tx), sort_keys=True)
+    except TypeError:
+        return to_code(made.tx)
+
+
+def task(spec: str) -> Task:
+    """The task of a specification: one of ours, or `task` in a Python file, which is run.
+
+    Raises:
+      UserError: there is no such task, or it does not take the arguments.
+    """
+    from optchain.cli.race.tasks import TASKS
+
+    name, *words = parts(spec, ":")
+    build = _own(Path(name)) if name.endswith(".py") else TASKS.get(name)
+    if build is None:
+        similar = difflib.get_close_matches(name, TASKS, 2, 0.5)
+        hint = f": did you mean {' or '.join(similar)}?" if similar else "."
+        raise UserError(f"--tasks {name}: there is no such task{hint} There are {', '.join(TASKS)}; or give a .py file")
+    try:
+        made = build(**_arguments(spec, words))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"--tasks {spec}: {error}") from error
+    if not isinstance(made, Task):
+        raise UserError(f"--tasks {spec}: task must be a Task, or a function that makes one; got {made!r}")
+    return made
+
+
+def _own(path: Path) -> Callable[..., Any]:
+    """`task` in the file of a user: a `Task`, or a function that makes one."""
+    if not path.is_file():
+        raise UserError(f"--tasks {path}: there is no such file")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "task"):
+        raise UserError(f"--tasks {path}: the file has no `task`, a Task or a function that makes one")
+    return module.task if not isinstance(module.task, Task) else lambda: module.task
+
+
+def _arguments(spec: str, words: list[str]) -> dict[str, Any]:
+    found = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals or not name.isidentifier():
+            raise UserError(f"{spec}: {word!r} is no ARGUMENT=VALUE")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found
+
+
+def _built(recipe: str, arguments: Mapping[str, Any], spec: str) -> tuple[optax.GradientTransformation, Any]:
+    """The transformation, and the schedule of its own as a share."""
+    try:
+        if recipe.startswith(OPTAX):
+            return _optax(recipe.removeprefix(OPTAX), arguments), None
+        tx = recipes.build(recipe)
+        tx = rebuilt(tx, **arguments) if arguments else tx
+        # A schedule of the recipe itself: the race sets it, times a factor, as it sets its own.
+        own = tx.config.get(RATE) if tx.is_registered else None
+        return (rebuilt(tx, **{RATE: 1.0}), own) if isinstance(own, optchain.schedules.Schedule) else (tx, None)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"--recipes {spec}: {error}") from error
+
+
+def _optax(name: str, arguments: Mapping[str, Any]) -> optax.GradientTransformation:
+    """An alias of Optax, or of `optax.contrib`, with its learning rate in the state; all else is compiled in."""
+    place: Any = optax.contrib if name.startswith("contrib.") else optax
+    name = name.removeprefix("contrib.")
+    factory: Any = getattr(place, name, None)
+    if not callable(factory) or RATE not in (parameters := inspect.signature(factory).parameters):
+        raise ValueError(f"{place.__name__} has no optimizer {name} with a {RATE}")
+    given = {RATE: 1e-3, **arguments}
+    inject: Any = optax.inject_hyperparams
+    return inject(factory, [other for other in parameters if other != RATE])(**given)
+
+
+def _factor(rate: Any, tx: optax.GradientTransformation) -> float | None:
+    """The factor that makes the recipe's learning rate this one; None to search."""
+    import jax.numpy as jnp
+
+    if rate is None or rate == OWN:
+        return None if rate is None else 1.0
+    if isinstance(rate, bool) or not isinstance(rate, int | float) or not rate > 0:
+        raise ValueError(f"{KEPT} must be a number above 0, or {OWN}; got {rate!r}")
+    bases = set(Entrant("", tx).rates({"kernel": jnp.ones((2, 2))}).values())
+    if len(bases) != 1:
+        raise ValueError(f"{KEPT}={rate} needs one learning rate that can be set; there are {len(bases)}")
+    return rate / bases.pop()

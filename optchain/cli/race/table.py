@@ -1,0 +1,117 @@
+"""The results as a table: on the screen, as Markdown, and for the page."""
+
+import itertools
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from optchain.cli.race.results import Result
+from optchain.race.statistics import BETTER, WORSE
+
+HEADINGS = (
+    "recipe",
+    "held-out loss",
+    "verdict",
+    "difference",
+    "p",
+    "could see",
+    "steps to target",
+    "rate",
+    "ms a step",
+    "B/param",
+)
+LEFT = ("recipe", "verdict")
+FRAME = 3
+"""What a column's frame takes."""
+STYLES = {BETTER: "green", WORSE: "red"}
+
+
+def caption(seeds: int, level: float, reference: str) -> str:
+    return (
+        f"Mean and standard error over {seeds} seeds, at the best learning rate of a search on other seeds. "
+        f"Difference: from {reference}, seed by seed, with the {1 - level:.0%} interval of its mean. "
+        f"p: of the paired t-test, after Holm's correction for every comparison here; below {level:g} the difference is real. "
+        "Could see: the smallest true difference that so many seeds show in four cases of five. "
+        "Steps to target: the median seed's, taken at the evaluations, and how many seeds got there. "
+        "ms: of one step of one seed, the seeds side by side in one program. B/param: bytes of optimizer state."
+    )
+
+
+def cells(result: Result) -> list[str]:
+    """What stands in a row, in the order of the headings."""
+    compared = result.comparison
+    lost = f" ({result.lost} lost)" if result.lost else ""
+    row = [result.recipe, f"{result.mean:.4f} ± {result.standard_error:.4f}{lost}"]
+    if compared is None:
+        row += ["reference", "", "", ""]
+    else:
+        interval = f"{compared.difference:+.4f} [{compared.low:+.4f}, {compared.high:+.4f}]"
+        row += [compared.verdict, interval, _p(compared.adjusted_p), f"{compared.smallest:.4f}"]
+    cost = [f"{result.group.milliseconds:.2f}", f"{result.state_bytes:.2f}"]
+    return [*row, _steps(result.steps_to_target), _rate(result), *cost]
+
+
+def by_task(results: Sequence[Result]) -> dict[str, list[Result]]:
+    found: dict[str, list[Result]] = {}
+    for result in results:
+        found.setdefault(result.task, []).append(result)
+    return found
+
+
+def title(results: Sequence[Result], about: str) -> str:
+    """The heading of a task's table."""
+    first = results[0]
+    return f"{first.task}: {about}, {first.parameters:,} parameters, target {first.target:.3g}"
+
+
+def show(console: Console, results: Sequence[Result], about: dict[str, str]) -> None:
+    """A table a task, with as many of the columns as fit, the first ones."""
+    for task, rows in by_task(results).items():
+        lines = [cells(result) for result in rows]
+        widths = [
+            max(len(heading), *map(len, column)) + FRAME for heading, *column in zip(HEADINGS, *lines, strict=True)
+        ]
+        fitting = max(1, sum(width < console.width for width in itertools.accumulate(widths)))
+        table = Table(title=title(rows, about[task]), title_justify="left")
+        for heading in HEADINGS[:fitting]:
+            table.add_column(heading, justify="left" if heading in LEFT else "right", no_wrap=True)
+        for result, line in zip(rows, lines, strict=True):
+            verdict = "" if result.comparison is None else result.comparison.verdict
+            table.add_row(*line[:fitting], style=STYLES.get(verdict, ""))
+        console.print(table)
+
+
+def markdown(results: Sequence[Result], about: dict[str, str]) -> str:
+    parts = []
+    for task, rows in by_task(results).items():
+        lines = [f"**{title(rows, about[task])}**", "", _line(HEADINGS), _line(["---"] * len(HEADINGS))]
+        lines += [_line(f"**{cell}**" if cell in STYLES else cell for cell in cells(result)) for result in rows]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def _line(cells: Any) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _rate(result: Result) -> str:
+    rates = set(result.rates.values())
+    if not rates:
+        return "its own"
+    return f"{rates.pop():.3g}" if len(rates) == 1 else f"× {result.factor:.3g}"
+
+
+def _p(value: float) -> str:
+    return "< 0.0001" if value < 0.0001 else f"{value:.2g}"
+
+
+def _steps(steps: Sequence[int | None]) -> str:
+    reached = [step for step in steps if step is not None]
+    if not reached:
+        return f"– (0/{len(steps)})"
+    far = [float("inf") if step is None else step for step in steps]
+    median = statistics.median_low(far)
+    return f"{'–' if median == float('inf') else median} ({len(reached)}/{len(steps)})"

@@ -1,0 +1,278 @@
+"""Many runs of one recipe on one task as one program: a member is a seed and a learning rate.
+
+The members' parameters and states have a leading axis, over which the step is vmapped and which is split over the devices;
+what only counts calls stays single (`optchain.sweep`), so that an accumulation within stays a branch. No device needs anything of
+another's. A member's numbers follow from its seed and its rate alone.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import optchain
+from optchain.core.sweep import member_axes
+from optchain.core.trees import Tree
+from optchain.race.entrant import Entrant, evaluated
+from optchain.race.task import Shape, Task
+
+AXIS = "members"
+SAVE_EVERY = 30.0
+"""Seconds between checkpoints within a group. Where they fall changes no number."""
+
+
+class StoppedError(Exception):
+    """A group was asked to stop. What it had done is on the disk if it was given a folder."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """What a group of members did. A loss that is not finite is None."""
+
+    seeds: list[int]
+    factors: list[float]
+    steps: list[int]
+    """At which the held-out loss was taken."""
+    held_out: list[list[float | None]]
+    """By member, then by step."""
+    weights: list[str]
+    """A digest of each member's last parameters: equal exactly if they are, to the bit."""
+    milliseconds: float
+    """Of a step of one member, the median over the pieces between evaluations; compiling is not in it."""
+    compile_seconds: float
+
+    @property
+    def final(self) -> np.ndarray:
+        """Each member's last held-out loss. One that is worse off than before its first step counts as before it."""
+        return bounded(np.array(self.held_out, float))[:, -1]
+
+
+def bounded(held_out: np.ndarray) -> np.ndarray:
+    """Curves in which a loss that is not finite, or above the first of its member, is the first."""
+    first = held_out[:, :1]
+    return np.where(np.isfinite(held_out) & (held_out <= first), held_out, first)
+
+
+class Program:
+    """The compiled program of a recipe on a task, for groups of `width` members.
+
+    Args:
+      task: what to train.
+      entrant: the recipe.
+      width: how many members a group has; it is rounded up to a multiple of the devices.
+      shape: the schedule, unless the recipe has its own.
+      devices: over which the members are split.
+    """
+
+    def __init__(self, task: Task, entrant: Entrant, width: int, shape: Shape, devices: Sequence[Any] | None = None):
+        devices = list(devices or jax.local_devices())
+        self.task, self.entrant = task, entrant
+        self.width = -(-width // len(devices)) * len(devices)
+        self.mesh = Mesh(np.array(devices), (AXIS,))
+        self.params: Any = jax.eval_shape(task.init, jax.random.key(0))
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), self.params)
+        self.rates = entrant.rates(zeros)
+        self.shape = entrant.shape or shape
+        self._axes = member_axes(jax.eval_shape(entrant.tx.init, zeros))
+        self._compiled: tuple[Callable[..., Any], Callable[..., Any], float] | None = None
+
+    @functools.cached_property
+    def parameters(self) -> int:
+        return sum(leaf.size for leaf in jax.tree.leaves(self.params))
+
+    @functools.cached_property
+    def state_bytes(self) -> int:
+        """Of one member's state."""
+        state = jax.eval_shape(self.entrant.tx.init, self.params)
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+
+    def run(
+        self,
+        seeds: Sequence[int],
+        factors: Sequence[float],
+        *,
+        folder: Path | None = None,
+        advance: Callable[[int, float], None] | None = None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> Group:
+        """Trains the members of these seeds and factors, side by side.
+
+        Args:
+          seeds: of the parameters and the batches, one a member; at most as many as the program is wide.
+          factors: by which the member's learning rates are multiplied.
+          folder: where a group that is not done yet is kept; one that is there already goes on.
+          advance: is called with the steps done and the mean held-out loss, at every evaluation.
+          stop: is asked at every evaluation; if it says so the group is saved, and `StoppedError` raised.
+
+        Raises:
+          ValueError: more members than the program is wide; a folder that holds another group.
+        """
+        count = len(seeds)
+        if not 0 < count == len(factors) <= self.width:
+            raise ValueError(f"give 1 to {self.width} seeds, and a factor each; got {count} and {len(factors)}")
+        padding = self.width - count  # members that nobody looks at
+        numbers = jnp.array([*seeds, *[seeds[0]] * padding], jnp.uint32)
+        keys = self._put(jax.vmap(jax.random.key)(numbers))
+        shares = self._put(jnp.array([*factors, *[factors[0]] * padding], jnp.float32))
+        arrays = self._begin(keys)
+        step_chunk, evaluate, compile_seconds = self._compile(arrays, keys, shares)
+        length = self.task.steps // self.task.evaluations
+
+        saved = None if folder is None else _Saved(folder, [list(seeds), [float(f) for f in factors]])
+        done, curves, seconds = (0, [], []) if saved is None else saved.state()
+        if done and saved is not None:
+            arrays = saved.restore(arrays)
+        else:
+            curves = [jax.device_get(evaluate(*arrays)).tolist()]
+        while done < self.task.evaluations:
+            began = time.perf_counter()
+            arrays = jax.block_until_ready(step_chunk(*arrays, keys, shares, jnp.int32(done * length)))
+            seconds.append(time.perf_counter() - began)
+            done += 1
+            curves.append(jax.device_get(evaluate(*arrays)).tolist())
+            if advance is not None:
+                advance(done * length, float(np.mean(curves[-1][:count])))
+            if done < self.task.evaluations and saved is not None and (saved.is_due() or stop()):
+                saved.save(done, arrays, curves, seconds)
+            if done < self.task.evaluations and stop():
+                raise StoppedError
+        held_out = np.array(curves).T[:count]
+        return Group(
+            list(seeds),
+            [float(factor) for factor in factors],
+            [length * n for n in range(done + 1)],
+            [[_number(x) for x in row] for row in held_out],
+            _digests(arrays[0], count),
+            1000 * float(np.median(seconds)) / (length * self.width),
+            compile_seconds,
+        )
+
+    # The members -----------------------------------------------------------------------------------------------------
+
+    def _member(self) -> Callable[..., tuple[Tree, Any]]:
+        """A step of one member: a batch, in as many parts as the recipe accumulates calls."""
+        task, entrant, calls = self.task, self.entrant, self.entrant.calls
+        step = optchain.make_step(task.loss, entrant.tx)
+
+        def member(params: Tree, state: Any, key: jax.Array, factor: jax.Array, count: jax.Array) -> tuple[Tree, Any]:
+            batch = task.batch(jax.random.fold_in(_batches(key), count))
+
+            def call(carry: tuple[Tree, Any], number: jax.Array, part: Tree) -> tuple[Tree, Any]:
+                params, state = carry
+                share = factor * self.shape(count * calls + number if entrant.shape else count)
+                state = optchain.set_hyperparams(state, {name: rate * share for name, rate in self.rates.items()})
+                return step(params, state, part)[:2]
+
+            if calls == 1:
+                return call((params, state), jnp.int32(0), batch)
+            parts = jax.tree.map(lambda leaf: _split(leaf, calls, entrant.name), batch)
+            numbers = jnp.arange(calls)
+            return jax.lax.scan(lambda carry, x: (call(carry, *x), None), (params, state), (numbers, parts))[0]
+
+        return member
+
+    def _begin(self, keys: jax.Array) -> tuple[Tree, Any]:
+        def begin(keys: jax.Array) -> tuple[Tree, Any]:
+            params = jax.vmap(lambda key: self.task.init(jax.random.fold_in(key, 0)))(keys)
+            return params, jax.vmap(self.entrant.tx.init, out_axes=self._axes)(params)
+
+        return jax.jit(begin, out_shardings=self._shardings)(keys)
+
+    def _compile(self, arrays: Any, keys: jax.Array, factors: jax.Array) -> Any:
+        if self._compiled is not None:
+            return self._compiled
+        members = jax.vmap(self._member(), in_axes=(0, self._axes, 0, 0, None), out_axes=(0, self._axes))
+        length = self.task.steps // self.task.evaluations
+
+        def chunk(params: Tree, state: Any, keys: jax.Array, factors: jax.Array, first: jax.Array) -> tuple[Tree, Any]:
+            def step(carry: tuple[Tree, Any], count: jax.Array) -> tuple[tuple[Tree, Any], None]:
+                return members(*carry, keys, factors, count), None
+
+            return jax.lax.scan(step, (params, state), first + jnp.arange(length))[0]
+
+        def evaluate(params: Tree, state: Any) -> jax.Array:
+            def loss(params: Tree, state: Any) -> jax.Array:
+                return self.task.held_out_loss(evaluated(params, state))
+
+            return jax.vmap(loss, in_axes=(0, self._axes))(params, state)
+
+        split, both = P(AXIS), (P(AXIS), self._specs)
+        began = time.perf_counter()
+        over = functools.partial(jax.shard_map, mesh=self.mesh, check_vma=False)  # each device's members are its own
+        stepped = over(chunk, in_specs=(*both, split, split, P()), out_specs=both)
+        looked = over(evaluate, in_specs=both, out_specs=split)
+        stepped = jax.jit(stepped, donate_argnums=(0, 1)).lower(*arrays, keys, factors, jnp.int32(0)).compile()
+        looked = jax.jit(looked).lower(*arrays).compile()
+        self._compiled = (stepped, looked, time.perf_counter() - began)
+        return self._compiled
+
+    @property
+    def _specs(self) -> Any:
+        return jax.tree.map(lambda axis: P() if axis is None else P(AXIS), self._axes, is_leaf=lambda n: n is None)
+
+    @property
+    def _shardings(self) -> Any:
+        place = functools.partial(NamedSharding, self.mesh)
+        return place(P(AXIS)), jax.tree.map(place, self._specs, is_leaf=lambda n: isinstance(n, P))
+
+    def _put(self, array: jax.Array) -> jax.Array:
+        return jax.device_put(array, NamedSharding(self.mesh, P(AXIS)))
+
+
+def _batches(key: jax.Array) -> jax.Array:
+    return jax.random.fold_in(key, 1)
+
+
+def _split(leaf: jax.Array, calls: int, name: str) -> jax.Array:
+    if leaf.shape[0] % calls:
+        raise ValueError(f"{name} takes a batch in {calls} parts, and it has {leaf.shape[0]} examples")
+    return leaf.reshape(calls, leaf.shape[0] // calls, *leaf.shape[1:])
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def _digests(params: Tree, count: int) -> list[str]:
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(jax.device_get(params))]
+    return [hashlib.sha256(b"".join(leaf[i].tobytes() for leaf in leaves)).hexdigest()[:16] for i in range(count)]
+
+
+class _Saved:
+    """A group that is not done yet, on the disk."""
+
+    def __init__(self, folder: Path, members: list[Any]):
+        from optchain.interop import orbax
+
+        self.folder, self.members, self.orbax = folder, members, orbax
+        self.found = orbax.latest(folder) if folder.is_dir() and orbax.steps(folder) else None
+        if self.found is not None and self.found.metadata.get("members") != members:
+            raise ValueError(f"{folder} holds another group: {self.found.metadata.get('members')}")
+        self.last = time.monotonic()
+
+    def state(self) -> tuple[int, list[Any], list[float]]:
+        if self.found is None:
+            return 0, [], []
+        return self.found.step, self.found.metadata["held_out"], self.found.metadata["seconds"]
+
+    def is_due(self) -> bool:
+        return time.monotonic() - self.last > SAVE_EVERY
+
+    def save(self, done: int, arrays: tuple[Tree, Any], curves: list[Any], seconds: list[float]) -> None:
+        about = {"members": self.members, "held_out": curves, "seconds": seconds}
+        self.orbax.save(self.folder, done, {"params": arrays[0], "state": arrays[1]}, metadata=about, keep=1)
+        self.last = time.monotonic()
+
+    def restore(self, arrays: tuple[Tree, Any]) -> tuple[Tree, Any]:
+        target = {"params": arrays[0], "state": arrays[1]}
+        tree = self.orbax.restore(self.found, target, hyperparams="saved")[0]
+        return tree["params"], tree["state"]

@@ -1,0 +1,281 @@
+"""`optchain race`: what it promises, and what it does with mistakes."""
+
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import pytest
+
+import optchain
+from optchain.cli import main
+from optchain.cli.errors import UserError
+from optchain.cli.race import named
+from optchain.cli.race.results import from_json
+from optchain.cli.race.settings import Settings
+
+TOYS = Path(__file__).parent / "toys.py"
+TOY = f"{TOYS}:steps=40"
+COMMAND = [sys.executable, "-W", "error", "-m", "optchain.cli", "race"]
+
+
+def race(*arguments: object) -> None:
+    """A race in this process, which has to succeed."""
+    assert main(["race", *map(str, arguments)]) == 0
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """What is said of a mistake: one line."""
+    assert main(["race", *map(str, arguments)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    return error
+
+
+def results(folder: Path) -> dict[str, Any]:
+    return {r["recipe"]: from_json(r) for r in json.loads((folder / "race.json").read_text())["results"]}
+
+
+def bits(folder: Path) -> dict[str, Any]:
+    """All that a race came to but the times that it took."""
+    found = {}
+    for path in sorted((folder / "groups").rglob("*.json")):
+        group = json.loads(path.read_text())
+        found[str(path.relative_to(folder))] = {
+            k: v for k, v in group.items() if k not in ("milliseconds", "compile_seconds")
+        }
+    return found
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A race of a recipe, itself under another name, a worse one, and one that is built with its own schedule."""
+    folder = tmp_path_factory.mktemp("race")
+    recipe = folder / "cosine.json"
+    schedule = optchain.schedules.CosineDecay(0.3, 40)
+    recipe.write_text(json.dumps(optchain.to_config(optchain.adamw(schedule, use_ema=True))))
+    recipes = f"adamw=adamw:rate=0.3,twin=adamw:rate=0.3,slow=adamw:rate=0.003,{recipe}:rate=own"
+    race("--tasks", TOY, "--recipes", recipes, "--out", folder / "out")
+    return folder / "out"
+
+
+# What a race says --------------------------------------------------------------------------------------------------------
+
+
+def test_a_recipe_against_itself_shows_no_difference_and_a_worse_one_is_worse(finished: Path):
+    found = results(finished)
+    assert found["adamw"].comparison is None
+    assert found["twin"].comparison.verdict == "no difference seen"
+    assert found["twin"].group.weights == found["adamw"].group.weights  # to the bit
+    assert found["slow"].comparison.verdict == "worse"
+    assert found["cosine"].rates == {"learning_rate": pytest.approx(1.0)}  # its schedule, as it is
+    assert found["adamw"].rates == {"learning_rate": pytest.approx(0.3)}
+    assert found["adamw"].state_bytes > 8
+
+
+def test_the_record_says_all_that_a_reader_needs_to_judge_it(finished: Path):
+    kept = json.loads((finished / "race.json").read_text())
+    assert kept["settings"]["level"] == 0.01
+    assert kept["place"]["versions"]["jax"]
+    assert kept["place"]["python"]
+    assert json.loads(kept["recipes"]["cosine"])["arguments"]["use_ema"] is True
+    assert kept["command"].startswith(f"optchain race --tasks {TOY} --recipes ")
+    for result in kept["results"]:
+        assert len(result["group"]["held_out"]) == len(result["group"]["weights"]) == 8
+        assert result["group"]["steps"] == [0, 10, 20, 30, 40]
+        assert result["target"] == pytest.approx(results(finished)["adamw"].mean)
+
+
+def test_the_report_is_a_page_a_picture_and_a_table(finished: Path):
+    page = (finished / "report.html").read_text()
+    tags: list[str] = []
+
+    class Reader(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: Any) -> None:
+            tags.append(tag)
+            for name, value in attrs:
+                assert name not in ("src", "href") or value.startswith("#"), value  # nothing from elsewhere
+
+    Reader().feed(page)
+    assert {"svg", "table", "tr", "td"} <= set(tags)
+    assert tags.count("tr") == 5
+    assert "currentColor" in page
+    assert struct.unpack(">II", (finished / "report.png").read_bytes()[16:24]) > (1000, 400)
+    table = (finished / "table.md").read_text()
+    assert len([line for line in table.splitlines() if line.startswith("|")]) == 6
+    assert "| slow |" in table
+    assert "| **worse** |" in table
+
+
+def test_a_rate_is_searched_for_on_seeds_that_are_not_compared(tmp_path: Path):
+    race("--tasks", TOY, "--recipes", "sgd", "--seeds", "8", "--out", tmp_path / "out")
+    (found,) = results(tmp_path / "out").values()
+    assert found.tried[f"{found.factor:g}"] == min(found.tried.values())
+    tuned, compared = set(), set()
+    for path in (tmp_path / "out" / "groups" / "line" / "sgd").glob("*.json"):
+        (compared if path.stem == "compared" else tuned).update(json.loads(path.read_text())["seeds"])
+    assert compared == set(range(8))
+    assert len(tuned) == 2
+    assert tuned.isdisjoint(compared)
+
+
+@pytest.mark.parametrize(
+    ("task", "recipes"),
+    [
+        ("autoencoder", ["good=adam:rate=0.03", "beta_2=adam:rate=0.03:beta_2=0.9999", "rate=adam:rate=0.09"]),
+        (
+            "digits",
+            [
+                'good=adamw:rate=0.003:weight_decay=1.0:exclude_from_weight_decay=["bias$","scale$"]',
+                "norms=adamw:rate=0.003:weight_decay=1.0",
+            ],
+        ),
+    ],
+)
+def test_a_planted_fault_is_called_worse(task: str, recipes: list[str], tmp_path: Path):
+    """β₂ off by ten, a rate three times as high as the best, decay that acts on norms and biases too."""
+    race("--tasks", task, "--recipes", ",".join(recipes), "--seeds", "8", "--out", tmp_path / "out")
+    found = results(tmp_path / "out")
+    for name, result in found.items():
+        assert result.comparison is None if name == "good" else result.comparison.verdict == "worse", name
+
+
+# A race that is killed -----------------------------------------------------------------------------------------------------
+
+
+def start(*arguments: object) -> subprocess.Popen[str]:
+    command = [*COMMAND, *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
+
+
+def wait_for(path: Path, pattern: str, process: subprocess.Popen[str]) -> None:
+    while not list(path.rglob(pattern)):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+
+
+def test_a_race_that_is_stopped_and_then_killed_goes_on_to_the_same_bits(tmp_path: Path):
+    chosen = ("--tasks", f"{TOYS}:steps=40000:evaluations=400", "--recipes", "sgd,adamw:rate=0.1")
+    process = start(*chosen, "--out", tmp_path / "whole")
+    assert process.wait(timeout=300) == 0, process.communicate()
+
+    broken = tmp_path / "broken"
+    process = start(*chosen, "--out", broken)
+    wait_for(broken, "rates-*.json", process)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert f"go on with: optchain race --resume {broken}" in output
+
+    process = start("--resume", broken)
+    wait_for(broken / "groups" / "line" / "sgd", "compared.json", process)
+    process.kill()
+    process.communicate()
+    assert not (broken / "report.html").exists()
+
+    process = start(*chosen, "--out", broken)  # the same command goes on too
+    output, errors = process.communicate(timeout=300)
+    assert (process.returncode, errors) == (0, "")
+    assert bits(broken) == bits(tmp_path / "whole")
+    assert not list(broken.rglob("*.unfinished"))
+
+
+def test_what_is_done_is_not_done_again(finished: Path, monkeypatch: pytest.MonkeyPatch):
+    from optchain.race import Program
+
+    def run(*_: Any, **__: Any) -> None:
+        raise AssertionError("nothing is left to run")
+
+    monkeypatch.setattr(Program, "run", run)
+    before = bits(finished)
+    race("--resume", finished)
+    assert bits(finished) == before
+
+
+# Names -------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_recipe_is_named_with_arguments():
+    made = named.entrant("slow=adamw:beta_2=0.99:use_ema=true:rate=0.01")
+    assert (made.name, made.tx, made.factor) == ("slow", optchain.adamw(beta_2=0.99, use_ema=True), pytest.approx(10))
+    assert named.entrant("sgd:momentum=0.9").name == "sgd-momentum=0.9"
+    assert named.entrant("torch.adamw").tx == optchain.presets.torch.adamw()
+    assert named.entrant("adamw").factor is None
+    assert named.entrant("adamw:rate=own").factor == 1
+
+
+def test_a_recipe_of_optax_has_its_rate_in_the_state():
+    made = named.entrant("optax.adamw:weight_decay=0.1")
+    assert made.rates({"w": jnp.ones(2)}) == {"learning_rate": pytest.approx(1e-3)}
+    assert named.entrant("optax.contrib.schedule_free_adamw").is_schedule_free({"w": jnp.ones(2)})
+
+
+def test_a_task_is_named_with_arguments_or_by_a_file():
+    assert named.task("chars:tied=true").name == "chars-tied"
+    assert named.task(TOY).steps == 40
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--recipes", "adamv"], "no preset has this name: did you mean adam or nadam or adamw"),
+        (["--recipes", "adamw:beta_3=1"], "beta_3"),
+        (["--recipes", "adamw:beta_2=1.5"], "beta_2 must be a number in [0, 1)"),
+        (["--recipes", "adamw:beta_2"], "'beta_2' is no ARGUMENT=VALUE"),
+        (["--recipes", "adamw:rate=-1"], "rate must be a number above 0, or own; got -1"),
+        (["--recipes", "optax.nothing"], "optax has no optimizer nothing"),
+        (["--recipes", "adamw,adamw"], "two are called adamw"),
+        (["--recipes", "../x=adamw"], "is no name for a folder"),
+        (["--recipes", "adamw,"], "'' names no recipe"),
+        (["--tasks", "digit"], "there is no such task: did you mean digits?"),
+        (["--tasks", "chars:layers=4"], "layers"),
+        (["--tasks", "nowhere.py"], "there is no such file"),
+        (["--seeds", "1"], "--seeds must be between 2 and 1000000; got 1"),
+        (["--level", "0"], "--level must be between 0 and 1; got 0.0"),
+        (["--resume", "nowhere"], "--resume nowhere: there is no such folder"),
+        (["--resume", "nowhere", "--seeds", "3"], "give no other option"),
+    ],
+)
+def test_a_mistake_is_told_in_a_line_and_nothing_is_written(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.chdir(tmp_path)
+    assert message in refused(capsys, *arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_of_another_race_or_of_anything_else_is_left_alone(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    before = bits(finished)
+    assert "holds a race of other settings" in refused(capsys, "--tasks", TOY, "--out", finished)
+    assert bits(finished) == before
+    (tmp_path / "notes").write_text("mine")
+    assert "is not empty" in refused(capsys, "--tasks", TOY, "--out", tmp_path)
+    assert "holds no race" in refused(capsys, "--resume", tmp_path)
+
+
+def test_a_recipe_that_does_not_go_with_a_task_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    said = refused(
+        capsys, "--tasks", TOY, "--recipes", "adamw:gradient_accumulation_steps=3", "--out", tmp_path / "out"
+    )
+    assert "takes a batch in 3 parts, and it has 8 examples" in said
+
+
+def test_the_settings_are_read_as_they_were_written():
+    settings = Settings(["digits"], ["adamw", "sgd"], seeds=4, level=0.05)
+    assert Settings.from_json(json.loads(json.dumps(settings.to_json()))) == settings
+    assert not set(settings.compared) & set(settings.tuned)
+    with pytest.raises(UserError, match="--tuning-seeds must be between 1"):
+        Settings(["digits"], ["adamw"], tuning_seeds=0)

@@ -1,0 +1,223 @@
+"""Groups of members: each as if it had been trained alone, and all of them one program."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import optchain as oc
+from optchain.race import Entrant, Program, Search, StoppedError, Task, compare, constant, cosine
+from optchain.race import members as members_module
+from optchain.race.entrant import evaluated
+from optchain.race.members import bounded
+from tests.race.toys import line
+
+SEEDS, FACTORS = [0, 1, 5, 0], [1.0, 1.0, 1.0, 3.0]
+
+
+def alone(task: Task, tx: Any, seed: int, factor: float, base: float, shape: Any = None) -> Any:
+    """The run of one member, written out, in Optax's form."""
+    key = jax.random.key(seed)
+    params = task.init(jax.random.fold_in(key, 0))
+    state, shape = tx.init(params), shape or cosine(task.steps)
+    update = jax.jit(tx.update)
+    for step in range(task.steps):
+        batch = task.batch(jax.random.fold_in(jax.random.fold_in(key, 1), step))
+        state = oc.set_hyperparams(state, learning_rate=base * factor * shape(jnp.array(step)))
+        updates, state = update(jax.grad(task.loss)(params, batch), state, params)
+        params = optax.apply_updates(params, updates)
+    return params, state
+
+
+@pytest.mark.parametrize(
+    ("tx", "base"),
+    [
+        (oc.adamw(0.02, global_clipnorm=1.0, use_ema=True), 0.02),
+        (optax.inject_hyperparams(optax.adamw)(learning_rate=0.02), 0.02),
+    ],
+    ids=["adamw", "optax"],
+)
+def test_a_member_is_what_a_run_alone_gives(tx: Any, base: float):
+    task = line(12, 3)
+    program = Program(task, Entrant("it", tx), len(SEEDS), cosine(task.steps))
+    group = program.run(SEEDS, FACTORS)
+    for member, (seed, factor) in enumerate(zip(SEEDS, FACTORS, strict=True)):
+        loss = float(task.held_out_loss(evaluated(*alone(task, tx, seed, factor, base))))
+        assert group.held_out[member][-1] == pytest.approx(loss, rel=1e-5)
+    assert group.steps == [0, 4, 8, 12]
+    assert group.held_out[0][0] == group.held_out[3][0]  # the same seed begins at the same place
+    assert len(set(group.weights)) == len(SEEDS)
+
+
+def test_a_quarter_batch_accumulated_four_times_is_the_whole_batch():
+    task = line(12, 3)
+    whole = Program(task, Entrant("whole", oc.adamw(0.02)), 4, cosine(12)).run(SEEDS, FACTORS)
+    entrant = Entrant("parts", oc.adamw(0.02, gradient_accumulation_steps=4))
+    assert entrant.calls == 4
+    parts = Program(task, entrant, 4, cosine(12)).run(SEEDS, FACTORS)
+    np.testing.assert_allclose(parts.held_out, whole.held_out, rtol=2e-5)
+
+
+def test_an_accumulation_stays_a_branch_of_the_one_program(monkeypatch: pytest.MonkeyPatch):
+    task = line(4, 1)
+    program = Program(task, Entrant("it", oc.adamw(0.02, gradient_accumulation_steps=2)), 8, cosine(4))
+    arrays = program._begin(program._put(jax.vmap(jax.random.key)(jnp.arange(8))))
+    step = jax.vmap(program._member(), in_axes=(0, program._axes, 0, 0, None), out_axes=(0, program._axes))
+    program_text = str(jax.make_jaxpr(step)(*arrays, jax.vmap(jax.random.key)(jnp.arange(8)), jnp.ones(8), 0))
+    assert "cond[" in program_text
+
+
+def test_rates_and_seeds_are_one_program(monkeypatch: pytest.MonkeyPatch):
+    task, compiled = line(4, 1), []
+    program = Program(task, Entrant("it", oc.sgd(0.1)), 8, cosine(4))
+    program.run([0] * 8, [0.1 * n for n in range(1, 9)])
+    compiled.append(program._compiled)
+    program.run(list(range(8)), [1.0] * 8)
+    program.run([3], [2.0])  # fewer are padded
+    assert compiled == [program._compiled]
+
+
+def test_members_do_not_depend_on_the_devices_they_are_split_over():
+    task = line(12, 3)
+    groups = [
+        Program(task, Entrant("it", oc.adamw(0.02)), 8, cosine(12), jax.devices()[:count]).run(
+            list(range(8)), [1.0] * 8
+        )
+        for count in (1, 4, 8)
+    ]
+    for group in groups[1:]:
+        np.testing.assert_allclose(group.held_out, groups[0].held_out, rtol=1e-5)
+
+
+def test_every_device_has_its_members_and_asks_no_other():
+    task = line(4, 1)
+    program = Program(task, Entrant("it", oc.adamw(0.02, global_clipnorm=1.0)), 8, cosine(4))
+    program.run(list(range(8)), [1.0] * 8)
+    assert program._compiled is not None
+    text = program._compiled[0].as_text()  # pyright: ignore[reportFunctionMemberAccess]
+    for collective in ("all-reduce", "all-gather", "collective-permute", "all-to-all"):
+        assert collective not in text
+    assert program.mesh.size == 8
+
+
+def test_a_group_that_was_stopped_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(members_module, "SAVE_EVERY", 0.0)
+    task = line(40, 4)
+    program = Program(task, Entrant("it", oc.adamw(0.02, use_ema=True)), 8, cosine(40))
+    whole = program.run(list(range(8)), [1.0] * 8)
+    seen: list[int] = []
+    with pytest.raises(StoppedError):
+        program.run(
+            list(range(8)),
+            [1.0] * 8,
+            folder=tmp_path / "group",
+            advance=lambda step, loss: seen.append(step),
+            stop=lambda: len(seen) == 2,
+        )
+    assert seen == [10, 20]
+    other = Program(task, Entrant("it", oc.adamw(0.02, use_ema=True)), 8, cosine(40))  # another process, as it were
+    resumed = other.run(list(range(8)), [1.0] * 8, folder=tmp_path / "group", advance=lambda step, _: seen.append(step))
+    assert seen == [10, 20, 30, 40]
+    for field in ("held_out", "weights", "seeds", "factors", "steps"):
+        assert getattr(resumed, field) == getattr(whole, field)
+
+
+def test_what_another_group_left_is_not_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(members_module, "SAVE_EVERY", 0.0)
+    task = line(20, 4)
+    program = Program(task, Entrant("it", oc.sgd(0.1)), 8, cosine(20))
+    program.run([0, 1], [1.0, 1.0], folder=tmp_path)
+    with pytest.raises(ValueError, match=r"holds another group: \[\[0, 1\], \[1.0, 1.0\]\]"):
+        program.run([2, 3], [1.0, 1.0], folder=tmp_path)
+
+
+# What is measured ------------------------------------------------------------------------------------------------------
+
+
+def test_the_weights_that_are_evaluated_are_the_averages():
+    params = {"w": jnp.ones(2)}
+    for tx, schedule_free in [
+        (oc.sgd(1.0, use_ema=True, ema_momentum=0.5), False),
+        (oc.schedule_free(oc.scale_by_learning_rate(1.0), 0.5), True),
+        (optax.contrib.schedule_free(optax.sgd(1.0), 1.0, b1=0.5), True),
+    ]:
+        moving, state = params, tx.init(params)
+        for _ in range(2):
+            updates, state = tx.update({"w": jnp.ones(2)}, state, moving)
+            moving = optax.apply_updates(moving, updates)
+        # The iterates are 0 and −1.
+        np.testing.assert_allclose(evaluated(moving, state)["w"], -0.5, atol=1e-6)
+        assert Entrant("it", tx).is_schedule_free(params) == schedule_free
+
+
+def test_a_run_that_is_lost_counts_as_one_that_never_began():
+    curves = np.array([[2.0, 1.0, np.nan], [3.0, np.inf, 4.0], [4.0, 2.0, 1.0]])
+    np.testing.assert_array_equal(bounded(curves), [[2.0, 1.0, 2.0], [3.0, 3.0, 3.0], [4.0, 2.0, 1.0]])
+    group = Program(line(8, 2), Entrant("it", oc.sgd(0.1)), 2, cosine(8)).run([0, 1], [1.0, 1e9])
+    assert group.held_out[1][-1] is None or group.held_out[1][-1] > group.held_out[1][0]
+    assert group.final[1] == group.held_out[1][0]
+
+
+def test_a_recipes_learning_rates_are_found_all_of_them():
+    params = {"kernel": jnp.zeros((2, 2)), "bias": jnp.zeros(2)}
+    groups = oc.multi_optimizer(("biases", oc.matching("bias"), oc.sgd(0.1)), default=oc.adamw(0.01))
+    assert sorted(Entrant("it", groups).rates(params).values()) == pytest.approx([0.01, 0.1])
+    assert Entrant("it", optax.adam(1e-3)).rates(params) == {}
+    assert Entrant("it", oc.sgd(cosine(10))).rates(params) == {}
+
+
+def test_the_search_goes_on_until_the_best_rate_is_inside():
+    def best(place: int) -> float:
+        return abs(place - 4.2)
+
+    search, losses, rounds = Search(), {}, 0
+    while places := search.next(losses):
+        losses |= {place: best(place) for place in places}
+        rounds += 1
+    assert (search.best(losses), rounds) == (4, 2)
+    losses = {place: -float(place) for place in range(-1, 9)}
+    assert search.next(losses) == []  # not for ever
+
+
+@pytest.mark.parametrize("shape", [cosine, constant])
+@pytest.mark.parametrize("steps", [1, 7, 300])
+def test_a_schedule_rises_over_a_tenth_and_is_never_zero_while_it_runs(shape: Any, steps: int):
+    shares = np.array([float(shape(steps)(jnp.array(step))) for step in range(steps)])
+    assert np.all((shares > 0) & (shares <= 1))
+    assert shares.argmax() <= max(1, steps // 10)
+    assert shares.max() == pytest.approx(1, abs=1e-6)
+
+
+# Mistakes ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_task_that_cannot_be_run_is_refused():
+    with pytest.raises(ValueError, match="steps must be a multiple of evaluations, 3; got 10"):
+        line(10, 3)
+    with pytest.raises(ValueError, match="name must be"):
+        dataclasses.replace(line(), name="../line")
+
+
+def test_a_batch_that_does_not_divide_is_refused_by_name():
+    entrant = Entrant("thirds", oc.sgd(0.1, gradient_accumulation_steps=3))
+    with pytest.raises(ValueError, match="thirds takes a batch in 3 parts, and it has 8 examples"):
+        Program(line(4, 1), entrant, 2, cosine(4)).run([0, 1], [1.0, 1.0])
+
+
+# Must it be believed? ----------------------------------------------------------------------------------------------------
+
+
+def test_a_recipe_against_itself_is_called_real_in_few_of_200_comparisons():
+    """Both sides have seeds of their own, so that nothing but luck tells them apart: 200 comparisons of eight and eight."""
+    task, comparisons, seeds = line(20, 1), 200, 8
+    program = Program(task, Entrant("it", oc.adamw(0.05)), 2 * comparisons * seeds, cosine(20))
+    final = program.run(range(program.width), [1.0] * program.width).final.reshape(comparisons, 2, seeds)
+    verdicts = [compare(a, [b])[0].verdict for a, b in final]
+    assert sum(verdict != "no difference seen" for verdict in verdicts) <= 0.05 * comparisons
+    at_five = sum(compare(a, [b], 0.05)[0].p <= 0.05 for a, b in final)
+    assert 1 <= at_five <= 20  # 10 ± 3: the p-values are what they say, neither timid nor bold
