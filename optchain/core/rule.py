@@ -70,7 +70,7 @@ def rule(
     Example:
       >>> import jax.numpy as jnp, optchain
       >>> @optchain.register
-      ... def scale_by_sign(momentum=0.9):
+      ... def sign_of_average(momentum=0.9):
       ...     def step(momentum):
       ...         def leaf(g, mu):
       ...             mu = momentum * mu + (1 - momentum) * g
@@ -79,7 +79,7 @@ def rule(
       ...         return leaf
       ...
       ...     return optchain.rule(step, slots={"mu": optchain.Slot()}, hyperparams={"momentum": momentum})
-      >>> tx = scale_by_sign(0.5)
+      >>> tx = sign_of_average(0.5)
       >>> tx.update(jnp.array([0.1, -10.0]), tx.init(jnp.zeros(2)))[0]
       Array([ 1., -1.], dtype=float32)
     """

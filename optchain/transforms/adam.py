@@ -47,8 +47,9 @@ def scale_by_adam(
       epsilon: what keeps the quotient finite, >= 0; in the units of the gradient.
       amsgrad: whether to divide by the largest second moment so far.
       epsilon_hat: whether ε stands outside the bias correction, the paper's "epsilon hat".
-      moment_dtype: the dtype in which `mu`, `nu` and `nu_max` are stored, float32 or wider if None. Arithmetic is not done
-        in it. In bfloat16 a `nu` with β₂ = 0.999 stops growing well short of its limit: its steps round away.
+      moment_dtype: the dtype in which `mu`, `nu` and `nu_max` are stored, bfloat16, float32 or float64, or one by name,
+        `{"mu": "bfloat16"}`; float32 or wider if None. Arithmetic is not done in it. In bfloat16 a `nu` with β₂ = 0.999 stops
+        growing well short of its limit: its steps round away.
 
     Returns:
       A transformation with state `count, mu, nu` and, with AMSGrad, `nu_max`.

@@ -42,7 +42,8 @@ def scale_by_adamax(
       beta_2: decay of the largest magnitude, in [0, 1).
       epsilon: what keeps the quotient finite, >= 0; in the units of the gradient.
       epsilon_in_maximum: whether ε is added to the gradient's magnitude (PyTorch) or to `nu` (Keras, TensorFlow).
-      moment_dtype: the dtype in which `mu` and `nu` are stored; float32 or wider if None. Arithmetic is not done in it.
+      moment_dtype: the dtype in which `mu` and `nu` are stored, bfloat16, float32 or float64, or one by name, `{"mu": "bfloat16"}`; float32
+        or wider if None. Arithmetic is not done in it.
 
     Returns:
       A transformation with state `count, mu, nu`.

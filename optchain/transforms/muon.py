@@ -78,7 +78,8 @@ def scale_by_muon(
       adam_lr_ratio: what Adam's updates are multiplied by, >= 0.
       mask: which matrices are made orthogonal: a tree of bools, or a callable of the parameters that returns one, such as
         `~matching("embedding")`. None for all. It is asked when the state is made.
-      moment_dtype: the dtype in which the moments are stored; float32 or wider if None. Arithmetic is not done in it.
+      moment_dtype: the dtype in which the moments are stored, bfloat16, float32 or float64, or one by name, `{"mu": "bfloat16"}`; float32
+        or wider if None. Arithmetic is not done in it.
 
     Returns:
       A transformation with state `count, mu, adam_nu`. `describe` shows which parameter goes by which rule.

@@ -48,7 +48,8 @@ def scale_by_nadam(
       momentum_decay: how fast the momentum warms up, >= 0: 1 is Keras's, 0.004 PyTorch's and the paper's.
       epsilon_in_root: whether ε is added within the root; then it is in the units of the squared gradient.
       next_momentum: whether the average is weighted by the momentum of the next update.
-      moment_dtype: the dtype in which `mu` and `nu` are stored; float32 or wider if None. Arithmetic is not done in it.
+      moment_dtype: the dtype in which `mu` and `nu` are stored, bfloat16, float32 or float64, or one by name, `{"mu": "bfloat16"}`; float32
+        or wider if None. Arithmetic is not done in it.
 
     Returns:
       A transformation with state `count, mu_product, mu, nu`.

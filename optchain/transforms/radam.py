@@ -40,7 +40,8 @@ def scale_by_radam(
       beta_1: decay of the first moment, in [0, 1).
       beta_2: decay of the second moment, in [0, 1); at 2/3 or below ρ_t never exceeds 5.
       epsilon: what keeps the quotient finite, >= 0; in the units of the gradient.
-      moment_dtype: the dtype in which `mu` and `nu` are stored; float32 or wider if None. Arithmetic is not done in it.
+      moment_dtype: the dtype in which `mu` and `nu` are stored, bfloat16, float32 or float64, or one by name, `{"mu": "bfloat16"}`; float32
+        or wider if None. Arithmetic is not done in it.
 
     Returns:
       A transformation with state `count, mu, nu`.

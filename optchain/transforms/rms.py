@@ -48,7 +48,8 @@ def scale_by_rms(
       centered: whether to divide by the standard deviation.
       epsilon_in_root: whether ε is added within the root (Keras, TensorFlow) or to it (PyTorch).
       bias_correction: whether the averages make up for their start at zero, as Adam's do.
-      moment_dtype: the dtype in which the averages are stored; float32 or wider if None. Arithmetic is not done in it.
+      moment_dtype: the dtype in which the averages are stored, bfloat16, float32 or float64, or one by name, `{"nu": "bfloat16"}`; float32
+        or wider if None. Arithmetic is not done in it.
 
     Returns:
       A transformation with state `nu`, and `mu` when centered, `count` with bias correction.

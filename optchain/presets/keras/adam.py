@@ -37,7 +37,8 @@ def adamw(
       beta_2: decay of the second moment, in [0, 1).
       epsilon: outside the bias correction, >= 0.
       amsgrad: whether to divide by the largest second moment so far.
-      moment_dtype: the dtype in which the moments are stored; float32 or wider if None.
+      moment_dtype: the dtype in which the moments are stored, bfloat16, float32 or float64, or one by name:
+        `{"mu": "bfloat16"}`; float32 or wider if None.
       {shared}
 
     Raises:
@@ -76,7 +77,8 @@ def adam(
       beta_2: decay of the second moment, in [0, 1).
       epsilon: outside the bias correction, >= 0.
       amsgrad: whether to divide by the largest second moment so far.
-      moment_dtype: the dtype in which the moments are stored; float32 or wider if None.
+      moment_dtype: the dtype in which the moments are stored, bfloat16, float32 or float64, or one by name:
+        `{"mu": "bfloat16"}`; float32 or wider if None.
       {shared}
 
     Raises:
@@ -112,7 +114,8 @@ def adamax(
       beta_1: decay of the average, in [0, 1).
       beta_2: decay of the largest magnitude, in [0, 1).
       epsilon: what keeps the quotient finite, >= 0.
-      moment_dtype: the dtype in which the moments are stored; float32 or wider if None.
+      moment_dtype: the dtype in which the moments are stored, bfloat16, float32 or float64, or one by name:
+        `{"mu": "bfloat16"}`; float32 or wider if None.
       {shared}
 
     Raises:
@@ -149,7 +152,8 @@ def nadam(
       beta_1: decay of the first moment, in [0, 1).
       beta_2: decay of the second moment, in [0, 1).
       epsilon: what keeps the quotient finite, >= 0.
-      moment_dtype: the dtype in which the moments are stored; float32 or wider if None.
+      moment_dtype: the dtype in which the moments are stored, bfloat16, float32 or float64, or one by name:
+        `{"mu": "bfloat16"}`; float32 or wider if None.
       {shared}
 
     Raises:

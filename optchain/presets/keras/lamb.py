@@ -32,7 +32,8 @@ def lamb(
       beta_1: decay of the first moment, in [0, 1).
       beta_2: decay of the second moment, in [0, 1).
       epsilon: what keeps the quotient finite, >= 0.
-      moment_dtype: the dtype in which the moments are stored; float32 or wider if None.
+      moment_dtype: the dtype in which the moments are stored, bfloat16, float32 or float64, or one by name:
+        `{"mu": "bfloat16"}`; float32 or wider if None.
       {shared}
 
     Raises:

@@ -65,7 +65,8 @@ def muon(
       ns_steps: how many steps of the iteration, >= 1.
       nesterov: whether to look ahead.
       rms_rate: the root mean square of an update, >= 0; None to leave out the scale `√max(n, m) · rms_rate`.
-      moment_dtype: the dtype in which the moments are stored; float32 or wider if None.
+      moment_dtype: the dtype in which the moments are stored, bfloat16, float32 or float64, or one by name:
+        `{"mu": "bfloat16"}`; float32 or wider if None.
       {shared}
 
     Raises:

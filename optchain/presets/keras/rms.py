@@ -41,7 +41,8 @@ def rmsprop(
       momentum: decay of the velocity, in [0, 1].
       epsilon: what is added to the squares, >= 0.
       centered: whether to divide by the standard deviation.
-      moment_dtype: the dtype in which the averages and the velocity are stored; float32 or wider if None.
+      moment_dtype: the dtype in which the averages and the velocity are stored, bfloat16, float32 or float64, or one by name:
+        `{"velocity": "bfloat16"}`; float32 or wider if None.
       {shared}
 
     Raises:
@@ -111,7 +112,8 @@ def adadelta(
       learning_rate: a number >= 0, an array, a schedule of the count of calls, or a callable of no arguments.
       rho: decay of the averages, in [0, 1).
       epsilon: what the first steps are made of, >= 0.
-      moment_dtype: the dtype in which the averages are stored; float32 or wider if None.
+      moment_dtype: the dtype in which the averages are stored, bfloat16, float32 or float64, or one by name:
+        `{"e_g": "bfloat16"}`; float32 or wider if None.
       {shared}
 
     Raises:
