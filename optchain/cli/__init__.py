@@ -1,10 +1,10 @@
 """The command line: `optchain --help`. Needs `pip install "optchain[demo]"`."""
 
+import functools
 import logging
 import os
 import sys
-from collections.abc import Sequence
-from types import TracebackType
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from optchain.cli.errors import UserError
@@ -30,7 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # What all of typer's usage errors have in common has no public name, and moved between its versions.
     usage_error = cast(type[Exception], typer.BadParameter.__mro__[2])
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax tells there, at length, what it raises too
-    hook, sys.excepthook = sys.excepthook, _but_of_closed_loops
+    hook = sys.unraisablehook
+    sys.unraisablehook = functools.partial(_but_of_closed_loops, hook)
     try:
         code = typer.main.get_command(app).main(arguments, "optchain", standalone_mode=False)
         return code if isinstance(code, int) else 0
@@ -42,18 +43,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         return _fail(_missing(error))
     except OSError as error:
-        hook = sys.excepthook  # for what threads of Orbax's still have to say of a disk that is full
+        hook = sys.unraisablehook  # for what threads of Orbax's still have to say of a disk that is full
         return _fail(str(error))
     except UserError as error:
         return _fail(str(error))
     finally:
-        sys.excepthook = hook
+        sys.unraisablehook = hook
 
 
-def _but_of_closed_loops(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+def _but_of_closed_loops(hook: Callable[[Any], Any], what: Any) -> None:
     """Where one of the writes fails that Orbax makes at once, the others find its event loop closed, each with a traceback."""
-    if not (kind is RuntimeError and str(error) == "Event loop is closed"):
-        sys.__excepthook__(kind, error, trace)
+    if not (isinstance(what.exc_value, RuntimeError) and str(what.exc_value) == "Event loop is closed"):
+        hook(what)
 
 
 def _missing(error: ModuleNotFoundError) -> str:
