@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import optax
@@ -16,6 +16,7 @@ from optchain.core.trees import Tree
 from optchain.race.task import Shape
 
 RATE = "learning_rate"
+OWN = "own"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Entrant:
       name: what the recipe is called, in tables and in the names of folders.
       tx: a transformation of optchain or Optax.
       shape: the schedule of the recipe itself, as a share; None for that of the race.
-      factor: the factor to run at; None to search for the best one.
+      rate: the learning rate to run at; `"own"` for those with which the recipe is built; None to search for the best.
 
     Example:
       >>> import jax.numpy as jnp, optchain
@@ -41,7 +42,7 @@ class Entrant:
     name: str
     tx: optax.GradientTransformation
     shape: Shape | None = None
-    factor: float | None = None
+    rate: float | Literal["own"] | None = None
 
     @property
     def calls(self) -> int:
@@ -54,6 +55,21 @@ class Entrant:
         settable = {field.path for field in find_fields(state, "hyperparams")}
         found = _keyed(find_fields(state, "hyperparams") + find_fields(state, "scheduled"))
         return {k: float(f.value) for k, f in found.items() if f.name == RATE and f.path in settable}
+
+    def factor(self, rates: Mapping[str, float]) -> float | None:
+        """The factor on the recipe's own rates that is asked for, None if it is to be searched for.
+
+        Raises:
+          ValueError: a rate was given, and the recipe has none or several that can be set.
+        """
+        if self.rate == OWN or (self.rate is None and not rates):
+            return 1.0
+        if self.rate is None:
+            return None
+        bases = set(rates.values())
+        if len(bases) != 1:
+            raise ValueError(f"rate={self.rate} needs one learning rate that can be set; there are {len(bases)}")
+        return self.rate / bases.pop()
 
     def is_schedule_free(self, params: Tree) -> bool:
         """Whether an average takes the place of a schedule."""

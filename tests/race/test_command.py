@@ -164,7 +164,8 @@ def wait_for(path: Path, pattern: str, process: subprocess.Popen[str]) -> None:
 def test_a_race_that_is_stopped_and_then_killed_goes_on_to_the_same_bits(tmp_path: Path):
     chosen = ("--tasks", f"{TOYS}:steps=40000:evaluations=400", "--recipes", "sgd,adamw:rate=0.1")
     process = start(*chosen, "--out", tmp_path / "whole")
-    assert process.wait(timeout=300) == 0, process.communicate()
+    output, errors = process.communicate(timeout=300)
+    assert (process.returncode, errors) == (0, ""), output
 
     broken = tmp_path / "broken"
     process = start(*chosen, "--out", broken)
@@ -204,11 +205,14 @@ def test_what_is_done_is_not_done_again(finished: Path, monkeypatch: pytest.Monk
 
 def test_a_recipe_is_named_with_arguments():
     made = named.entrant("slow=adamw:beta_2=0.99:use_ema=true:rate=0.01")
-    assert (made.name, made.tx, made.factor) == ("slow", optchain.adamw(beta_2=0.99, use_ema=True), pytest.approx(10))
+    assert (made.name, made.tx, made.rate) == ("slow", optchain.adamw(beta_2=0.99, use_ema=True), 0.01)
+    assert made.factor({"learning_rate": 0.001}) == pytest.approx(10)
     assert named.entrant("sgd:momentum=0.9").name == "sgd-momentum=0.9"
     assert named.entrant("torch.adamw").tx == optchain.presets.torch.adamw()
-    assert named.entrant("adamw").factor is None
-    assert named.entrant("adamw:rate=own").factor == 1
+    assert named.entrant("adamw").factor({"learning_rate": 0.001}) is None
+    assert named.entrant("adamw:rate=own").factor({"learning_rate": 0.001}) == 1
+    with pytest.raises(ValueError, match="rate=0.1 needs one learning rate that can be set; there are 2"):
+        named.entrant("adamw:rate=0.1").factor({"a/learning_rate": 0.001, "b/learning_rate": 0.002})
 
 
 def test_a_recipe_of_optax_has_its_rate_in_the_state():

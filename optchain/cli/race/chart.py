@@ -65,7 +65,13 @@ def _curves(panel: Axes, task: str, rows: Sequence[Result], styles: dict[str, tu
     if target is not None:
         panel.axhline(target, color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
         panel.text(
-            rows[0].group.steps[-1], target, f"target {target:.3g}", va="bottom", ha="right", fontsize=8, color=INK
+            0.015,
+            target,
+            f"target {target:.3g}",
+            transform=panel.get_yaxis_transform(),
+            va="bottom",
+            fontsize=8,
+            color=INK,
         )
     if lowest > 0:
         panel.set_yscale("log")

@@ -20,12 +20,11 @@ from optchain.cli.errors import UserError
 from optchain.cli.race.settings import parts
 from optchain.core.config import to_code
 from optchain.race import Entrant, Task, rebuilt
-from optchain.race.entrant import RATE
+from optchain.race.entrant import OWN, RATE
 
 OPTAX = "optax."
 KEPT = "rate"
 """The argument that gives a learning rate to run at, instead of a search for the best."""
-OWN = "own"
 
 
 def entrant(spec: str) -> Entrant:
@@ -42,13 +41,9 @@ def entrant(spec: str) -> Entrant:
     if not words[0]:
         raise UserError(f"--recipes: {given!r} names no recipe")
     arguments = _arguments(given, words[1:])
-    rate = arguments.pop(KEPT, None)
+    rate = _rate(arguments.pop(KEPT, None), given)
     tx, shape = _built(words[0], arguments, given)
-    try:
-        factor = _factor(rate, tx)
-        return Entrant(name, tx, shape, factor)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"--recipes {given}: {error}") from error
+    return Entrant(name, tx, shape, rate)
 
 
 def described(made: Entrant) -> str:
@@ -135,15 +130,10 @@ def _optax(name: str, arguments: Mapping[str, Any]) -> optax.GradientTransformat
     return inject(factory, [other for other in parameters if other != RATE])(**given)
 
 
-def _factor(rate: Any, tx: optax.GradientTransformation) -> float | None:
-    """The factor that makes the recipe's learning rate this one; None to search."""
-    import jax.numpy as jnp
-
+def _rate(rate: Any, spec: str) -> Any:
+    """The learning rate that is kept; None to search for one."""
     if rate is None or rate == OWN:
-        return None if rate is None else 1.0
+        return rate
     if isinstance(rate, bool) or not isinstance(rate, int | float) or not rate > 0:
-        raise ValueError(f"{KEPT} must be a number above 0, or {OWN}; got {rate!r}")
-    bases = set(Entrant("", tx).rates({"kernel": jnp.ones((2, 2))}).values())
-    if len(bases) != 1:
-        raise ValueError(f"{KEPT}={rate} needs one learning rate that can be set; there are {len(bases)}")
-    return rate / bases.pop()
+        raise UserError(f"--recipes {spec}: {KEPT} must be a number above 0, or {OWN}; got {rate!r}")
+    return float(rate)

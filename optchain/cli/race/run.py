@@ -85,10 +85,10 @@ class _Contest:
 
     def _factor(self) -> tuple[float, dict[int, float]]:
         """The factor to compare at, and what was tried for it."""
-        if self.entrant.factor is not None:
-            return self.entrant.factor, {}
-        if not self.program.rates:
-            return 1.0, {}
+        with _told(self.entrant, self.task):
+            kept = self.entrant.factor(self.program.rates)
+        if kept is not None:
+            return kept, {}
         search, places, finals = Search(), [], []
         while wanted := search.next(search.losses(places, finals)):
             members = [(place, seed) for place in wanted for seed in self.settings.tuned]
