@@ -116,7 +116,7 @@ def test_traffic_looks_at_each_branch_of_a_condition() -> None:
     assert 8000 <= counted.most < 8100
 
 
-def test_an_unknown_topology_is_one_clear_line() -> None:
-    result = CliRunner().invoke(app, ["bench", "--topology", "abacus:1x1", "--recipe", "sgd"])
+def test_an_unknown_target_is_one_clear_line() -> None:
+    result = CliRunner().invoke(app, ["bench", "--target", "abacus:1x1", "--recipe", "sgd"])
     assert result.exit_code == 2
     assert "libtpu" in result.stderr

@@ -6,7 +6,7 @@ import math
 import re
 from typing import TypeAlias
 
-from optchain.cli.bench.traffic import Instruction, arrays, branches, called, nbytes, parse
+from optchain.cli.bench.traffic import Instruction, arrays, branches, called, nbytes, parse, runs
 
 KINDS = ("all-reduce", "reduce-scatter", "all-gather", "all-to-all", "collective-permute")
 _CHANNEL = re.compile(r"channel_id=(\d+)")
@@ -38,7 +38,7 @@ class Collective:
 
 
 def collectives(text: str, *, updates: bool = True) -> list[Collective]:
-    """Of `compiled.as_text()`; what is in a loop counts once.
+    """Of `compiled.as_text()`; what is in a loop counts once, and in a gate's loop only with `updates`.
 
     Args:
       text: the program.
@@ -54,6 +54,8 @@ def collectives(text: str, *, updates: bool = True) -> list[Collective]:
             below = [total(branch) for branch in branches(instruction)]
             if below:
                 found += (max if updates else min)(below, key=lambda counter: counter.total())
+            if not updates and runs(instruction)[0] == 0:
+                continue
             for inner in {*called(instruction), *_fused(instruction)}:
                 found += total(inner)
         return found

@@ -27,18 +27,19 @@ def bench(
     contender: Annotated[
         list[ContenderName] | None, typer.Option(help="Who runs it; may be repeated.", show_default="all")
     ] = None,
-    topology: Annotated[
+    target: Annotated[
         list[str] | None,
         typer.Option(
-            help="Instead of timing, compile for TPUs that are not there, such as v5e:2x2; may be repeated. Needs libtpu.",
-            metavar="TOPOLOGY",
+            help="Instead of timing, compile for a device that is not there: h100, a100, v5e, v4, …, or a TPU topology such as "
+            "v5e:2x2; may be repeated. Needs its compiler, and no device.",
+            metavar="TARGET",
         ),
     ] = None,
     steps: Annotated[int, typer.Option(help="Timed calls of each contender, at the least.", min=1)] = 40,
     as_json: AsJson = False,
     out: Annotated[
         Path | None,
-        typer.Option(help="Write bench.json and bench.png, or tpu.json, to this folder.", metavar="DIR"),
+        typer.Option(help="Write bench.json and bench.png, or compiled.json, to this folder.", metavar="DIR"),
     ] = None,
 ) -> None:
     """Times training recipes side by side: optchain, Optax, Keras on JAX, PyTorch.
@@ -50,8 +51,8 @@ def bench(
     A library that is not installed is named and left out. Nothing is downloaded.
     """
     trees, recipes = tree or [TreeName.TRANSFORMER], recipe or list(RecipeName)
-    if topology:
-        report = _compile(topology, trees, recipes)
+    if target:
+        report = _compile(target, trees, recipes, contender)
     else:
         report = _measure(trees, recipes, contender or list(ContenderName), steps)
     if as_json:
@@ -64,10 +65,10 @@ def bench(
         )
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        written = out / ("tpu.json" if topology else "bench.json")
+        written = out / ("compiled.json" if target else "bench.json")
         written.write_text(json.dumps(report.as_json(), indent=1) + "\n", encoding="utf-8")
         typer.echo(f"see {written}", err=as_json)
-        if not topology:
+        if not target:
             from optchain.cli.bench import chart
 
             chart.draw(out / "bench.png", report)
@@ -81,24 +82,30 @@ def _show(report: "Report") -> None:
     table.show(console(), report)
 
 
-def _compile(topologies: list[str], trees: list[TreeName], recipes: list[RecipeName]) -> "Report":
+def _compile(
+    targets: list[str], trees: list[TreeName], recipes: list[RecipeName], contenders: list[ContenderName] | None
+) -> "Report":
     import jax
 
-    jax.config.update("jax_platforms", "cpu")  # with libtpu here, JAX would look for TPUs
+    jax.config.update("jax_platforms", "cpu")  # with a device's compiler here, JAX would look for the device
     from optchain.cli.bench import ahead, results
     from optchain.cli.bench.contenders.steps import UnavailableError
     from optchain.cli.bench.trees import TREES
     from optchain.cli.screen import progress
 
     report = results.Report(results.place())
-    total = len(trees) * len(topologies) * len(ahead.LAYOUTS) * len(recipes) * len(ahead.CONTENDERS)
+    chosen = [name for name in ahead.CONTENDERS if contenders is None or name in contenders]
+    total = len(trees) * len(recipes) * len(chosen) * sum(len(ahead.layouts_of(target)) for target in targets)
     with progress(total) as advance:
         for tree in trees:
-            for topology in topologies:
+            shapes = TREES[tree][1]()
+            for target in targets:
                 try:
-                    report.compiled += ahead.compile_all(topology, TREES[tree][1](), recipes, advance=advance)
+                    report.compiled += ahead.compile_all(
+                        target, shapes, recipes, chosen, advance=advance, tree=tree.value
+                    )
                 except UnavailableError as error:
-                    raise typer.BadParameter(str(error), param_hint="--topology") from error
+                    raise typer.BadParameter(str(error), param_hint="--target") from error
     return report
 
 

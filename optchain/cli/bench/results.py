@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-LIBRARIES = ("optchain", "jax", "jaxlib", "optax", "keras", "torch", "numpy", "libtpu")
+LIBRARIES = ("optchain", "jax", "jaxlib", "optax", "keras", "torch", "numpy", "libtpu", "jax-cuda12-plugin")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,9 @@ class CompiledRow:
     """A program compiled for devices that are not there; bytes are per parameter that a device holds."""
 
     topology: str
+    """The target as it was given: `h100`, `v5e`, `v5e:2x2`."""
     layout: str
+    tree: str
     recipe: str
     contender: str
     waiting_bytes: float
@@ -54,10 +56,18 @@ class CompiledRow:
     """Likewise, the dearest."""
     mean_bytes: float
     """Of the calls of a window."""
-    bytes_accessed: float
-    """XLA's count: all branches, copies to vector memory included."""
     temporary_bytes: float
+    bytes_accessed: float | None
+    """XLA's count, where the compiler gives one: all branches, copies to vector memory included."""
+    waiting_kernels: int
+    """What is launched, in a call that takes the cheapest branch of every condition; on a TPU, steps of its program."""
+    updating_kernels: int
+    copied_arrays: int
+    """Copies of arrays in the program's text, scalars left out."""
+    trace_seconds: float
+    """Processor time, to trace the step and lower it to StableHLO."""
     compile_seconds: float
+    """Likewise, to compile it."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,6 +29,8 @@ COMPILED_COLUMNS: dict[str, tuple[str, str]] = {
     "waiting_bytes": ("waiting", ".1f"),
     "updating_bytes": ("updating", ".1f"),
     "temporary_bytes": ("B temp", ".2f"),
+    "waiting_kernels": ("kernels", "d"),
+    "updating_kernels": ("updating", "d"),
     "bytes_accessed": ("B (XLA)", ".1f"),
     "compile_seconds": ("s compile", ".1f"),
 }
@@ -48,7 +50,7 @@ branches of a condition; temp: memory besides parameters, gradients and state). 
 COMPILED_CAPTION = """\
 Compiled for devices that are not there. B: bytes per parameter of a device. B a call: through its main memory, the mean of a
 window's calls; waiting, updating: of the call that takes the cheapest, the dearest branch of every condition. B temp: memory
-besides parameters, gradients and state. B (XLA): XLA's count of all branches and of what it keeps in vector memory."""
+besides parameters, gradients and state. kernels: of the first call, then of the second; none is run here. B (XLA): XLA's count of all branches and of what it keeps in vector memory."""
 
 
 def show(console: Console, report: Report) -> None:
@@ -57,8 +59,8 @@ def show(console: Console, report: Report) -> None:
         rows = [row for row in report.rows if row.tree == tree]
         title = f"{TREES[TreeName(tree)][0]} ({rows[0].parameters / 1e6:.1f} M)"
         console.print(_table(title, rows, COLUMNS, console.width))
-    for place in dict.fromkeys((row.topology, row.layout) for row in report.compiled):
-        rows = [row for row in report.compiled if (row.topology, row.layout) == place]
+    for place in dict.fromkeys((row.topology, row.layout, row.tree) for row in report.compiled):
+        rows = [row for row in report.compiled if (row.topology, row.layout, row.tree) == place]
         console.print(_table(", ".join(place), rows, COMPILED_COLUMNS, console.width))
     _print(console, CAPTION if report.rows else COMPILED_CAPTION)
     for reason in dict.fromkeys((entry.contender, entry.reason) for entry in report.left_out):

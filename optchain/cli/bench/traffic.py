@@ -7,7 +7,7 @@ XLA's own count adds up the branches, and counts what stays in a TPU's vector me
 import dataclasses
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from optchain.core.trees import RARELY
 
@@ -46,13 +46,29 @@ class Instruction:
 
 def traffic(text: str) -> Traffic:
     """Of `compiled.as_text()`: what each instruction reads and writes; a fusion's inner values stay in registers."""
+    return _added(text, _moved)
+
+
+def kernels(text: str) -> Traffic:
+    """Likewise, how many instructions there are that do something."""
+    return _added(text, lambda instruction, others: 0 if instruction.opcode in _FREE else 1)
+
+
+def copied_arrays(text: str) -> int:
+    """How many copies of arrays stand in the text, in fusions too; scalars do not count."""
+    instructions = (one for computation in parse(text)[0].values() for one in computation.values())
+    copies = (one for one in instructions if one.opcode in ("copy", "copy-start"))
+    return sum(any(shape for _, shape, _ in arrays(one.type)) for one in copies)
+
+
+def _added(text: str, weigh: Callable[["Instruction", dict[str, "Instruction"]], float]) -> Traffic:
     computations, entry = parse(text)
 
     def total(name: str) -> Traffic:
         instructions, least, most = computations[name], 0.0, 0.0
         for instruction in instructions.values():
-            moved = _moved(instruction, instructions)
-            least, most = least + moved, most + moved
+            weight = weigh(instruction, instructions)
+            least, most = least + weight, most + weight
             taken = [total(branch) for branch in branches(instruction)]
             if taken:
                 least += min(branch.least for branch in taken)

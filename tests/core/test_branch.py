@@ -1,0 +1,248 @@
+"""`run_if`, and the gates that are made of it: what a GPU runs has the numbers and the derivatives of a `cond`."""
+
+import functools
+
+import jax
+import jax.export
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax import lax
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import optchain as oc
+from optchain.core.branch import run_if
+
+PARAMS = {"w": jnp.array([[1.0, -2.0], [0.5, 3.0]]), "b": jnp.array([0.5, 0.25])}
+GRADS = {"w": jnp.array([[0.3, -0.2], [0.7, 0.1]]), "b": jnp.array([-0.4, 0.6])}
+
+
+def body() -> oc.Transformation:
+    return oc.chain(oc.clip_by_global_norm(0.5), oc.scale_by_adam(epsilon=1e-2), oc.scale_by_learning_rate(0.1))
+
+
+GATES = {
+    "accumulate": lambda: oc.accumulate(body(), 2),
+    "skip_nonfinite": lambda: oc.skip_nonfinite(body()),
+    "dynamic_loss_scale": lambda: oc.dynamic_loss_scale(body(), 4.0, 2),
+    "nested": lambda: oc.dynamic_loss_scale(oc.accumulate(oc.skip_nonfinite(body()), 2), 4.0, 2),
+    "in a chain": lambda: oc.chain(
+        oc.skip_nonfinite(oc.accumulate(oc.chain(oc.clip_by_global_norm(0.5), oc.scale_by_learning_rate()), 2)),
+        oc.average_params(0.9, calls_per_step=2),
+        learning_rate=0.1,
+    ),
+}
+every_gate = pytest.mark.parametrize("gate", GATES)
+
+
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lax, "platform_dependent", lambda *operands, cuda, **others: cuda(*operands))
+
+
+@pytest.fixture(params=["here", "gpu"])
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The form of a branch that this machine gets, and that of a GPU."""
+    if request.param == "gpu":
+        as_on_a_gpu(monkeypatch)
+    return request.param
+
+
+def grads_of(number: int, like=GRADS):
+    scale = np.nan if number % 5 == 3 else 1.0 + number
+    return jax.tree.map(lambda g: (g * scale).astype(g.dtype), like)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@every_gate
+def test_on_a_gpu_every_gate_has_the_numbers_of_a_cond(gate: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    start, grads = (jax.tree.map(lambda x: x.astype(dtype), tree) for tree in (PARAMS, GRADS))
+
+    def run():
+        tx = GATES[gate]()
+        params, state, step = start, tx.init(start), jax.jit(lambda p, s, g: tx.apply(p, s, grads=g))
+        states = []
+        for number in range(12):
+            params, state = step(params, state, grads_of(number, grads))
+            states.append((params, state))
+        return states
+
+    expected = run()
+    as_on_a_gpu(monkeypatch)
+    for actual, wanted in zip(jax.tree.leaves(run()), jax.tree.leaves(expected), strict=True):
+        assert actual.dtype == wanted.dtype
+        if actual.dtype == jnp.int32:
+            np.testing.assert_array_equal(actual, wanted)
+        else:  # XLA fuses the two programs differently
+            wide = np.asarray(actual, np.float32), np.asarray(wanted, np.float32)
+            np.testing.assert_allclose(*wide, rtol=4 * float(jnp.finfo(actual.dtype).eps), atol=1e-7)
+
+
+def after_three_steps(gate: str, how: str):
+    """A scalar of the parameters, the gradients and the learning rate."""
+    tx = GATES[gate]()
+
+    def loss(params, grads, rate):
+        state = oc.set_hyperparams(tx.init(params), learning_rate=rate)
+        for number in range(3):
+            now = jax.tree.map(lambda g, p: g * (1.0 + number) + 0.1 * p**2, grads, params)  # noqa: B023
+            if how == "apply":
+                params, state = tx.apply(params, state, grads=now)
+            else:
+                updates, state = tx.update(now, state, params)
+                params = optax.apply_updates(params, updates)
+        return sum(jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(params))
+
+    return loss
+
+
+@pytest.mark.parametrize("how", ["apply", "update"])
+@every_gate
+def test_gradients_through_three_steps_are_those_of_finite_differences(gate: str, how: str, form: str) -> None:
+    with jax.enable_x64(True):
+        flat, unravel = jax.flatten_util.ravel_pytree(
+            jax.tree.map(lambda x: np.asarray(x, np.float64), (PARAMS, GRADS, 0.1))
+        )
+        loss = jax.jit(lambda x: after_three_steps(gate, how)(*unravel(x)))
+        step = 1e-6 * np.eye(len(flat))
+        expected = np.array([(loss(flat + d) - loss(flat - d)) / 2e-6 for d in step])
+        assert np.all(np.abs(expected) > 1e-9)
+        reverse = jax.grad(loss)(flat)
+        forward = jax.vmap(lambda d: jax.jvp(loss, (flat,), (d,))[1])(np.eye(len(flat)))
+        np.testing.assert_allclose(reverse, expected, rtol=1e-6, atol=1e-9)
+        np.testing.assert_allclose(forward, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_second_derivatives_are_those_of_finite_differences(form: str) -> None:
+    with jax.enable_x64(True):
+        loss = jax.jit(
+            lambda rate: after_three_steps("nested", "apply")(
+                *jax.tree.map(lambda x: x.astype(float), (PARAMS, GRADS)), rate
+            )
+        )
+        slope = jax.jit(jax.grad(loss))
+        expected = (slope(0.1 + 1e-6) - slope(0.1 - 1e-6)) / 2e-6
+        np.testing.assert_allclose(jax.grad(slope)(0.1), expected, rtol=1e-6)
+        np.testing.assert_allclose(jax.jit(jax.hessian(loss))(0.1), expected, rtol=1e-6)
+
+
+def step_and_sum(rate, make):
+    """A step of `accumulate` around what closes over `rate`."""
+    tx = oc.accumulate(make(rate), 1)
+    params, _ = tx.apply(PARAMS, tx.init(PARAMS), grads=GRADS)
+    return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(params))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda rate: optax.sgd(rate), lambda rate: oc.sgd(lambda count: rate * jnp.exp(-count)), oc.sgd],
+    ids=["optax", "schedule", "array"],
+)
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit, jax.checkpoint], ids=["eager", "jit", "checkpoint"])
+def test_what_the_inner_transformation_closes_over_has_a_gradient(make, wrap, form: str) -> None:
+    expected = -sum(float(jnp.sum(leaf)) for leaf in jax.tree.leaves(GRADS))
+    loss = wrap(functools.partial(step_and_sum, make=make))
+    assert jax.grad(loss)(0.1) == pytest.approx(expected, rel=1e-5)
+    assert jax.grad(jax.jit(loss))(0.1) == pytest.approx(expected, rel=1e-5)
+    assert jax.jvp(loss, (0.1,), (1.0,))[1] == pytest.approx(expected, rel=1e-5)
+
+
+def count_up(pred, x):
+    return run_if(pred, lambda x: ({"n": x["n"] + 1, "x": x["x"] * 2},), x)[0]
+
+
+def test_a_branch_under_vmap_runs_where_its_predicate_holds(form: str) -> None:
+    carry = {"n": jnp.arange(4), "x": jnp.array([1.0, jnp.inf, 3.0, jnp.nan])}
+    pred = jnp.array([True, False, False, True])
+    out = jax.jit(jax.vmap(count_up))(pred, carry)
+    np.testing.assert_array_equal(out["n"], [1, 1, 2, 4])
+    np.testing.assert_array_equal(out["x"], [2.0, np.inf, 3.0, np.nan])
+    slopes = jax.grad(lambda x: jnp.sum(jax.vmap(count_up)(pred, carry | {"x": x})["x"]))(jnp.ones(4))
+    np.testing.assert_array_equal(slopes, [2.0, 1.0, 1.0, 2.0])
+
+
+def test_a_branch_takes_integers_keys_booleans_and_nothing(form: str) -> None:
+    carry = {"n": jnp.int32(1), "key": jax.random.key(0), "flag": jnp.bool_(True), "empty": {}}
+
+    def flip(c):
+        return (c | {"n": c["n"] + 1, "flag": ~c["flag"]},)
+
+    (out,) = jax.jit(lambda pred, c: run_if(pred, flip, c))(True, carry)
+    assert (int(out["n"]), bool(out["flag"]), out["empty"]) == (2, False, {})
+    assert out["key"] == carry["key"]
+    assert jax.jit(lambda pred: run_if(pred, lambda *none: none, {}, {}))(True) == ({}, {})
+
+
+def test_a_branch_holds_under_strict_promotion_debug_nans_and_no_jit(form: str) -> None:
+    tx = oc.accumulate(oc.adamw(0.1), 2)
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"), jax.debug_nans(True):
+        params, _ = tx.apply(*tx.apply(PARAMS, tx.init(PARAMS), grads=GRADS), grads=GRADS)
+        with jax.disable_jit():
+            again, _ = tx.apply(*tx.apply(PARAMS, tx.init(PARAMS), grads=GRADS), grads=GRADS)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), again, params)
+
+
+def test_a_callback_within_is_called_when_the_branch_runs_only(form: str) -> None:
+    calls = []
+
+    def rate(count):
+        return jax.pure_callback(lambda count: calls.append(int(count)) or np.float32(0.1), jnp.float32(0), count)
+
+    tx = oc.accumulate(oc.sgd(rate), 3)
+    step = jax.jit(lambda p, s: tx.apply(p, s, grads=GRADS))
+    params, state = PARAMS, tx.init(PARAMS)
+    for _ in range(6):
+        params, state = step(params, state)
+    jax.block_until_ready(params)
+    jax.effects_barrier()
+    assert sorted(set(calls)) == [0, 1]
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["one decision", "a decision of each device"])
+def test_a_branch_in_a_shard_map_keeps_what_varies(own: bool, form: str) -> None:
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    tx = oc.skip_nonfinite(oc.adamw(0.1), axis_name=() if own else "data")
+
+    def step(params, grads):
+        return tx.apply(params, tx.init(params), grads=grads)[0]
+
+    mapped = jax.jit(jax.shard_map(step, mesh=mesh, in_specs=P("data"), out_specs=P("data")))
+    params, grads = jnp.arange(8.0), jnp.ones(8).at[3].set(jnp.nan)
+    moved = np.asarray(mapped(params, grads) != params)
+    np.testing.assert_array_equal(moved, np.arange(8) != 3 if own else np.zeros(8, bool))
+
+
+def test_a_branch_keeps_explicit_shardings(form: str) -> None:
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        params = jax.device_put(jnp.ones((8, 2)), NamedSharding(mesh, P("data")))
+        tx = oc.skip_nonfinite(oc.adamw(0.1))
+        new, _ = jax.jit(lambda p: tx.apply(p, tx.init(p), grads=p))(params)
+    assert new.sharding.spec == P("data", None)
+
+
+def test_an_exported_step_runs_on_the_platforms_that_it_was_made_for() -> None:
+    tx = oc.accumulate(oc.adamw(0.1), 2)
+    state = tx.init(PARAMS)
+    step = jax.jit(lambda p, s, g: tx.apply(p, s, grads=g))
+    exported = jax.export.export(step, platforms=("cpu", "cuda", "tpu"))(PARAMS, state, GRADS)
+    loaded = jax.export.deserialize(exported.serialize())
+    expected, actual = step(PARAMS, state, GRADS), loaded.call(PARAMS, state, GRADS)
+    expected, actual = step(*expected, GRADS), loaded.call(*actual, GRADS)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), actual, expected)
+
+
+@pytest.mark.parametrize(("platform", "loops"), [("cpu", 0), ("tpu", 0), ("cuda", 3), ("rocm", 3)])
+def test_a_gate_is_a_loop_on_a_gpu_and_a_condition_elsewhere(platform: str, loops: int) -> None:
+    tx = GATES["nested"]()
+    traced = jax.jit(lambda p, s, g: tx.apply(p, s, grads=g)).trace(PARAMS, tx.init(PARAMS), GRADS)
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert text.count("stablehlo.while") == loops
+    assert text.count("stablehlo.case") == 3 - loops
+
+
+def test_a_branch_that_changes_the_structure_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"structure|arity|keys"):
+        run_if(jnp.bool_(True), lambda x: ({"other": x["x"]},), {"x": jnp.ones(2)})
