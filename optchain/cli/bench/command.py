@@ -59,7 +59,7 @@ def bench(
         typer.echo(json.dumps(report.as_json(), indent=1))
     else:
         _show(report)
-    if not topology and not report.rows:
+    if not target and not report.rows:
         raise UserError(
             f"nothing was timed: {'; '.join(sorted({f'{left.contender}, {left.reason}' for left in report.left_out}))}"
         )
