@@ -46,7 +46,7 @@ def rule(
     """A link on gradients from the rule of one leaf.
 
     `step` gets by name what it asks for: the hyperparameters; `t`, which counts updates from 1; the scalars; an extra
-    argument of the call, such as `learning_rate`. It runs once a call for each dtype in the tree, and what it gets has that
+    argument of the call, such as `learning_rate`, which may have a default. It runs once a call for each dtype in the tree, and what it gets has that
     dtype (of complex leaves, their real part's). A hyperparameter that is a constant stays a Python number.
 
     It returns `leaf(g, **slots) -> (u, new_slots)`, which sees float32 or wider only. Where the rule has scalars of its own
@@ -140,7 +140,8 @@ def rule(
         stage=stage,
         needs_params=needs_params,
         rowwise=rowwise,
-        requires=extras,
+        takes=extras,
+        requires=[name for name in extras if taken[name].default is inspect.Parameter.empty],
     )
 
 

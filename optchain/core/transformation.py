@@ -17,6 +17,7 @@ from types import MappingProxyType
 from typing import Any, Literal, Self, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from optchain.core import trees
@@ -401,18 +402,22 @@ class Transformation(optax.GradientTransformationExtraArgs):
         return names[1:] if names[0] in self._own_fields - {"metrics"} else None
 
     def _undeclared(self, own: State, reference: Tree) -> list[str]:
-        """Entries that are no slots, and have the structure of the parameters and leaves of as many axes all the same."""
-        shapes, treedef = _shapes(reference)
-        if treedef == jax.tree.structure(0) and not shapes[0]:
-            return []  # a single number: nothing tells its moments from counters
-        others = sorted(self._own_fields - self.slots.keys() - {"metrics", *(name for name, _ in self.parts)})
-        axes = [len(shape) for shape in shapes]
-        found = ((name, *_shapes(own[name])) for name in others if name in own)
-        return [
-            name
-            for name, own_shapes, own_treedef in found
-            if own_treedef == treedef and list(map(len, own_shapes)) == axes
-        ]
+        """Entries that are no slots, and all the same are trees of numbers like the parameters, leaf by leaf of as many axes."""
+        others = self._own_fields - self.slots.keys() - {"metrics", *(name for name, _ in self.parts)}
+        if not others:
+            return []
+        leaves, treedef = jax.tree.flatten(reference, is_leaf=is_rows)
+        if treedef == jax.tree.structure(0) and not trees.shape_of(leaves[0]):
+            return []  # a single number: nothing tells its moments from the link's own numbers
+
+        def mirrors(entry: Any) -> bool:
+            own_leaves, own_treedef = jax.tree.flatten(entry)
+            return own_treedef == treedef and all(
+                jnp.issubdtype(trees.dtype_of(x), jnp.inexact) and jnp.ndim(x) == len(trees.shape_of(y))
+                for x, y in zip(own_leaves, leaves, strict=True)
+            )
+
+        return [name for name in sorted(others & own.keys()) if mirrors(own[name])]
 
     @property
     def schedules(self) -> Mapping[str, Callable[[Any], Any]]:
@@ -585,11 +590,6 @@ def _rebuild(factory: Callable[..., Transformation], args: tuple[Any, ...], kwar
 
 
 jax.tree_util.register_static(Transformation)
-
-
-def _shapes(tree: Tree) -> tuple[list[tuple[int, ...]], Any]:
-    leaves, treedef = jax.tree.flatten(tree, is_leaf=is_rows)
-    return [trees.shape_of(leaf) for leaf in leaves], treedef
 
 
 def _keyword_only(rule: Callable[..., Any]) -> list[inspect.Parameter]:

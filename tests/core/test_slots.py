@@ -115,6 +115,12 @@ def test_parameters_may_be_called_as_the_entries_of_a_state_are(recipe: str) -> 
     assert seen["odd"] == seen["plain"]
 
 
+def test_a_key_or_a_counter_beside_an_array_is_taken_for_no_moment() -> None:
+    state = oc.add_noise(0.1, seed=0).init(jnp.ones(2))  # its key has two numbers, too
+    assert "key" in state
+    oc.chain(("key", oc.sgd(0.1)))
+
+
 def test_no_link_is_called_as_a_slot_is() -> None:
     heavy_ball("buffer_2")
     with pytest.raises(ValueError, match=r"must not be one of .*got 'buffer_2'"):
