@@ -8,19 +8,20 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, SymmetricalLogLocator
 
 from optchain.cli.race.results import Result
 from optchain.cli.race.table import by_task
 from optchain.race.members import bounded
 from optchain.race.statistics import BETTER, WORSE
 
-COLORS = ("#0b6e4f", "#c0392b", "#1f5fa8", "#e08e0b", "#7d4fa0", "#159aa5", "#d1659b", "#7a6a2f", "#5b6c7d", "#8c3b1f")
+COLORS = ("#12916a", "#d0453a", "#3b82d0", "#e08e0b", "#9a6cc4", "#159aa5", "#d1659b", "#98863f", "#7d8c9b", "#b3592f")
+"""On white and on black."""
 LINES = ("-", "--", ":")
 VERDICTS = {BETTER: "#0b8a5f", WORSE: "#d0453a"}
 INK, GRID = "#6f7985", "#8e98a4"
 WIDTH, HEIGHT = 12.0, 4.2
-FEW = 30.0
+FEW, FAR = 30.0, 30.0
 
 
 def draw(path: Path, results: Sequence[Result], level: float) -> None:
@@ -97,6 +98,12 @@ def _distances(panel: Axes, rows: Sequence[Result], level: float) -> None:
     panel.set_yticks(range(len(others)), [result.recipe for result in others])
     panel.set_ylim(len(others) - 0.4, -0.6)
     panel.margins(x=0.08)
+    ends = [max(abs(end) for end in (c.low, c.high)) for r in others if (c := r.comparison)]
+    nearest = min((end for end in ends if end > 0), default=0.0)
+    if nearest and max(ends) > FAR * nearest:  # one that is far off must not make all others a point
+        panel.set_xscale("symlog", linthresh=nearest)
+        panel.xaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=nearest))
+        panel.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     _finish(
         panel,
         f"difference from {reference.recipe}",

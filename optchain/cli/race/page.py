@@ -8,6 +8,7 @@ from optchain.cli.race import chart, table
 from optchain.cli.race.results import Result
 from optchain.race.statistics import BETTER, WORSE
 
+FEW = 5
 CLASSES = {BETTER: "better", WORSE: "worse"}
 PAGE = """<!doctype html>
 <html lang="en">
@@ -42,7 +43,7 @@ def write(
 ) -> None:
     recipes = list(dict.fromkeys(result.recipe for result in results))
     text = PAGE.format(
-        heading=html.escape(f"{', '.join(recipes)} on {', '.join(about)}"),
+        heading=html.escape(f"{_listed(recipes, 'recipes')} on {_listed(list(about), 'tasks')}"),
         command=html.escape(command),
         place=html.escape(place),
         picture=chart.svg(results, level),
@@ -52,6 +53,10 @@ def write(
     partial = path.with_suffix(".partial")
     partial.write_text(text, encoding="utf-8")
     partial.replace(path)
+
+
+def _listed(names: Sequence[str], what: str) -> str:
+    return ", ".join(names) if len(names) <= FEW else f"{len(names)} {what}"
 
 
 def _table(rows: Sequence[Result], about: str) -> str:
