@@ -36,7 +36,8 @@ def gate(
     the branch, so that a call that waits gathers nothing.
 
     The branches return only what they may change, and close over the rest: XLA then leaves the untouched buffers in
-    place, where passing an accumulator through the branches would copy it.
+    place, where passing an accumulator through the branches would copy it. `run_if` keeps in place what they return, too.
+    The `update` form has a `cond`: its branch that waits makes zeros, and nothing of them could stay in place.
     """
 
     def init_with_inner(params: Tree) -> dict[str, Any]:

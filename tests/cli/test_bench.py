@@ -15,7 +15,7 @@ from optchain.cli.bench import trees
 from optchain.cli.bench.contenders import optax_chain, ours
 from optchain.cli.bench.names import ContenderName, RecipeName, TreeName
 from optchain.cli.bench.recipes import RECIPES
-from optchain.cli.bench.traffic import Traffic, traffic
+from optchain.cli.bench.traffic import Traffic, copied_arrays, kernels, traffic
 
 ON_JAX = [ContenderName.APPLY, ContenderName.UPDATE, ContenderName.OPTAX, ContenderName.KERAS]
 
@@ -116,7 +116,58 @@ def test_traffic_looks_at_each_branch_of_a_condition() -> None:
     assert 8000 <= counted.most < 8100
 
 
+def test_traffic_counts_a_loop_of_unknown_length_as_a_gate_and_another_by_its_rounds() -> None:
+    x, flag = jax.ShapeDtypeStruct((1000,), jnp.float32), jax.ShapeDtypeStruct((), jnp.bool_)
+
+    def gate(flag, a):
+        return jax.lax.while_loop(lambda carry: carry[0], lambda carry: (~carry[0], jnp.sin(carry[1]) + 1), (flag, a))[
+            1
+        ]
+
+    counted = traffic(jax.jit(gate, donate_argnums=1).lower(flag, x).compile().as_text())
+    rounds = lambda a: jax.lax.fori_loop(0, 5, lambda i, a: jnp.sin(a) + 1, a)  # noqa: E731
+    five = traffic(jax.jit(rounds, donate_argnums=0).lower(x).compile().as_text())
+    assert counted.least < 100
+    assert 8000 <= counted.most < 8100
+    assert five.least == five.most
+    assert 40000 <= five.most < 40500
+
+
+PROGRAM = """
+HloModule step
+
+%body (carry: (pred[], f32[8])) -> (pred[], f32[8]) {
+  %carry = (pred[], f32[8]{0}) parameter(0)
+  %pending = pred[] get-tuple-element(%carry), index=0
+  %x = f32[8]{0} get-tuple-element(%carry), index=1
+  %done = pred[] not(%pending)
+  %copied = f32[8]{0} copy(%x)
+  ROOT %out = (pred[], f32[8]{0}) tuple(%done, %copied)
+}
+
+%condition (carry: (pred[], f32[8])) -> pred[] {
+  %carry = (pred[], f32[8]{0}) parameter(0)
+  ROOT %pending = pred[] get-tuple-element(%carry), index=0
+}
+
+ENTRY %main (flag: pred[], x: f32[8]) -> f32[8] {
+  %flag = pred[] parameter(0)
+  %x = f32[8]{0} parameter(1)
+  %kept = pred[] copy(%flag)
+  %start = (pred[], f32[8]{0}) tuple(%kept, %x)
+  %loop = (pred[], f32[8]{0}) while(%start), condition=%condition, body=%body
+  ROOT %out = f32[8]{0} get-tuple-element(%loop), index=1
+}
+"""
+
+
+def test_kernels_and_copied_arrays_are_counted() -> None:
+    assert kernels(PROGRAM) == Traffic(1, 3)
+    assert copied_arrays(PROGRAM) == 1
+
+
 def test_an_unknown_target_is_one_clear_line() -> None:
-    result = CliRunner().invoke(app, ["bench", "--target", "abacus:1x1", "--recipe", "sgd"])
-    assert result.exit_code == 2
-    assert "libtpu" in result.stderr
+    for target, names in {"abacus:1x1": "libtpu", "abacus": "h100"}.items():
+        result = CliRunner().invoke(app, ["bench", "--target", target, "--recipe", "sgd"])
+        assert result.exit_code == 2
+        assert names in result.stderr

@@ -33,46 +33,39 @@ CUDA_COMPILER = ("jax-cuda12-plugin", "jax-cuda12-pjrt", "nvidia-cuda-nvcc-cu12"
 
 def layouts_of(target: str) -> tuple[str, ...]:
     """A single device has one layout."""
-    return (ONE_DEVICE,) if target in GPUS or target in CHIPS else LAYOUTS
+    return LAYOUTS if ":" in target else (ONE_DEVICE,)
 
 
 def devices(target: str) -> list[Any]:
-    """The devices of a target: a GPU such as `h100`, a TPU chip such as `v5e`, or a TPU topology such as `v5e:2x2`.
+    """The devices of a target: a GPU such as `h100`, a TPU chip such as `v5e`, a TPU topology such as `v5e:2x2`, or `cpu`, this one.
 
     Raises:
       UnavailableError: its compiler is not installed, or knows no such target.
     """
+    if target == "cpu":
+        return jax.devices("cpu")[:1]
+    known = f"there are cpu, {', '.join([*GPUS, *CHIPS])}, and topologies such as v5e:2x2"
     if target in GPUS:
-        return _topology(
-            target, "cuda", _has_cuda_compiler, CUDA_COMPILER, "1x1x1", topology="1x1x1", target_config=GPUS[target]
-        )
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # it would ask the cloud which machine this is
-    found = _topology(target, "tpu", _has_libtpu, ("'jax[tpu]'",), CHIPS.get(target, target))
-    return found[:1] if target in CHIPS else found
-
-
-def _has_libtpu() -> bool:
-    return importlib.util.find_spec("libtpu") is not None
-
-
-def _has_cuda_compiler() -> bool:
-    return all(importlib.util.find_spec(name) for name in ("jax_cuda12_plugin", "nvidia"))
-
-
-def _topology(
-    target: str, platform: str, installed: Callable[[], bool], packages: Sequence[str], name: str, **options: str
-) -> list[Any]:
-    if not installed():
-        raise UnavailableError(f"the compiler for {target!r} is not installed: pip install {' '.join(packages)}")
+        _require("jax_cuda12_plugin", CUDA_COMPILER)
+        platform, name, options = "cuda", "1x1x1", {"topology": "1x1x1", "target_config": GPUS[target]}
+    elif target in CHIPS or ":" in target:
+        _require("libtpu", ["'jax[tpu]'"])
+        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # it would ask the cloud which machine this is
+        platform, name, options = "tpu", CHIPS.get(target, target), {}
+    else:
+        raise UnavailableError(f"no target {target!r}: {known}")
     from jax.experimental import topologies
 
     try:
-        return list(topologies.get_topology_desc(platform=platform, topology_name=name, **options).devices)
+        found = list(topologies.get_topology_desc(platform=platform, topology_name=name, **options).devices)
     except (ValueError, RuntimeError, NotImplementedError) as error:
-        known = ", ".join([*GPUS, *CHIPS])
-        raise UnavailableError(
-            f"no target {target!r}: there are {known}, and topologies such as v5e:2x2: {error}"
-        ) from error
+        raise UnavailableError(f"no target {target!r}: {known}: {error}") from error
+    return found[:1] if target in CHIPS else found
+
+
+def _require(module: str, packages: Sequence[str]) -> None:
+    if importlib.util.find_spec(module) is None:
+        raise UnavailableError(f"{module} is not installed, which compiles for it: pip install {' '.join(packages)}")
 
 
 def compile_all(

@@ -30,8 +30,8 @@ def bench(
     target: Annotated[
         list[str] | None,
         typer.Option(
-            help="Instead of timing, compile for a device that is not there: h100, a100, v5e, v4, …, or a TPU topology such as "
-            "v5e:2x2; may be repeated. Needs its compiler, and no device.",
+            help="Instead of timing, compile for a device that is not there: h100, a100, v5e, v4, …, a TPU topology such as v5e:2x2; "
+            "or for this cpu. May be repeated. Needs its compiler, and no device.",
             metavar="TARGET",
         ),
     ] = None,
