@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 from jax.sharding import NamedSharding
@@ -488,21 +489,42 @@ def norms(updates: Tree | Scaled, axes: Tree | None = None) -> Tree:
     """The Euclidean norm of each leaf as a `Factor`; or, given a tuple of axes for each leaf, its norms over these."""
     leaves, treedef = jax.tree.flatten(values(unscaled(updates)))
     axes_of = [None] * len(leaves) if axes is None else treedef.flatten_up_to(axes)
+    first = [sum_of_squares(x, along) for x, along in zip(leaves, axes_of, strict=True)]
     # What devices differ in inside shard_map may decide for nothing that is the same on all.
     groups: dict[Any, list[int]] = {}
-    first = [sum_of_squares(x, along) for x, along in zip(leaves, axes_of, strict=True)]
     for place, square in enumerate(first):
-        groups.setdefault(devices.varies_over(square), []).append(place)
+        groups.setdefault((devices.varies_over(square), square.dtype), []).append(place)
     found: list[Any] = [None] * len(leaves)
     for places in groups.values():
-
-        def again(powers: list[jax.Array], places: list[int] = places) -> list[jax.Array]:
-            return [sum_of_squares(leaves[i], axes_of[i], power) for i, power in zip(places, powers, strict=True)]
-
-        sizes = [jnp.size(leaves[i]) for i in places]
-        for i, factor in zip(places, _roots([first[i] for i in places], again, sizes), strict=True):
+        own, along, squares = ([column[i] for i in places] for column in (leaves, axes_of, first))
+        for i, factor in zip(places, _norms(own, along, squares), strict=True):
             found[i] = factor * abs(updates.factor) if isinstance(updates, Scaled) else factor
     return treedef.unflatten(found)
+
+
+def _norms(leaves: list[Any], axes: list[Any], squares: list[jax.Array]) -> list[Factor]:
+    sizes = [jnp.size(x) for x in leaves]
+    if axes[0] is None:  # single numbers: as one array they are a few operations, however many leaves there are
+
+        def every(powers: list[jax.Array]) -> list[jax.Array]:
+            return [jnp.stack([sum_of_squares(x, power=power) for x, power in zip(leaves, powers[0], strict=True)])]
+
+        (stacked,) = _roots([jnp.stack(squares)], every, [np.asarray(sizes)])
+        return [Factor(stacked.significand[i], stacked.exponent[i]) for i in range(len(leaves))]
+
+    def again(powers: list[jax.Array]) -> list[jax.Array]:
+        # Twice, each time with one power for all: a power for each norm would be written out in the leaf's shape.
+        up, down = (jnp.asarray(power, jnp.int32) for power in _powers_of_rescue(squares[0].dtype))
+        return [
+            jnp.where(
+                power == 0,
+                square,
+                jnp.where(power > 0, sum_of_squares(x, along, up), sum_of_squares(x, along, down)),
+            )
+            for x, along, square, power in zip(leaves, axes, squares, powers, strict=True)
+        ]
+
+    return _roots(squares, again, sizes)
 
 
 def global_norm(updates: Tree | Scaled, axis_name: str | tuple[str, ...] | None = None) -> jax.Array:
@@ -548,7 +570,7 @@ RARELY = "norm_of_extremes"
 def _roots(
     squares: list[jax.Array],
     again: Callable[[list[jax.Array]], list[jax.Array]],
-    sizes: list[int],
+    sizes: list[Any],
     dtype: Any = None,
 ) -> list[Factor]:
     """The roots of sums of squares; `again` gives the sums of the same numbers times powers of two.
@@ -558,17 +580,25 @@ def _roots(
     holds, its squares are in range after one of the two.
     """
 
-    def power(square: jax.Array, size: int) -> jax.Array:
+    def power(square: jax.Array, size: Any) -> jax.Array:
         info = jnp.finfo(dtype or square.dtype)
-        lost = max(size, 1) * 2.0 ** (info.minexp + info.nmant + 1)  # relative to this, what was flushed is a rounding
-        up = jnp.where(square < lost, 5 * info.maxexp // 8, 0)
-        return jnp.where(jnp.isinf(square), -3 * info.maxexp // 4, up).astype(jnp.int32)
+        # Relative to this, what was flushed is a rounding.
+        lost = np.maximum(size, 1) * 2.0 ** (info.minexp + info.nmant + 1)
+        up, down = _powers_of_rescue(info.dtype)
+        up = jnp.where(square < jnp.asarray(lost, square.dtype), up, 0)
+        return astype(jnp.where(jnp.isinf(square), down, up), jnp.int32)
 
     powers = [power(square, size) for square, size in zip(squares, sizes, strict=True)]
     needed = functools.reduce(jnp.logical_or, (jnp.any(power != 0) for power in powers))
     with jax.named_scope(RARELY):
         squares = lax.cond(needed, lambda: again(powers), lambda: squares)
     return [Factor.of(root(square), -power) for square, power in zip(squares, powers, strict=True)]
+
+
+def _powers_of_rescue(dtype: Any) -> tuple[int, int]:
+    """What numbers are multiplied by whose squares were lost, and by whose squares overflowed."""
+    largest = jnp.finfo(dtype).maxexp
+    return 5 * largest // 8, -3 * largest // 4
 
 
 def _hypotenuse(a: Factor, b: Factor) -> Factor:
