@@ -13,6 +13,7 @@ from optchain.core.masks import as_mask as as_mask
 from optchain.core.masks import matching as matching
 from optchain.core.masks import matrices as matrices
 from optchain.core.metrics import metrics as metrics
+from optchain.core.parameter_link import ParameterLink as ParameterLink
 from optchain.core.registry import register as register
 from optchain.core.rows import RowGradient as RowGradient
 from optchain.core.rule import rule as rule

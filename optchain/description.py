@@ -246,13 +246,13 @@ def _groups(link: Transformation, params: Tree, path: str) -> dict[str, list[str
     """What acts on each parameter, by the links' paths, as far as something within does not act on all."""
     labels = None if link.labels is None else link.labels(params)
     found: dict[str, list[str]] = {}
-    for name, inner in link.parts:
+    for name, inner in link.parts.items():
         seen = (
             params if labels is None else select(jax.tree.map(lambda label, name=name: label == name, labels), params)
         )
         for parameter, names in _groups(inner, seen, f"{path}/{name}").items():
             found.setdefault(parameter, []).extend(names)
-    within = dict(link.parts)
+    within = link.parts
     for place, label in [] if labels is None else leaves_with_paths(labels):
         # A rule that treats leaves differently, with nothing within, says how.
         acting = f"{path}/{label}" if label in within else label if within else f"{path}: {label}"
@@ -261,7 +261,7 @@ def _groups(link: Transformation, params: Tree, path: str) -> dict[str, list[str
 
 
 def _rows(link: Transformation, state: Any, path: str, depth: int) -> Iterator[LinkRow]:
-    below = dict(link.parts)
+    below = link.parts
     own = (
         {name: entry for name, entry in state.items() if name not in below}
         if isinstance(state, dict)

@@ -32,11 +32,13 @@ def of_update(update, init=None, fields=()):
     return lambda: optchain.Transformation(init, update, fields=fields)
 
 
-def doubled_in_apply():
-    def apply(params, state, grads):
+class DoubledInApply(optchain.Transformation):
+    def run_apply(self, params, state, grads, extra):
         return jax.tree.map(lambda p, g: p + 2 * g, params, grads), state
 
-    return optchain.Transformation(None, lambda updates, state, params: (updates, state), apply=apply)
+
+def doubled_in_apply():
+    return DoubledInApply(None, lambda updates, state, params: (updates, state))
 
 
 def aliased(params):

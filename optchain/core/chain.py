@@ -8,11 +8,12 @@ A chain has up to three stretches, in this order, and `apply` runs them so:
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeGuard
+from typing import Any, Self, TypeGuard
 
 import optax
 
 from optchain.core import arguments, trees
+from optchain.core.composite import Composite, entries
 from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.optax_link import as_transformation, is_transformation
 from optchain.core.registry import register
@@ -86,85 +87,76 @@ def chain(*links: Link, learning_rate: Hyperparam | None = None, name: str = "ch
             f"the chain was given a learning_rate that none of its links takes ({', '.join(link.name for link in named)}): "
             "add scale_by_learning_rate()"
         )
-    first_other = next((i for i, link in enumerate(named) if link.kind != "gradient"), len(named))
-    gradient_links, rest = named[:first_other], named[first_other:]
-    gate = rest[0] if rest and not rest[0].projects else None
-    parameter_links = rest[1:] if gate else rest
+    return Chain.of(named, hyperparams)
 
-    def init(params: Tree) -> State:
-        return entries({link.name: link.run_init(params) for link in named})
 
-    def run_gradient_links(
-        updates: Tree, state: State, params: Tree | None, extra: Mapping[str, Any]
-    ) -> tuple[Tree, State]:
-        new_state: State = {}
-        for link in gradient_links:
-            updates, new_state[link.name] = link.run_update(updates, state.get(link.name, {}), params, extra)
-        return updates, new_state
+class Chain(Composite):
+    """Links in order: links on gradients, then at most one gate, then links on parameters."""
 
-    def update(updates: Tree, state: State, params: Tree | None, **extra: Any) -> tuple[Tree, State]:
-        updates, new_state = run_gradient_links(updates, state, params, extra)
-        if gate:
+    sequential: bool = True
+    _gradient_links: tuple[Transformation, ...]
+    _gate: Transformation | None
+    _parameter_links: tuple[Transformation, ...]
+
+    @classmethod
+    def of(cls, links: list[Transformation], hyperparams: Hyperparams) -> Self:
+        first_other = next((i for i, link in enumerate(links) if link.kind != "gradient"), len(links))
+        rest = links[first_other:]
+        gate = rest[0] if rest and not rest[0].projects else None
+        return cls._of(
+            {link.name: link for link in links},
+            hyperparams=hyperparams,
+            kind=rest[-1].kind if rest else "gradient",
+            projects=all(link.projects for link in links),
+            _gradient_links=tuple(links[:first_other]),
+            _gate=gate,
+            _parameter_links=tuple(rest[1:] if gate else rest),
+        )
+
+    def _update(self, updates: Tree, state: State, params: Tree | None, **extra: Any) -> tuple[Tree, State]:
+        updates, new_state = self._run_gradient_links(updates, state, params, extra)
+        if gate := self._gate:
             updates, new_state[gate.name] = gate.run_update(updates, state.get(gate.name, {}), params, extra)
-        if parameter_links:
+        if self._parameter_links:
             assert params is not None
             updates = trees.force(updates)
             applied = trees.add(params, updates)
-            projected, projected_state = project(applied, state, **extra)
+            projected, projected_state = self._project(applied, state, **extra)
             new_state |= projected_state
             updates = trees.updates_to(projected, applied, params, updates)
         return updates, entries(new_state)
 
-    def apply(params: Tree, state: State, grads: Tree, **extra: Any) -> tuple[Tree, State]:
-        updates, new_state = run_gradient_links(grads, state, params, extra)
-        if gate:
+    def _apply(self, params: Tree, state: State, grads: Tree, **extra: Any) -> tuple[Tree, State]:
+        updates, new_state = self._run_gradient_links(grads, state, params, extra)
+        if gate := self._gate:
             params, new_state[gate.name] = gate.run_apply(params, state.get(gate.name, {}), updates, extra)
         else:
             params = trees.add(params, trees.force(updates))
-        params, projected_state = project(params, state, **extra)
+        params, projected_state = self._project(params, state, **extra)
         return params, entries(new_state | projected_state)
 
-    def project(params: Tree, state: State, **extra: Any) -> tuple[Tree, State]:
-        new_state: State = {}
-        for link in parameter_links:
+    def _project(self, params: Tree, state: State, **extra: Any) -> tuple[Tree, State]:
+        new_state: dict[str, Any] = {}
+        for link in self._parameter_links:
             params, new_state[link.name] = link.run_project(params, state.get(link.name, {}), extra)
         return params, entries(new_state)
 
-    def flush(params: Tree, state: State, **extra: Any) -> tuple[Tree, State]:
-        if gate:
+    def _flush(self, params: Tree, state: State, **extra: Any) -> tuple[Tree, State]:
+        if gate := self._gate:
             params, gate_state = gate.run_flush(params, state.get(gate.name, {}), extra)
             state = {**state, **entries({gate.name: gate_state})}
         # Averages pass by, since a flush is no call; projections act.
-        for link in parameter_links:
+        for link in self._parameter_links:
             params, _ = link.run_flush(params, state.get(link.name, {}), extra)
         return params, state
 
-    only_projects = len(parameter_links) == len(named)
-    return Transformation(
-        init,
-        None if only_projects else update,
-        apply=None if only_projects else apply,
-        project=project if only_projects else None,
-        flush=flush,
-        kind=rest[-1].kind if rest else "gradient",
-        fields=[link.name for link in named if link.fields],
-        optional_fields=[link.name for link in named if not link.fields],
-        hyperparams=hyperparams,
-        links=tuple(named),
-        sequential=True,
-        takes_scaled=True,
-        takes_rows=True,
-        rowwise=True,
-    )
-
-
-def _has_state(state: State) -> bool:
-    return not (isinstance(state, dict) and not state)
-
-
-def entries(states: State) -> State:
-    """The states of links by name, without those that have none."""
-    return {name: state for name, state in states.items() if _has_state(state)}
+    def _run_gradient_links(
+        self, updates: Tree, state: State, params: Tree | None, extra: Mapping[str, Any]
+    ) -> tuple[Tree, State]:
+        new_state: dict[str, Any] = {}
+        for link in self._gradient_links:
+            updates, new_state[link.name] = link.run_update(updates, state.get(link.name, {}), params, extra)
+        return updates, new_state
 
 
 # Names ---------------------------------------------------------------------------------------------------------------

@@ -1,32 +1,22 @@
 """Gates: transformations that decide at each call whether the one within runs."""
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Self
 
 import jax
 from jax import lax
 
 from optchain.core import trees
 from optchain.core.branch import run_if
+from optchain.core.composite import Composite, entries
 from optchain.core.slot import Slot
-from optchain.core.transformation import Stage, State, Transformation
+from optchain.core.transformation import Kind, Stage, State, Transformation
 from optchain.core.trees import Tree
 
 Decision = tuple[jax.Array, Callable[[], Tree | trees.Scaled], dict[str, Any]]
 
 
-def gate(
-    inner: Transformation,
-    init: Callable[[Tree], Mapping[str, Any]],
-    decide: Callable[[Tree, dict[str, Any], Mapping[str, Any]], Decision],
-    *,
-    fields: Iterable[str],
-    slots: Mapping[str, Slot] | None = None,
-    flush: Callable[[dict[str, Any]], Decision] | None = None,
-    takes: Iterable[str] = (),
-    stage: Stage | None = None,
-    rowwise: bool = False,
-) -> Transformation:
+class Gate(Composite):
     """A gate from its decision.
 
     `decide(grads, state, extra) -> (run, gradient, state)` says whether `inner` runs, on which gradient (a function, called
@@ -36,15 +26,47 @@ def gate(
     the branch, so that a call that waits gathers nothing.
 
     The branches return only what they may change, and close over the rest: XLA then leaves the untouched buffers in
-    place, where passing an accumulator through the branches would copy it. `run_if` keeps in place what they return, too.
-    The `update` form has a `cond`: its branch that waits makes zeros, and nothing of them could stay in place.
+    place, where passing an accumulator through the branches would copy it.
     """
 
-    def init_with_inner(params: Tree) -> dict[str, Any]:
-        return {**init(params), **inner_entry(inner.run_init(params))}
+    kind: Kind = "gate"
+    _own_init: Callable[[Tree], Mapping[str, Any]]
+    _decide: Callable[[Tree, dict[str, Any], Mapping[str, Any]], Decision]
+    _decide_flush: Callable[[dict[str, Any]], Decision] | None
 
-    def update(updates: Tree, state: dict[str, Any], params: Tree, **extra: Any) -> tuple[Tree, dict[str, Any]]:
-        run_now, gradient, own = decide(updates, state, extra)
+    def __new__(
+        cls,
+        inner: Transformation,
+        init: Callable[[Tree], Mapping[str, Any]],
+        decide: Callable[[Tree, dict[str, Any], Mapping[str, Any]], Decision],
+        *,
+        fields: Iterable[str],
+        slots: Mapping[str, Slot] | None = None,
+        flush: Callable[[dict[str, Any]], Decision] | None = None,
+        takes: Iterable[str] = (),
+        stage: Stage | None = None,
+        rowwise: bool = False,
+    ) -> Self:
+        return cls._of(
+            {"inner": inner},
+            _own_init=init,
+            _decide=decide,
+            _decide_flush=flush,
+            _own_fields=frozenset(fields),
+            slots=slots or {},
+            stage=stage,
+            rowwise=rowwise,
+            _takes=frozenset(takes),
+        )
+
+    def _init(self, params: Tree) -> dict[str, Any]:
+        return {**self._own_init(params), **super()._init(params)}
+
+    def _update(
+        self, updates: Tree, state: dict[str, Any], params: Tree | None, **extra: Any
+    ) -> tuple[Tree, dict[str, Any]]:
+        inner = self.parts["inner"]
+        run_now, gradient, own = self._decide(updates, state, extra)
 
         def run(inner_state: State) -> tuple[Tree, State]:
             updates, inner_state = inner.run_update(gradient(), inner_state, params, extra)
@@ -54,46 +76,26 @@ def gate(
             return trees.zeros_like(trees.force(updates)), inner_state
 
         updates, inner_state = lax.cond(run_now, run, wait, state.get("inner", {}))
-        return updates, {**own, **inner_entry(inner_state)}
+        return updates, {**own, **entries({"inner": inner_state})}
 
-    def apply(params: Tree, state: dict[str, Any], grads: Tree, **extra: Any) -> tuple[Tree, dict[str, Any]]:
-        return step(params, state, decide(grads, state, extra), extra)
+    def _apply(self, params: Tree, state: dict[str, Any], grads: Tree, **extra: Any) -> tuple[Tree, dict[str, Any]]:
+        return self._step(params, state, self._decide(grads, state, extra), extra)
 
-    def flush_tail(params: Tree, state: dict[str, Any], **extra: Any) -> tuple[Tree, dict[str, Any]]:
-        if flush is not None:
-            return step(params, state, flush(state), extra)
-        params, inner_state = inner.run_flush(params, state.get("inner", {}), extra)
-        return params, {**state, **inner_entry(inner_state)}
+    def _flush(self, params: Tree, state: dict[str, Any], **extra: Any) -> tuple[Tree, dict[str, Any]]:
+        if self._decide_flush is not None:
+            return self._step(params, state, self._decide_flush(state), extra)
+        params, inner_state = self.parts["inner"].run_flush(params, state.get("inner", {}), extra)
+        return params, {**state, **entries({"inner": inner_state})}
 
-    def step(
-        params: Tree, state: dict[str, Any], decision: Decision, extra: Mapping[str, Any]
+    def _step(
+        self, params: Tree, state: dict[str, Any], decision: Decision, extra: Mapping[str, Any]
     ) -> tuple[Tree, dict[str, Any]]:
         run_now, gradient, own = decision
         keep_layout = extra.get("keep_layout")
 
         def run(params: Tree, inner_state: State) -> tuple[Tree, State]:
-            params, inner_state = inner.run_apply(params, inner_state, gradient(), extra)
+            params, inner_state = self.parts["inner"].run_apply(params, inner_state, gradient(), extra)
             return (keep_layout(params) if keep_layout else params), inner_state
 
         params, inner_state = run_if(run_now, run, params, state.get("inner", {}))
-        return params, {**own, **inner_entry(inner_state)}
-
-    return Transformation(
-        init_with_inner,
-        update,
-        apply=apply,
-        flush=flush_tail,
-        fields=fields,
-        slots=slots,
-        optional_fields=["inner"],
-        links=(inner,),
-        takes=takes,
-        stage=stage,
-        takes_scaled=True,
-        takes_rows=True,
-        rowwise=rowwise,
-    )
-
-
-def inner_entry(inner_state: State) -> dict[str, Any]:
-    return {} if isinstance(inner_state, dict) and not inner_state else {"inner": inner_state}
+        return params, {**own, **entries({"inner": inner_state})}

@@ -20,19 +20,16 @@ class OptaxLink(Transformation):
     inner: optax.GradientTransformationExtraArgs
 
     def __new__(cls, source: optax.GradientTransformation | optax.MultiSteps, name: str = "optax") -> Self:
-        link = Transformation(update=lambda updates, state, params, **extra: (updates, state), name=name)
         functions: Any = (source.init, source.update)
         # What MultiSteps.gradient_transformation() returns would not hand on extra arguments.
         inner = optax.GradientTransformationExtraArgs(*functions) if isinstance(source, optax.MultiSteps) else source
         open_ended = isinstance(inner, optax.GradientTransformationExtraArgs)
-        return cls._build(
-            vars(link)
-            | {
-                "source": source,
-                "inner": optax.with_extra_args_support(inner),
-                "takes": frozenset({"learning_rate"} if open_ended else ()),  # nobody can know which it takes
-            }
+        link = cls._link(
+            source=source,
+            inner=optax.with_extra_args_support(inner),
+            _takes=frozenset({"learning_rate"} if open_ended else ()),  # nobody can know which it takes
         )
+        return link.renamed(name)
 
     @property
     def open_ended(self) -> bool:
@@ -74,9 +71,6 @@ class OptaxLink(Transformation):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (OptaxLink, (self.source, self.name)) if self._factory is None else super().__reduce__()
-
-
-jax.tree_util.register_static(OptaxLink)
 
 
 def is_transformation(tx: Any) -> bool:

@@ -131,17 +131,17 @@ def rule(
             numbers = prepared(trees.default_float())[1] if scalars else {}
         return updates, {**count, **numbers, **dict(zip(slots, new, strict=True))}
 
-    return Transformation(
-        init,
-        update,
-        fields=[*["count"] * counts, *scalars],
+    return Transformation._link(
+        _init=init,
+        _update=update,
+        _own_fields=frozenset([*["count"] * counts, *scalars]),
         slots=slots,
         hyperparams=hyperparams,
         stage=stage,
-        needs_params=needs_params,
         rowwise=rowwise,
-        takes=extras,
-        requires=[name for name in extras if taken[name].default is inspect.Parameter.empty],
+        _needs_params=needs_params,
+        _takes=frozenset(extras),
+        _requires=frozenset(name for name in extras if taken[name].default is inspect.Parameter.empty),
     )
 
 

@@ -77,7 +77,7 @@ def schedule_entries(place: Place, calls: int) -> dict[Names, Any]:
 def _places(link: Transformation, path: Names, params: Tree, follows_rate: bool) -> Iterator[Place]:
     yield Place(link, path, params, follows_rate)
     labels = None if link.labels is None else link.labels(params)
-    for name, inner in link.parts:
+    for name, inner in link.parts.items():
         seen = params
         if labels is not None:
             seen = select(jax.tree.map(lambda label, name=name: label == name, labels), params)

@@ -10,7 +10,7 @@ import optax
 from optchain.core import arguments, trees
 from optchain.core.chain import is_lazy
 from optchain.core.factors import Factor
-from optchain.core.gates import Decision, gate
+from optchain.core.gates import Decision, Gate
 from optchain.core.optax_link import as_transformation
 from optchain.core.registry import register
 from optchain.core.rows import is_rows
@@ -126,7 +126,7 @@ def accumulate(
 
     fields = ["count", "weight", *["updates"] * varying]
     stage = "varying_window" if varying else None
-    return gate(gated, init, decide, fields=fields, slots=slots, flush=flush, takes=["weight"], stage=stage)
+    return Gate(gated, init, decide, fields=fields, slots=slots, flush=flush, takes=["weight"], stage=stage)
 
 
 def _weighted(g: Any, weight: Any) -> Any:

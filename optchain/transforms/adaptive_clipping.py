@@ -75,7 +75,7 @@ def adaptive_grad_clip(
         hyperparams=Hyperparams(clipping=clipping, epsilon=epsilon),
         stage="clip",
         needs_params=True,
-        takes_scaled=True,
+        accepts=["scaled"],
     )
 
 

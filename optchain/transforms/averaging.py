@@ -10,6 +10,7 @@ import optax
 from optchain.core import arguments, trees
 from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.lookup import at_their_paths, find_trees, united
+from optchain.core.parameter_link import ParameterLink
 from optchain.core.registry import register
 from optchain.core.slot import Slot, declare, stored
 from optchain.core.transformation import Transformation
@@ -89,8 +90,8 @@ def average_params(
         count = trees.increment(state["count"])
         return params, {"count": count, "average": jax.tree.map(slot.store, average, state["average"])}
 
-    return Transformation(
-        init, project=project, fields=["count"], slots=slots, hyperparams=hyperparams, stage="average", rowwise=True
+    return ParameterLink(
+        project, init, fields=["count"], slots=slots, hyperparams=hyperparams, stage="average", rowwise=True
     )
 
 

@@ -39,7 +39,7 @@ def clip_by_block_rms(threshold: Hyperparam) -> Transformation:
         factors = jax.tree.map(factor, trees.unscaled(updates), trees.norms(updates))
         return trees.scale_each(updates, factors), state
 
-    return Transformation(update=update, hyperparams=Hyperparams(threshold=threshold), stage="clip", takes_scaled=True)
+    return Transformation(update=update, hyperparams=Hyperparams(threshold=threshold), stage="clip", accepts=["scaled"])
 
 
 @register

@@ -85,8 +85,7 @@ def clip_by_norm(max_norm: Hyperparam) -> Transformation:
         update=update,
         hyperparams=Hyperparams(max_norm=max_norm),
         stage="clip",
-        takes_scaled=True,
-        takes_rows=True,
+        accepts=["scaled", "rows"],
         rowwise=True,
     )
 
@@ -168,7 +167,6 @@ def clip_by_global_norm(max_norm: Hyperparam, *, axis_name: str | tuple[str, ...
         fields=["count", "clipped", "metrics"],
         hyperparams=Hyperparams(max_norm=max_norm),
         stage="clip",
-        takes_scaled=True,
-        takes_rows=True,
+        accepts=["scaled", "rows"],
         rowwise=True,
     )

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from optchain.core import arguments, trees
-from optchain.core.chain import entries
+from optchain.core.composite import Composite, entries
 from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.masks import Mask, check_mask, resolve_mask
 from optchain.core.optax_link import OptaxLink, as_transformation
@@ -158,32 +158,32 @@ def decay_first(
             f"rule must act on gradients; {inner.name} is a {inner.kind} transformation: put decay_first within it or before it"
         )
     decay = decay_weights(weight_decay, learning_rate=learning_rate, mask=mask)
-    within = {"inner": inner, "decay_weights": decay}
-    # The states of Optax's links take the dtypes of the parameters that they see.
-    keeps_dtypes = any(isinstance(link, OptaxLink) for link in _all_links(inner))
+    return DecayFirst._of(
+        {"inner": inner, "decay_weights": decay},
+        accepts=frozenset(),
+        _needs_params=True,
+        # The states of Optax's links take the dtypes of the parameters that they see.
+        _keeps_dtypes=any(isinstance(link, OptaxLink) for link in _all_links(inner)),
+    )
 
-    def init(params: Tree) -> dict[str, Any]:
-        return entries({name: link.run_init(params) for name, link in within.items()})
 
-    def update(updates: Tree, state: dict[str, Any], params: Tree, **extra: Any) -> tuple[Tree, dict[str, Any]]:
+class DecayFirst(Composite):
+    """A rule that sees the parameters decayed."""
+
+    _keeps_dtypes: bool
+
+    def _update(
+        self, updates: Tree, state: dict[str, Any], params: Tree | None, **extra: Any
+    ) -> tuple[Tree, dict[str, Any]]:
+        inner, decay = self.links
         step, decay_state = decay.run_update(trees.zeros_like(params), state.get("decay_weights", {}), params, extra)
         decayed = jax.tree.map(lambda p, d: trees.wide(p) + d, params, step)
-        seen = trees.cast_tree(decayed, params) if keeps_dtypes else decayed
+        seen = trees.cast_tree(decayed, params) if self._keeps_dtypes else decayed
         updates, inner_state = inner.run_update(updates, state.get("inner", {}), seen, extra)
         updates = jax.tree.map(
             lambda n, p: trees.wide(n) - trees.wide(p), trees.add(decayed, trees.force(updates)), params
         )
         return updates, entries({"inner": inner_state, "decay_weights": decay_state})
-
-    return Transformation(
-        init,
-        update,
-        fields=[name for name, link in within.items() if link.fields],
-        optional_fields=[name for name, link in within.items() if not link.fields],
-        links=(inner, decay),
-        needs_params=True,
-        rowwise=True,
-    )
 
 
 def _all_links(link: Transformation) -> list[Transformation]:

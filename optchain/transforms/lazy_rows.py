@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from optchain.core import arguments, trees
-from optchain.core.gates import inner_entry
+from optchain.core.composite import Composite, entries
 from optchain.core.optax_link import as_transformation
 from optchain.core.registry import register
 from optchain.core.rows import RowGradient, is_rows, values
@@ -83,26 +83,63 @@ def lazy_rows(inner: optax.GradientTransformation, *, catch_up: bool = False) ->
             "knows whether it does"
         )
 
-    def init(params: Tree) -> dict[str, Any]:
-        state = inner_entry(wrapped.run_init(params))
-        if not catch_up:
+    return LazyRows._of(
+        {"inner": wrapped},
+        kind="parameter" if wrapped.kind == "parameter" else "gate",
+        slots=SLOTS if catch_up else {},
+        stage="lazy",
+        accepts=frozenset({"rows"}),
+        rowwise=False,
+        _own_fields=frozenset(["count"] * catch_up),
+    )
+
+
+class LazyRows(Composite):
+    """A transformation of the rows that gradients name; with a `count` and `last_call`, their moments catch up first."""
+
+    def _init(self, params: Tree) -> dict[str, Any]:
+        state = super()._init(params)
+        if not self.slots:
             return state
         last_call = jax.tree.map(lambda p: jnp.zeros(jnp.shape(p)[:1], jnp.int32), params)
         return {**state, "count": jnp.zeros((), jnp.int32), "last_call": last_call}
 
-    def mirrored(path: Path) -> Keys | None:
-        return wrapped.mirrors(trees.path_names(path))
+    def _apply(self, params: Tree, state: dict[str, Any], grads: Tree, **extra: Any) -> tuple[Tree, dict[str, Any]]:
+        run = self.parts["inner"].run_apply
+        part, state, named = self._on_rows(params, state, grads, lambda p, s, g: run(p, s, g, extra))
+        return _put(params, part, named, trees.path_names), state
 
-    def on_rows(
-        params: Tree | None, state: dict[str, Any], grads: Tree, act: Callable[[Tree, State, Tree], tuple[Tree, State]]
+    def _update(
+        self, updates: Tree, state: dict[str, Any], params: Tree | None, **extra: Any
+    ) -> tuple[Tree, dict[str, Any]]:
+        run = self.parts["inner"].run_update
+        part, state, named = self._on_rows(params, state, updates, lambda p, s, g: run(g, s, p, extra))
+        still = jax.tree.map(lambda g, u: jnp.zeros(g.shape, u.dtype), updates, trees.force(part), is_leaf=is_rows)
+        return _put(still, trees.force(part), named, trees.path_names), state
+
+    def _flush(self, params: Tree, state: dict[str, Any], **extra: Any) -> tuple[Tree, dict[str, Any]]:
+        params, inner_state = self.parts["inner"].run_flush(params, state.get("inner", {}), extra)
+        return params, {**state, **entries({"inner": inner_state})}
+
+    def _on_rows(
+        self,
+        params: Tree | None,
+        state: dict[str, Any],
+        grads: Tree,
+        act: Callable[[Tree, State, Tree], tuple[Tree, State]],
     ) -> tuple[Tree, dict[str, Any], Named]:
         """What `act` makes of the named rows, the new state, and the named rows."""
+        inner = self.parts["inner"]
+
+        def mirrored(path: Path) -> Keys | None:
+            return inner.mirrors(trees.path_names(path))
+
         named: Named = {trees.path_names(path): leaf for path, leaf in trees.leaves_with_paths(grads) if is_rows(leaf)}
         part = None if params is None else _take(params, named, trees.path_names)
         inner_state = state.get("inner", {})
         inner_part = _take(inner_state, named, mirrored)
         caught_up = {}
-        if catch_up:
+        if self.slots:
             count = trees.increment(state["count"])
             last_call = _take(state["last_call"], named, trees.path_names)
             missed = {
@@ -110,39 +147,13 @@ def lazy_rows(inner: optax.GradientTransformation, *, catch_up: bool = False) ->
                 for path, last in trees.leaves_with_paths(last_call)
                 if trees.path_names(path) in named
             }
-            inner_part = wrapped.decayed(inner_part, missed)
+            inner_part = inner.decayed(inner_part, missed)
             # The largest of both is the count; that it takes the old value keeps XLA from reading that later, from a copy.
             called = jax.tree.map(lambda last: jnp.maximum(last, count), last_call)
             caught_up = {"count": count, "last_call": _put(state["last_call"], called, named, trees.path_names)}
         new, inner_part = act(part, inner_part, values(grads))
-        return new, {**caught_up, **inner_entry(_put(inner_state, inner_part, named, mirrored))}, named
-
-    def apply(params: Tree, state: dict[str, Any], grads: Tree, **extra: Any) -> tuple[Tree, dict[str, Any]]:
-        part, state, named = on_rows(params, state, grads, lambda p, s, g: wrapped.run_apply(p, s, g, extra))
-        return _put(params, part, named, trees.path_names), state
-
-    def update(updates: Tree, state: dict[str, Any], params: Tree | None, **extra: Any) -> tuple[Tree, dict[str, Any]]:
-        part, state, named = on_rows(params, state, updates, lambda p, s, g: wrapped.run_update(g, s, p, extra))
-        still = jax.tree.map(lambda g, u: jnp.zeros(g.shape, u.dtype), updates, trees.force(part), is_leaf=is_rows)
-        return _put(still, trees.force(part), named, trees.path_names), state
-
-    def flush(params: Tree, state: dict[str, Any], **extra: Any) -> tuple[Tree, dict[str, Any]]:
-        params, inner_state = wrapped.run_flush(params, state.get("inner", {}), extra)
-        return params, {**state, **inner_entry(inner_state)}
-
-    return Transformation(
-        init,
-        update,
-        apply=apply,
-        flush=flush,
-        kind="parameter" if wrapped.kind == "parameter" else "gate",
-        fields=["count"] * catch_up,
-        slots=SLOTS if catch_up else {},
-        optional_fields=["inner"],
-        links=(wrapped,),
-        stage="lazy",
-        takes_rows=True,
-    )
+        inner_state = _put(inner_state, inner_part, named, mirrored)
+        return new, {**caught_up, **entries({"inner": inner_state})}, named
 
 
 def _take(tree: Tree, named: Named, key: Callable[[Path], Keys | None]) -> Tree:

@@ -11,7 +11,7 @@ import optax
 
 from optchain.core import arguments, devices, trees
 from optchain.core.factors import Factor
-from optchain.core.gates import Decision, gate
+from optchain.core.gates import Decision, Gate
 from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.lookup import find_fields, find_siblings
 from optchain.core.optax_link import as_transformation
@@ -47,8 +47,7 @@ def unscale_gradients(loss_scale: Hyperparam) -> Transformation:
         update=update,
         hyperparams=Hyperparams(loss_scale=loss_scale),
         stage="unscale",
-        takes_scaled=True,
-        takes_rows=True,
+        accepts=["scaled", "rows"],
         rowwise=True,
     )
 
@@ -132,7 +131,7 @@ def dynamic_loss_scale(
         own = state_of(new_scale, jnp.where(finite & ~grows, good_steps, jnp.zeros_like(good_steps)))
         return finite, lambda: trees.rescale(grads, Factor.reciprocal(scale)), own
 
-    return gate(gated, init, decide, fields=["loss_scale", "good_steps", "metrics"], rowwise=True)
+    return Gate(gated, init, decide, fields=["loss_scale", "good_steps", "metrics"], rowwise=True)
 
 
 def scale_loss(loss: jax.Array, state: Any) -> jax.Array:

@@ -1,14 +1,14 @@
 """Transformations of some parameters only: `masked` and `freeze`."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from optchain.core import trees
-from optchain.core.gates import inner_entry
+from optchain.core.composite import Composite, entries
 from optchain.core.masks import Mask, check_mask, invert, merge, resolve_mask, select
 from optchain.core.optax_link import as_transformation
 from optchain.core.registry import register
@@ -47,7 +47,7 @@ def masked(inner: optax.GradientTransformation, mask: Mask) -> Transformation:
     refuse_loss_scale("masked", wrapped)
     check_mask("mask", mask)
 
-    return _part(
+    return Part.of(
         wrapped,
         chosen=lambda params: resolve_mask("mask", mask, params),
         update_others=trees.widened,
@@ -93,7 +93,7 @@ def freeze(inner: optax.GradientTransformation, mask: Mask) -> Transformation:
         # −0 and not 0: added to a number it leaves every one as it is, −0 too.
         return jax.tree.map(jnp.negative, trees.zeros_like(trees.force(updates)))
 
-    return _part(
+    return Part.of(
         as_transformation(inner, "inner"),
         chosen=trained,
         update_others=stand_still,
@@ -102,61 +102,69 @@ def freeze(inner: optax.GradientTransformation, mask: Mask) -> Transformation:
     )
 
 
-def _part(
-    inner: Transformation,
-    *,
-    chosen: Callable[[Tree], Tree],
-    update_others: Callable[[Tree], Tree],
-    apply_others: Callable[[Tree, Tree], Tree],
-    others: str,
-) -> Transformation:
-    """`inner` on the leaves that `chosen` names; the others' new updates and parameters by a function each.
+class Part(Composite):
+    """A transformation of the leaves that `chosen` names; the others' new updates and parameters by a function each.
 
     Everything here is done when a step is traced: trees are taken apart and put together, and no operation is added.
     """
 
-    def init(params: Tree) -> dict[str, Any]:
-        return inner_entry(inner.run_init(select(chosen(params), params)))
+    _chosen: Callable[[Tree], Tree]
+    _update_others: Callable[[Tree], Tree]
+    _apply_others: Callable[[Tree, Tree], Tree]
 
-    def update(updates: Tree, state: dict[str, Any], params: Tree | None, **extra: Any) -> tuple[Tree, dict[str, Any]]:
-        mask = chosen(trees.force(updates) if params is None else params)
-        inner_params = None if params is None else select(mask, params)
-        new, inner_state = inner.run_update(select(mask, updates), state.get("inner", {}), inner_params, extra)
-        rest = update_others(select(invert(mask), updates))
-        return merge(mask, trees.widened(new), rest), inner_entry(inner_state)
+    @classmethod
+    def of(
+        cls,
+        inner: Transformation,
+        *,
+        chosen: Callable[[Tree], Tree],
+        update_others: Callable[[Tree], Tree],
+        apply_others: Callable[[Tree, Tree], Tree],
+        others: str,
+    ) -> Self:
+        return cls._of(
+            {"inner": inner},
+            kind=inner.kind,
+            projects=inner.projects,
+            labels=lambda params: jax.tree.map(lambda flag: "inner" if flag else others, chosen(params)),
+            _chosen=chosen,
+            _update_others=update_others,
+            _apply_others=apply_others,
+        )
 
-    def apply(params: Tree, state: dict[str, Any], grads: Tree, **extra: Any) -> tuple[Tree, dict[str, Any]]:
-        mask = chosen(params)
+    def _init(self, params: Tree) -> dict[str, Any]:
+        return super()._init(select(self._chosen(params), params))
+
+    def _update(
+        self, updates: Tree, state: dict[str, Any], params: Tree | None, **extra: Any
+    ) -> tuple[Tree, dict[str, Any]]:
+        mask = self._chosen(trees.force(updates) if params is None else params)
+        part = None if params is None else select(mask, params)
+        inner_state = state.get("inner", {})
+        new, inner_state = self.parts["inner"].run_update(select(mask, updates), inner_state, part, extra)
+        rest = self._update_others(select(invert(mask), updates))
+        return merge(mask, trees.widened(new), rest), entries({"inner": inner_state})
+
+    def _apply(self, params: Tree, state: dict[str, Any], grads: Tree, **extra: Any) -> tuple[Tree, dict[str, Any]]:
+        mask = self._chosen(params)
         others = invert(mask)
-        new, inner_state = inner.run_apply(select(mask, params), state.get("inner", {}), select(mask, grads), extra)
-        rest = apply_others(select(others, params), select(others, grads))
-        return merge(mask, new, rest), inner_entry(inner_state)
+        inner_state = state.get("inner", {})
+        new, inner_state = self.parts["inner"].run_apply(select(mask, params), inner_state, select(mask, grads), extra)
+        rest = self._apply_others(select(others, params), select(others, grads))
+        return merge(mask, new, rest), entries({"inner": inner_state})
 
-    def project(params: Tree, state: dict[str, Any], **extra: Any) -> tuple[Tree, dict[str, Any]]:
-        return on_part(params, lambda part: inner.run_project(part, state.get("inner", {}), extra))
+    def _project(self, params: Tree, state: dict[str, Any], **extra: Any) -> tuple[Tree, dict[str, Any]]:
+        return self._on_part(self.parts["inner"].run_project, params, state, extra)
 
-    def flush(params: Tree, state: dict[str, Any], **extra: Any) -> tuple[Tree, dict[str, Any]]:
-        return on_part(params, lambda part: inner.run_flush(part, state.get("inner", {}), extra))
+    def _flush(self, params: Tree, state: dict[str, Any], **extra: Any) -> tuple[Tree, dict[str, Any]]:
+        return self._on_part(self.parts["inner"].run_flush, params, state, extra)
 
-    def on_part(params: Tree, act: Callable[[Tree], tuple[Tree, State]]) -> tuple[Tree, dict[str, Any]]:
-        mask = chosen(params)
-        new, inner_state = act(select(mask, params))
-        return merge(mask, new, params), inner_entry(inner_state)
-
-    return Transformation(
-        init,
-        update,
-        apply=apply,
-        project=project if inner.projects else None,
-        flush=flush,
-        kind=inner.kind,
-        optional_fields=["inner"],
-        links=(inner,),
-        labels=lambda params: jax.tree.map(lambda flag: "inner" if flag else others, chosen(params)),
-        takes_scaled=True,
-        takes_rows=True,
-        rowwise=True,
-    )
+    def _on_part(
+        self, act: Callable[[Tree, State, Any], tuple[Tree, State]], params: Tree, state: dict[str, Any], extra: Any
+    ) -> tuple[Tree, dict[str, Any]]:
+        mask = self._chosen(params)
+        new, inner_state = act(select(mask, params), state.get("inner", {}), extra)
+        return merge(mask, new, params), entries({"inner": inner_state})
 
 
 def refuse_loss_scale(owner: str, link: Transformation) -> None:

@@ -7,7 +7,8 @@ import jax
 import optax
 
 from optchain.core import arguments, trees
-from optchain.core.chain import entries, reserved_names
+from optchain.core.chain import reserved_names
+from optchain.core.composite import Composite, entries
 from optchain.core.masks import Mask, Matching, check_mask, matching, resolve_mask, select
 from optchain.core.optax_link import as_transformation
 from optchain.core.registry import register
@@ -61,54 +62,54 @@ def multi_optimizer(*groups: Group, default: optax.GradientTransformation | None
     def labels(params: Tree) -> Tree:
         return _labels(masks, default is not None, params)
 
-    def each(names: Tree, act: Callable[[Transformation, Callable], tuple[Tree, State]]) -> tuple[Tree, dict[str, Any]]:
-        """Runs `act(link, part)` for every group, where `part` takes the group's leaves of a tree, and puts it together."""
-        made, states = [], {}
-        for link in links:
-            mask = jax.tree.map(lambda name, own=link.name: name == own, names)
-            tree, states[link.name] = act(link, lambda tree, mask=mask: tree if tree is None else select(mask, tree))
-            made.append(tree)
-        index = {link.name: i for i, link in enumerate(links)}
-        return jax.tree.map(lambda name, *leaves: leaves[index[name]], names, *made), entries(states)
+    kinds: list[Kind] = ["parameter", "gate", "gradient"]
+    return Groups._of(
+        {link.name: link for link in links},
+        kind=next(kind for kind in kinds if any(link.kind == kind for link in links)),
+        projects=all(link.projects for link in links),
+        labels=labels,
+    )
 
-    def init(params: Tree) -> dict[str, Any]:
-        return each(labels(params), lambda link, part: (part(params), link.run_init(part(params))))[1]
 
-    def update(updates: Tree, state: dict[str, Any], params: Tree | None, **extra: Any) -> tuple[Tree, dict[str, Any]]:
+class Groups(Composite):
+    """Transformations of some leaves each, of which `labels` says which."""
+
+    def _init(self, params: Tree) -> dict[str, Any]:
+        return self._each(params, lambda link, part: (part(params), link.run_init(part(params))))[1]
+
+    def _update(
+        self, updates: Tree, state: dict[str, Any], params: Tree | None, **extra: Any
+    ) -> tuple[Tree, dict[str, Any]]:
         def act(link: Transformation, part: Callable) -> tuple[Tree, State]:
             new, link_state = link.run_update(part(updates), state.get(link.name, {}), part(params), extra)
             return trees.widened(new), link_state
 
-        return each(labels(trees.force(updates) if params is None else params), act)
+        return self._each(trees.force(updates) if params is None else params, act)
 
-    def apply(params: Tree, state: dict[str, Any], grads: Tree, **extra: Any) -> tuple[Tree, dict[str, Any]]:
-        return each(
-            labels(params),
-            lambda link, part: link.run_apply(part(params), state.get(link.name, {}), part(grads), extra),
+    def _apply(self, params: Tree, state: dict[str, Any], grads: Tree, **extra: Any) -> tuple[Tree, dict[str, Any]]:
+        return self._each(
+            params, lambda link, part: link.run_apply(part(params), state.get(link.name, {}), part(grads), extra)
         )
 
-    def project(params: Tree, state: dict[str, Any], **extra: Any) -> tuple[Tree, dict[str, Any]]:
-        return each(labels(params), lambda link, part: link.run_project(part(params), state.get(link.name, {}), extra))
+    def _project(self, params: Tree, state: dict[str, Any], **extra: Any) -> tuple[Tree, dict[str, Any]]:
+        return self._each(params, lambda link, part: link.run_project(part(params), state.get(link.name, {}), extra))
 
-    def flush(params: Tree, state: dict[str, Any], **extra: Any) -> tuple[Tree, dict[str, Any]]:
-        return each(labels(params), lambda link, part: link.run_flush(part(params), state.get(link.name, {}), extra))
+    def _flush(self, params: Tree, state: dict[str, Any], **extra: Any) -> tuple[Tree, dict[str, Any]]:
+        return self._each(params, lambda link, part: link.run_flush(part(params), state.get(link.name, {}), extra))
 
-    kinds: list[Kind] = ["parameter", "gate", "gradient"]
-    return Transformation(
-        init,
-        update,
-        apply=apply,
-        project=project if all(link.projects for link in links) else None,
-        flush=flush,
-        kind=next(kind for kind in kinds if any(link.kind == kind for link in links)),
-        fields=[link.name for link in links if link.fields],
-        optional_fields=[link.name for link in links if not link.fields],
-        links=tuple(links),
-        labels=labels,
-        takes_scaled=True,
-        takes_rows=True,
-        rowwise=True,
-    )
+    def _each(
+        self, reference: Tree, act: Callable[[Transformation, Callable], tuple[Tree, State]]
+    ) -> tuple[Tree, dict[str, Any]]:
+        """Runs `act(link, part)` for every group, where `part` takes the group's leaves of a tree, and puts it together."""
+        assert self.labels is not None
+        names = self.labels(reference)
+        made, states = [], {}
+        for name, link in self.parts.items():
+            mask = jax.tree.map(lambda label, own=name: label == own, names)
+            tree, states[name] = act(link, lambda tree, mask=mask: tree if tree is None else select(mask, tree))
+            made.append(tree)
+        index = {name: i for i, name in enumerate(self.parts)}
+        return jax.tree.map(lambda name, *leaves: leaves[index[name]], names, *made), entries(states)
 
 
 def _checked(

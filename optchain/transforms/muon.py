@@ -184,8 +184,7 @@ def scale_by_muon(
         slots=slots,
         hyperparams=hyperparams,
         stage="second_moment",
-        labels=labels,
-    )
+    ).with_labels(labels)
 
 
 def _warn_of_stacks(params: Tree, chosen: Tree) -> None:

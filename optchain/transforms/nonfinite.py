@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from optchain.core import arguments, devices, trees
-from optchain.core.gates import Decision, gate
+from optchain.core.gates import Decision, Gate
 from optchain.core.optax_link import as_transformation
 from optchain.core.registry import register
 from optchain.core.transformation import State, Transformation
@@ -88,7 +88,7 @@ def skip_nonfinite(
         consecutive = jnp.where(finite, jnp.zeros_like(skipped), trees.increment(state["consecutive"]))
         return finite, lambda: grads, state_of(skipped, consecutive)
 
-    return gate(gated, init, decide, fields=["skipped_steps", "consecutive", "metrics"], rowwise=True)
+    return Gate(gated, init, decide, fields=["skipped_steps", "consecutive", "metrics"], rowwise=True)
 
 
 def check(metrics: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ from optchain.core import arguments, trees
 from optchain.core.factors import Factor, is_factor
 from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.masks import Mask
+from optchain.core.parameter_link import ParameterLink
 from optchain.core.registry import register
 from optchain.core.transformation import Transformation
 from optchain.core.trees import Tree
@@ -201,4 +202,4 @@ def _projection(
         values = {name: extra[name] for name in hyperparams.names}
         return trees.cast_tree(rule(params, **values), params), state
 
-    return Transformation(init, project=project, hyperparams=hyperparams, stage="projection", rowwise=rowwise)
+    return ParameterLink(project, init, hyperparams=hyperparams, stage="projection", rowwise=rowwise)

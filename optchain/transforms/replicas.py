@@ -79,4 +79,4 @@ def cross_replica_mean(axis_name: str | tuple[str, ...]) -> Transformation:
                 "under jit with sharded arrays the gradient is already that of the whole batch, and the link is not needed"
             ) from error
 
-    return Transformation(update=update, takes_rows=True)
+    return Transformation(update=update, accepts=["rows"])

@@ -35,7 +35,7 @@ def scale(factor: Hyperparam) -> Transformation:
         return trees.rescale(updates, jnp.asarray(factor, trees.default_float())), state
 
     return Transformation(
-        update=update, hyperparams=Hyperparams(factor=factor), takes_scaled=True, takes_rows=True, rowwise=True
+        update=update, hyperparams=Hyperparams(factor=factor), accepts=["scaled", "rows"], rowwise=True
     )
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from optchain.core import trees
-from optchain.core.chain import entries
+from optchain.core.composite import Composite, entries
 from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.lookup import at_their_paths, find_states, united
 from optchain.core.optax_link import as_transformation
@@ -69,17 +69,31 @@ def schedule_free(inner: optax.GradientTransformation, beta_1: Hyperparam = 0.9)
         raise ValueError(
             f"inner must act on gradients; {rule.name} is a {rule.kind} transformation: put schedule_free within it or before it"
         )
-    hyperparams = Hyperparams(beta_1=beta_1)
+    return ScheduleFree._of(
+        {"inner": rule},
+        slots=SLOTS,
+        hyperparams=Hyperparams(beta_1=beta_1),
+        accepts=frozenset(),
+        rowwise=False,
+        _own_fields=frozenset({"count", "beta_1"}),
+        _needs_params=True,
+    )
 
-    def init(params: Tree) -> dict[str, Any]:
-        first = hyperparams.last(hyperparams.init())["beta_1"]
+
+class ScheduleFree(Composite):
+    """A rule on iterates, and the point between them and their average at which it gets gradients."""
+
+    def _init(self, params: Tree) -> dict[str, Any]:
+        first = self.hyperparams.last(self.hyperparams.init())["beta_1"]
         own = {"count": jnp.zeros((), jnp.int32), "beta_1": _kept(first), "iterates": SLOTS["iterates"].init(params)}
-        return own | entries({"inner": rule.run_init(params)})
+        return own | super()._init(params)
 
-    def update(updates: Tree, state: dict[str, Any], params: Tree, **extra: Any) -> tuple[Tree, dict[str, Any]]:
+    def _update(
+        self, updates: Tree, state: dict[str, Any], params: Tree | None, **extra: Any
+    ) -> tuple[Tree, dict[str, Any]]:
         beta = extra.pop("beta_1")
         count = trees.increment(state["count"])
-        moves, inner_state = rule.run_update(updates, state.get("inner", {}), params, extra)
+        moves, inner_state = self.parts["inner"].run_update(updates, state.get("inner", {}), params, extra)
 
         def step(u: jax.Array, y: jax.Array, z: jax.Array) -> tuple[jax.Array, jax.Array]:
             u, y = trees.astype(u, z.dtype), trees.astype(y, z.dtype)
@@ -92,17 +106,6 @@ def schedule_free(inner: optax.GradientTransformation, beta_1: Hyperparam = 0.9)
 
         updates, z = trees.map_unzip(step, 2, trees.force(moves), params, state["iterates"])
         return updates, {"count": count, "beta_1": _kept(beta), "iterates": z} | entries({"inner": inner_state})
-
-    return Transformation(
-        init,
-        update,
-        slots=SLOTS,
-        fields=["count", "beta_1", *["inner"] * bool(rule.fields)],
-        optional_fields=[] if rule.fields else ["inner"],
-        hyperparams=hyperparams,
-        links=(rule,),
-        needs_params=True,
-    )
 
 
 def schedule_free_params(params: Tree, state: Any) -> Tree:

@@ -58,7 +58,7 @@ def test_a_link_of_ones_own_is_held_to_it_too():
 
 
 def test_parameters_that_a_link_of_ones_own_returns_are_held_to_it():
-    careless = oc.Transformation(project=lambda params, state: ({**params, "b": params["b"][:1]}, state))
+    careless = oc.ParameterLink(lambda params, state: ({**params, "b": params["b"][:1]}, state))
     tx = oc.chain(oc.sgd(0.1), ("careless", careless))
     with pytest.raises(ValueError, match=r'careless returned params\["b"\]: shape \(1,\), params have \(2,\)'):
         tx.apply(PARAMS, tx.init(PARAMS), grads=GRADS)

@@ -35,7 +35,7 @@ def project_to_ball(params: Any, state: Any) -> tuple[Any, Any]:
 @oc.register
 def unit_ball() -> oc.Transformation:
     """A projection."""
-    return oc.Transformation(project=project_to_ball, stage="projection")
+    return oc.ParameterLink(project_to_ball, stage="projection")
 
 
 def test_a_registered_optax_transformation_has_a_config_and_a_repr():
@@ -107,17 +107,19 @@ def test_a_name_that_is_taken_is_refused_and_the_same_function_is_not():
 
 
 def test_what_was_built_by_hand_is_itself_only_and_says_that_it_cannot_be_pickled():
-    one = oc.Transformation(update=lambda updates, state, params: (updates, state), name="mine")
-    other = oc.Transformation(update=lambda updates, state, params: (updates, state), name="mine")
+    one = oc.Transformation(update=lambda updates, state, params: (updates, state)).renamed("mine")
+    other = oc.Transformation(update=lambda updates, state, params: (updates, state)).renamed("mine")
     assert one == one
     assert one != other
-    assert repr(one) == "<gradient transformation mine>"
+    assert repr(one) == "<Transformation mine>"
     with pytest.raises(TypeError, match="cannot be pickled: it has no config"):
         pickle.dumps(one)
 
 
 def test_an_init_that_makes_other_entries_than_it_declares_is_an_error():
-    tx = oc.Transformation(init=lambda params: {"surprise": jnp.zeros(())}, update=lambda u, s, p: (u, s), name="mine")
+    tx = oc.Transformation(init=lambda params: {"surprise": jnp.zeros(())}, update=lambda u, s, p: (u, s)).renamed(
+        "mine"
+    )
     with pytest.raises(ValueError, match=r"mine: init made the entries \['surprise'\], fields says \[\]"):
         tx.init(PARAMS)
 

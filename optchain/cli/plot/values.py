@@ -26,7 +26,7 @@ def _found(link: Transformation, owner: str, calls: Calls) -> Iterator[tuple[str
     for name, value in link.settable.items():
         if name == "learning_rate":
             yield f"{owner}{name}", np.full(calls.shape, float(value))
-    for name, inner in link.parts:
+    for name, inner in link.parts.items():
         yield from _found(inner, f"{owner}{name}/", _updates(link, calls))
 
 
