@@ -88,7 +88,7 @@ def _exponent(x: jax.Array) -> jax.Array:
     return lax.convert_element_type(field, jnp.int32) - (info.maxexp - 1)
 
 
-def _power(exponent: jax.Array, dtype: Any) -> jax.Array:
+def power_of_two(exponent: jax.Array, dtype: Any) -> jax.Array:
     """`2**exponent` to the bit; 0 below the range, and above it its largest power."""
     info = jnp.finfo(dtype)
     field = lax.convert_element_type(jnp.clip(exponent + info.maxexp - 1, 0, 2 * info.maxexp - 2), _integer(info))
@@ -98,7 +98,7 @@ def _power(exponent: jax.Array, dtype: Any) -> jax.Array:
 def _powers(exponent: jax.Array, dtype: Any) -> tuple[jax.Array, jax.Array]:
     """Two powers of two whose product is `2**exponent`, neither of them beyond the range before the product is."""
     half = exponent // 2
-    return _power(half, dtype), _power(exponent - half, dtype)
+    return power_of_two(half, dtype), power_of_two(exponent - half, dtype)
 
 
 def _shifted(x: jax.Array, exponent: jax.Array) -> jax.Array:

@@ -26,7 +26,7 @@ from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
 
 from optchain.core import devices
 from optchain.core.arguments import is_traced
-from optchain.core.factors import Factor
+from optchain.core.factors import Factor, power_of_two
 from optchain.core.rows import densified, is_rows, values
 
 Tree: TypeAlias = Any
@@ -456,14 +456,16 @@ def sum_of_squares(x: Any, axes: tuple[int, ...] | None = None, power: jax.Array
 
     It overflows from 1.8e19 on and underflows, which a norm does not.
     """
-    if power is None:
-        x = wide(_apart(x))
-    else:
-        # The barrier gives each leaf a scalar of its own. XLA's CPU backend writes out, in a leaf's shape, one that all share.
-        x, own = lax.optimization_barrier((x, power))
-        x = wide(x)
-        x = Factor(jnp.ones((), real_dtype(x.dtype)), own).times(x)
+    x = wide(_apart(x))
+    if power is not None:
+        x = x * cast(power_of_two(power, real_dtype(x.dtype)), x)
     return jnp.sum(abs_square(x), axis=axes, keepdims=axes is not None)
+
+
+def _with_power_of_its_own(x: Any, axes: tuple[int, ...] | None, power: jax.Array) -> jax.Array:
+    """`sum_of_squares`, where the power is that of all leaves: XLA's CPU backend would write it out in the leaf's shape."""
+    x, power = lax.optimization_barrier((x, power))
+    return sum_of_squares(x, axes, power)
 
 
 def mean(x: Any, axes: tuple[int, ...]) -> jax.Array:
@@ -504,13 +506,12 @@ def norms(updates: Tree | Scaled, axes: Tree | None = None) -> Tree:
 
 def _norms(leaves: list[Any], axes: list[Any], squares: list[jax.Array]) -> list[Factor]:
     sizes = [jnp.size(x) for x in leaves]
-    if axes[0] is None:  # single numbers: as one array they are a few operations, however many leaves there are
+    if axes[0] is None:
 
         def every(powers: list[jax.Array]) -> list[jax.Array]:
-            return [jnp.stack([sum_of_squares(x, power=power) for x, power in zip(leaves, powers[0], strict=True)])]
+            return [sum_of_squares(x, power=power) for x, power in zip(leaves, powers, strict=True)]
 
-        (stacked,) = _roots([jnp.stack(squares)], every, [np.asarray(sizes)])
-        return [Factor(stacked.significand[i], stacked.exponent[i]) for i in range(len(leaves))]
+        return _roots(squares, every, sizes)
 
     def again(powers: list[jax.Array]) -> list[jax.Array]:
         # Twice, each time with one power for all: a power for each norm would be written out in the leaf's shape.
@@ -519,7 +520,7 @@ def _norms(leaves: list[Any], axes: list[Any], squares: list[jax.Array]) -> list
             jnp.where(
                 power == 0,
                 square,
-                jnp.where(power > 0, sum_of_squares(x, along, up), sum_of_squares(x, along, down)),
+                jnp.where(power > 0, _with_power_of_its_own(x, along, up), _with_power_of_its_own(x, along, down)),
             )
             for x, along, square, power in zip(leaves, axes, squares, powers, strict=True)
         ]
@@ -555,7 +556,7 @@ def norm_of(
     for dtype, places in groups.items():
 
         def again(powers: list[jax.Array], places: list[int] = places) -> list[jax.Array]:
-            return [summed([sum_of_squares(leaves[i], power=powers[0]) for i in places])]
+            return [summed([_with_power_of_its_own(leaves[i], None, powers[0]) for i in places])]
 
         size = sum(jnp.size(leaves[i]) for i in places)
         (part,) = _roots([summed([squares[i] for i in places])], again, [size], dtype)
@@ -588,10 +589,14 @@ def _roots(
         up = jnp.where(square < jnp.asarray(lost, square.dtype), up, 0)
         return astype(jnp.where(jnp.isinf(square), down, up), jnp.int32)
 
-    powers = [power(square, size) for square, size in zip(squares, sizes, strict=True)]
+    def powers_of(squares: list[jax.Array]) -> list[jax.Array]:
+        return [power(square, size) for square, size in zip(squares, sizes, strict=True)]
+
+    powers = powers_of(squares)
     needed = functools.reduce(jnp.logical_or, (jnp.any(power != 0) for power in powers))
     with jax.named_scope(RARELY):
-        squares = lax.cond(needed, lambda: again(powers), lambda: squares)
+        # In the branch the powers are computed again: handed in, each would be kept in memory.
+        squares = lax.cond(needed, lambda squares: again(powers_of(squares)), lambda squares: squares, squares)
     return [Factor.of(root(square), -power) for square, power in zip(squares, powers, strict=True)]
 
 

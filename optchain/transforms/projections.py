@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 
 from optchain.core import arguments, trees
-from optchain.core.factors import Factor, is_factor
 from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.masks import Mask
 from optchain.core.parameter_link import ParameterLink
@@ -53,10 +52,7 @@ def project_non_negative(*, mask: Mask | None = None) -> Transformation:
                     f"{trees.dtype_of(leaf)}: leave it out by a mask"
                 )
 
-    def non_negative(params: Tree) -> Tree:
-        return jax.tree.map(lambda p: jnp.maximum(trees.wide(p), 0), params)
-
-    return _projection(non_negative, check, Hyperparams(), rowwise=True)
+    return _projection(lambda p: jnp.maximum(trees.wide(p), 0), check, Hyperparams(), rowwise=True)
 
 
 @register
@@ -178,20 +174,17 @@ def _norm_projection(
         for path, leaf in trees.leaves_with_paths(params):
             trees.check_axes(name, path, leaf, axes)
 
-    def project(params: Tree, **values: Any) -> Tree:
-        def factor(norm: Factor) -> jax.Array:
-            return desired(norm.value, **values) / (EPSILON + norm.value)
-
-        norms = trees.norms(params, jax.tree.map(lambda _: axes, params))
-        return trees.scale_each(params, jax.tree.map(factor, norms, is_leaf=is_factor))
+    def project(p: jax.Array, **values: Any) -> jax.Array:
+        norm = trees.root(trees.sum_of_squares(p, axes))
+        return trees.scale_leaf(p, desired(norm, **values) / (EPSILON + norm))
 
     return _projection(project, check, hyperparams, rowwise=min(axes) > 0)
 
 
 def _projection(
-    rule: Callable[..., Tree], check: Callable[[Tree], None], hyperparams: Hyperparams, *, rowwise: bool
+    rule: Callable[..., jax.Array], check: Callable[[Tree], None], hyperparams: Hyperparams, *, rowwise: bool
 ) -> Transformation:
-    """A parameter link from its rule, which gets the parameters and the hyperparameters, and returns wide leaves."""
+    """A parameter link from the rule of a leaf, which gets the leaf and the hyperparameters, and returns a wide one."""
 
     def init(params: Tree) -> dict:
         check(params)
@@ -200,6 +193,6 @@ def _projection(
     def project(params: Tree, state: dict, **extra: Any) -> tuple[Tree, dict]:
         check(params)
         values = {name: extra[name] for name in hyperparams.names}
-        return trees.cast_tree(rule(params, **values), params), state
+        return trees.cast_tree(jax.tree.map(lambda p: rule(p, **values), params), params), state
 
     return ParameterLink(project, init, hyperparams=hyperparams, stage="projection", rowwise=rowwise)
