@@ -16,6 +16,7 @@ from optchain.core.masks import select
 from optchain.core.optax_link import as_transformation
 from optchain.core.transformation import Transformation
 from optchain.core.trees import Tree, dtype_of, leaves_with_paths, path_names, path_string
+from optchain.core.walk import Node, walk
 from optchain.sharding import mirrored, parameter_shardings, state_shardings
 
 
@@ -160,7 +161,7 @@ def describe(
         params = _placed(params, parameter_shardings(params, mesh))
     return Description(
         name=transformation.name,
-        rows=tuple(_rows(transformation, state, transformation.name, 0)),
+        rows=tuple(_row(node, transformation.name) for node in walk(transformation, state)),
         parameters=sum(leaf.size for leaf in leaves),
         parameter_bytes=_bytes(params),
         state_bytes=_bytes(state),
@@ -260,20 +261,18 @@ def _groups(link: Transformation, params: Tree, path: str) -> dict[str, list[str
     return {path_string(place): found[path_string(place)] for place, _ in leaves_with_paths(params)} if found else {}
 
 
-def _rows(link: Transformation, state: Any, path: str, depth: int) -> Iterator[LinkRow]:
-    below = link.parts
-    own = (
-        {name: entry for name, entry in state.items() if name not in below}
-        if isinstance(state, dict)
-        else {"state": state}
+def _row(node: Node, root: str) -> LinkRow:
+    link, state = node.link, node.state
+    own = {name: entry for name, entry in state.items() if name not in link.parts} if isinstance(state, dict) else state
+    entries = own if isinstance(own, dict) else {"state": own}
+    return LinkRow(
+        path="/".join([root, *node.path]),
+        depth=len(node.path),
+        code=_heading(link) if link.parts else " ".join(repr(link).split()),
+        entries={name: _contents(entry) for name, entry in entries.items()},
+        bytes=_bytes(own),
+        device_bytes=_device_bytes(own),
     )
-    code = _heading(link) if below else " ".join(repr(link).split())
-    yield LinkRow(
-        path, depth, code, {name: _contents(entry) for name, entry in own.items()}, _bytes(own), _device_bytes(own)
-    )
-    for name, inner in below.items():
-        inner_state = state.get(name, {}) if isinstance(state, dict) else {}
-        yield from _rows(inner, inner_state, f"{path}/{name}", depth + 1)
 
 
 def _heading(link: Transformation) -> str:

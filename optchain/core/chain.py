@@ -133,7 +133,7 @@ class Chain(Composite):
         else:
             params = trees.add(params, trees.force(updates))
         params, projected_state = self._project(params, state, **extra)
-        return params, entries(new_state | projected_state)
+        return params, entries({**new_state, **projected_state})
 
     def _project(self, params: Tree, state: State, **extra: Any) -> tuple[Tree, State]:
         new_state: dict[str, Any] = {}
@@ -206,11 +206,11 @@ def _unique(name: str, taken: set[str]) -> str:
 # Order ---------------------------------------------------------------------------------------------------------------
 
 
-def _elementary(links: list[Transformation] | tuple[Transformation, ...]) -> Iterator[Transformation]:
+def elementary(links: list[Transformation] | tuple[Transformation, ...]) -> Iterator[Transformation]:
     """The links in the order in which they run, chains within chains opened, gates closed."""
     for link in links:
         if link.sequential:
-            yield from _elementary(link.links)
+            yield from elementary(link.links)
         else:
             yield link
 
@@ -223,7 +223,7 @@ def _check_kinds(links: list[Transformation]) -> None:
         "gate": "a chain has at most one gate, and only parameter links may follow it. Gates nest: put one inside the other",
     }
     previous: Transformation | None = None
-    for link in _elementary(links):
+    for link in elementary(links):
         if previous and (rank[link.kind] < rank[previous.kind] or link.kind == previous.kind == "gate"):
             raise ValueError(
                 f"{link.name} ({link.kind}) stands after {previous.name} ({previous.kind}): {why[link.kind]}."
@@ -261,7 +261,7 @@ def _check_stages(links: list[Transformation]) -> None:
 
 def _check_rows(links: list[Transformation]) -> None:
     dense: str | None = None
-    for link in _elementary(links):
+    for link in elementary(links):
         if dense and is_lazy(link):
             raise ValueError(
                 f"{link.name} stands after {dense}, and cannot: {dense} hands on dense gradients, and no rows would be named. "

@@ -1,35 +1,18 @@
 """The links of a transformation, each with its place in the state and the parameters that it acts on."""
 
-import dataclasses
 import functools
-from collections.abc import Iterator
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
-from optchain.core.masks import select
 from optchain.core.transformation import State, Transformation
 from optchain.core.trees import Tree, leaves_with_paths, path_names
+from optchain.core.walk import Node, walk
 from optchain.interop.report import Names
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Place:
+class Place(Node):
     """A link, where it stands, and what it acts on."""
-
-    link: Transformation
-    path: Names
-    """Where its state is."""
-    params: Tree
-    """The parameters that it acts on."""
-    follows_rate: bool
-    """Whether what it is handed is multiplied by the learning rate already."""
-
-    @property
-    def rule(self) -> str:
-        """What built it: `scale_by_adam`."""
-        return self.link.registered_name if self.link.is_registered else type(self.link).__name__
 
     @functools.cached_property
     def parameters(self) -> list[Names]:
@@ -39,7 +22,7 @@ class Place:
     @property
     def gate(self) -> str | None:
         """The name of a gate in it, so that what it counts are calls, and not updates; None if there is none."""
-        return next((link.name for link in _all(self.link) if _is_gate(link)), None)
+        return next((node.link.name for node in walk(self.link) if _is_gate(node.link)), None)
 
     @property
     def settable(self) -> frozenset[str]:
@@ -50,7 +33,7 @@ class Place:
     def within(self, other: "Place") -> bool:
         return self.path[: len(other.path)] == other.path
 
-    def state(self, state: State) -> dict[str, Any]:
+    def state_in(self, state: State) -> dict[str, Any]:
         """Its own state, out of the whole; empty if it has none."""
         for name in self.path:
             state = state.get(name, {})
@@ -62,7 +45,7 @@ class Place:
 
 def places(tx: Transformation, params: Tree) -> list[Place]:
     """All links of a transformation, those around others first."""
-    return list(_places(tx, (), params, False))
+    return [Place(**vars(node)) for node in walk(tx, params=params)]
 
 
 def schedule_entries(place: Place, calls: int) -> dict[Names, Any]:
@@ -74,22 +57,5 @@ def schedule_entries(place: Place, calls: int) -> dict[Names, Any]:
     return entries | ({(*place.path, "count"): calls} if schedules else {})
 
 
-def _places(link: Transformation, path: Names, params: Tree, follows_rate: bool) -> Iterator[Place]:
-    yield Place(link, path, params, follows_rate)
-    labels = None if link.labels is None else link.labels(params)
-    for name, inner in link.parts.items():
-        seen = params
-        if labels is not None:
-            seen = select(jax.tree.map(lambda label, name=name: label == name, labels), params)
-        yield from _places(inner, (*path, name), seen, follows_rate)
-        follows_rate = follows_rate or (link.sequential and any(part.stage == "learning_rate" for part in _all(inner)))
-
-
 def _is_gate(link: Transformation) -> bool:
     return link.kind == "gate" and not link.sequential and link.labels is None
-
-
-def _all(link: Transformation) -> Iterator[Transformation]:
-    yield link
-    for inner in link.links:
-        yield from _all(inner)

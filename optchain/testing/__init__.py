@@ -1,12 +1,12 @@
 """The contract that every transformation of optchain keeps, as checks for those who write their own."""
 
 from collections.abc import Callable
-from typing import Any
 
 import optax
 
 from optchain.core.optax_link import OptaxLink, as_transformation, is_transformation
 from optchain.core.transformation import Transformation
+from optchain.core.walk import walk
 from optchain.testing import donation, forms, jax_transforms, objects, wrappers
 from optchain.testing.subject import Check as Check
 from optchain.testing.subject import Subject as Subject
@@ -81,13 +81,13 @@ def check_transformation(
         return as_transformation(tx if given else tx())  # pyright: ignore[reportCallIssue, reportArgumentType]
 
     first = make()
-    plain = not any(isinstance(link, OptaxLink) and not link.is_registered for link in _within(first))
+    plain = not any(isinstance(node.link, OptaxLink) and not node.link.is_registered for node in walk(first))
     subject = Subject(
         first.name,
         make,
         refuses_complex=refuses_complex,
         has_code=plain and first.is_registered,
-        owns_all_state=not any(isinstance(link, OptaxLink) for link in _within(first)),
+        owns_all_state=not any(isinstance(node.link, OptaxLink) for node in walk(first)),
         exports=exports,
         is_still=is_still,
         tree=PLAIN if params is None else params,
@@ -105,10 +105,6 @@ def check_transformation(
             f"{first.name} fails {len(failures)} of {len(chosen)} checks of optchain.testing:\n{told}"
         ) from next(iter(failures.values()))
     return tuple(chosen)
-
-
-def _within(tx: Any) -> list[Transformation]:
-    return [tx, *(inner for link in tx.links for inner in _within(link))]
 
 
 def _told(error: Exception) -> str:

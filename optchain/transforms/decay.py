@@ -15,6 +15,7 @@ from optchain.core.optax_link import OptaxLink, as_transformation
 from optchain.core.registry import register
 from optchain.core.transformation import Transformation
 from optchain.core.trees import Tree
+from optchain.core.walk import walk
 
 
 @register
@@ -163,7 +164,7 @@ def decay_first(
         accepts=frozenset(),
         _needs_params=True,
         # The states of Optax's links take the dtypes of the parameters that they see.
-        _keeps_dtypes=any(isinstance(link, OptaxLink) for link in _all_links(inner)),
+        _keeps_dtypes=any(isinstance(node.link, OptaxLink) for node in walk(inner)),
     )
 
 
@@ -184,7 +185,3 @@ class DecayFirst(Composite):
             lambda n, p: trees.wide(n) - trees.wide(p), trees.add(decayed, trees.force(updates)), params
         )
         return updates, entries({"inner": inner_state, "decay_weights": decay_state})
-
-
-def _all_links(link: Transformation) -> list[Transformation]:
-    return [link, *(below for inner in link.links for below in _all_links(inner))]

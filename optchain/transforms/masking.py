@@ -14,6 +14,7 @@ from optchain.core.optax_link import as_transformation
 from optchain.core.registry import register
 from optchain.core.transformation import State, Transformation
 from optchain.core.trees import Tree
+from optchain.core.walk import walk
 
 
 @register
@@ -169,10 +170,9 @@ class Part(Composite):
 
 def refuse_loss_scale(owner: str, link: Transformation) -> None:
     """Refuses a link that divides by a loss scale where it would not see all gradients: the loss is scaled for all."""
-    if link.stage == "unscale" or "loss_scale" in link.fields:
-        raise ValueError(
-            f"{owner} would unscale the gradients of some parameters only ({link.name}), and the loss is scaled for all: "
-            f"put {link.name} around {owner}"
-        )
-    for below in link.links:
-        refuse_loss_scale(owner, below)
+    for below in (node.link for node in walk(link)):
+        if below.stage == "unscale" or "loss_scale" in below.fields:
+            raise ValueError(
+                f"{owner} would unscale the gradients of some parameters only ({below.name}), and the loss is scaled for all: "
+                f"put {below.name} around {owner}"
+            )

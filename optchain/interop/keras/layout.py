@@ -8,13 +8,14 @@
 `LossScaleOptimizer` puts `iteration, learning_rate, step_counter, dynamic_scale` before all that, the first two unused.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
 from optchain.core.transformation import State, Transformation
+from optchain.core.walk import walk
 from optchain.interop.keras.recipes import LOSS_SCALE, keras_class
 from optchain.interop.mapping import Entry
 
@@ -95,28 +96,6 @@ class Cell(NamedTuple):
         return f"the {self.slot} of {self.of}" if self.of else f"the {self.slot}"
 
 
-class Node(NamedTuple):
-    """A link, where its state is, and the state."""
-
-    link: Transformation
-    place: Place
-    state: State
-
-    @property
-    def rule(self) -> str:
-        """What built the link. (Its name may be any that the user gave the preset.)"""
-        return self.link.registered_name if self.link.is_registered else ""
-
-
-def walk(tx: Transformation, state: State, place: Place = ()) -> Iterator[Node]:
-    """All links that a preset is made of, and that have a state, each with it."""
-    yield Node(tx, place, state)
-    for index, link in enumerate(tx.links):
-        key = "inner" if index == 0 and not tx.sequential else link.name
-        if key in state:
-            yield from walk(link, state[key], (*place, key))
-
-
 def slots(tx: Transformation, state: State) -> list[list[Slot]]:
     """The blocks of variables that Keras keeps for this preset, in its order."""
     inner = tx.config["inner"] if tx.registered_name == LOSS_SCALE else tx
@@ -146,7 +125,7 @@ def cells(
     if has_rate:
         made.append(Cell("learning_rate", (), rate_place(tx, state)))
     for block in slots(tx, state):
-        kept = [(slot, (*nodes[slot.link].place, slot.field), nodes[slot.link].state[slot.field]) for slot in block]
+        kept = [(slot, (*nodes[slot.link].path, slot.field), nodes[slot.link].state[slot.field]) for slot in block]
         if block[0].name == "u_product":
             made += [Cell(slot.name, (), place) for slot, place, _ in kept]
             continue
@@ -173,7 +152,7 @@ def rate_place(tx: Transformation, state: State) -> Place | None:
     """Where the learning rate is, if it is a value in the state that can be set."""
     for node in walk(tx, state):
         if "learning_rate" in node.state.get("hyperparams", {}):
-            return (*node.place, "hyperparams", "learning_rate")
+            return (*node.path, "hyperparams", "learning_rate")
     return None
 
 
@@ -207,12 +186,12 @@ class Counts(NamedTuple):
 
 def counts(tx: Transformation, state: State) -> Counts:
     """The places of all counts that Keras's one count of calls says."""
-    found = Counts([], [], next((n.place for n in walk(tx, state) if n.rule == "accumulate"), None))
+    found = Counts([], [], next((n.path for n in walk(tx, state) if n.rule == "accumulate"), None))
     for node in walk(tx, state):
-        if "count" not in node.state or node.rule == "clip_by_global_norm" or node.place == found.window:
+        if "count" not in node.state or node.rule == "clip_by_global_norm" or node.path == found.window:
             continue
-        within = found.window is not None and node.place[: len(found.window)] == found.window
-        (found.updates if within else found.calls).append((*node.place, "count"))
+        within = found.window is not None and node.path[: len(found.window)] == found.window
+        (found.updates if within else found.calls).append((*node.path, "count"))
     return found
 
 

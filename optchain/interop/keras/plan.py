@@ -10,6 +10,7 @@ import numpy as np
 from optchain.configs import from_config
 from optchain.core.transformation import State, Transformation
 from optchain.core.trees import Tree
+from optchain.core.walk import walk
 from optchain.interop import checks
 from optchain.interop.keras import layout, sources
 from optchain.interop.keras.layout import Cell
@@ -137,7 +138,7 @@ def check_value(cell: Cell, value: np.ndarray, name: str) -> None:
 
 def check_unchanged(tx: Transformation, state: State) -> None:
     """Requires hyperparameters that Keras keeps as constants to be what they were when `tx` was built."""
-    for node in layout.walk(tx, state):
+    for node in walk(tx, state):
         for name, value in node.state.get("hyperparams", {}).items():
             built_with = node.link.hyperparams.settable[name]
             if name != "learning_rate" and float(value) != float(built_with):

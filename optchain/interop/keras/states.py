@@ -9,6 +9,7 @@ import numpy as np
 from optchain.core import trees
 from optchain.core.transformation import State, Transformation
 from optchain.core.trees import Tree
+from optchain.core.walk import walk
 from optchain.interop.keras import layout, plan, sources
 from optchain.interop.keras.layout import Cell
 from optchain.interop.mapping import Correspondence
@@ -141,17 +142,17 @@ def _counted(tx: Transformation, state: State, calls: int) -> State:
 
 def _resumed(tx: Transformation, state: State) -> State:
     """The state with what its schedules gave at the last call, and the metrics that say what was used."""
-    for node in layout.walk(tx, state):
+    for node in walk(tx, state):
         last = dict(node.link.hyperparams.last(node.state))
         if node.link.hyperparams.schedules:
             step = jnp.maximum(node.state["count"] - 1, 0)
             last |= {name: schedule(step) for name, schedule in node.link.hyperparams.schedules.items()}
             for name in node.state["scheduled"]:
-                state = _with_scalar(state, (*node.place, "scheduled", name), last[name])
+                state = _with_scalar(state, (*node.path, "scheduled", name), last[name])
         if "loss_scale" in node.state:
             last["loss_scale"] = node.state["loss_scale"]
         for name in node.state.get("metrics", {}).keys() & last.keys():
-            state = _with_scalar(state, (*node.place, "metrics", name), last[name])
+            state = _with_scalar(state, (*node.path, "metrics", name), last[name])
     return state
 
 

@@ -65,7 +65,7 @@ def to_optax_state(
     def count(inside: bool) -> int | None:
         """What our links counted, inside an accumulation or not: updates there, calls here."""
         for place in found:
-            own = place.state(state)
+            own = place.state_in(state)
             counts = place.rule in ("scale_by_adam", "apply_momentum") or place.link.hyperparams.schedules
             if "count" in own and counts and (gate_of(place, found) is not None) == inside:
                 return int(own["count"])
@@ -91,7 +91,7 @@ def to_optax_state(
 
 
 def _trees(place: Place, node: Node, state: State) -> dict[str, Any]:
-    own = place.state(state)
+    own = place.state_in(state)
     if node.kind == "trace":
         check_momentum(place)
     if "nu_max" in own:
@@ -104,7 +104,7 @@ def _trees(place: Place, node: Node, state: State) -> dict[str, Any]:
 
 def _window(place: Place, node: Node, state: State, updates: int | None) -> dict[str, Any]:
     """What `MultiSteps` keeps: the running mean, of which we keep the sum."""
-    own = place.state(state)
+    own = place.state_in(state)
     count = int(own["count"])
     if count and float(own["weight"]) != count:
         raise ValueError(
@@ -125,7 +125,7 @@ def _window(place: Place, node: Node, state: State, updates: int | None) -> dict
 def _injected(node: Node, found: list[Place], state: State, count: int | None) -> dict[str, Any]:
     values = dict(node.fields["hyperparams"])
     for place in found:
-        own, held = place.link.hyperparams, place.state(state)
+        own, held = place.link.hyperparams, place.state_in(state)
         current = own.read(held)[0] if held else {}
         for theirs, name in HYPERPARAMS.items():
             if theirs in values and name in current and name not in own.constants:
@@ -162,7 +162,7 @@ def lost(found: list[Place], state: State) -> list[str]:
     missing = []
     below = {place.path for place in found}
     for place in found:
-        own = [entry for entry in place.state(state) if (*place.path, entry) not in below]
+        own = [entry for entry in place.state_in(state) if (*place.path, entry) not in below]
         kept = {"metrics", "hyperparams", "scheduled"} | ({"count"} if place.link.hyperparams.schedules else set())
         if place.rule not in RULES.values():
             missing += ["/".join((*place.path, entry)) for entry in own if entry not in kept]

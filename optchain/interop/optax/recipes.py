@@ -4,6 +4,7 @@ from typing import Any
 
 import optax
 
+from optchain.core.chain import elementary
 from optchain.core.optax_link import as_transformation
 from optchain.core.transformation import Transformation
 
@@ -26,7 +27,7 @@ def to_optax(tx: optax.GradientTransformation) -> optax.GradientTransformation:
     """
     link = as_transformation(tx, "tx")
     rate = link.config.get("learning_rate", link.config.get("lr"))
-    links = _links(link)
+    links = list(elementary([link]))
     if len(links) == 1 and links[0].is_registered and links[0].registered_name == "accumulate":
         gate = links[0]
         inner = gate.links[0]
@@ -35,14 +36,9 @@ def to_optax(tx: optax.GradientTransformation) -> optax.GradientTransformation:
             raise ValueError(
                 "a schedule around accumulate counts calls, and MultiSteps's counts updates: put it inside"
             )
-        made = _optimizer(_links(inner), rate if own is None else own)
+        made = _optimizer(list(elementary([inner])), rate if own is None else own)
         return optax.MultiSteps(made, gate.config["steps"]).gradient_transformation()
     return _optimizer(links, rate)
-
-
-def _links(link: Transformation) -> list[Transformation]:
-    """The links of a recipe, in order; a gate by itself is one."""
-    return [part for inner in link.links for part in _links(inner)] if link.sequential else [link]
 
 
 def _optimizer(links: list[Transformation], rate: Any) -> optax.GradientTransformation:

@@ -149,7 +149,7 @@ def gate_of(place: Place, found: list[Place]) -> Place | None:
 def _tree_entries(place: Place, node: Node, fresh: State) -> dict[Names, Any]:
     if node.kind == "trace":
         check_momentum(place)
-    if "nu_max" in place.state(fresh):
+    if "nu_max" in place.state_in(fresh):
         raise ValueError(
             f"{place} keeps nu_max, the largest nu as it is; Optax's amsgrad keeps the largest corrected one"
         )

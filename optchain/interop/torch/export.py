@@ -114,7 +114,7 @@ def _slots(
     for place in found:
         if not place.within(preset):
             continue
-        own, known = place.state(state), entries_of(place, state)
+        own, known = place.state_in(state), entries_of(place, state)
         for entry, field in known.items():
             if entry not in SCALARS:
                 for path, leaf in by_names(own[entry]).items():
@@ -138,7 +138,7 @@ def _group(preset: Place, found: list[Place], state: State) -> dict[str, Any]:
     group = flat(to_group(preset.link))
     for place in found:
         if place.within(preset):
-            values, _ = place.link.hyperparams.read(place.state(state)) if place.state(state) else ({}, {})
+            values, _ = place.link.hyperparams.read(place.state_in(state)) if place.state_in(state) else ({}, {})
             changing = place.settable | place.link.hyperparams.schedules.keys()
             group |= {
                 HYPERPARAMS[name]: float(str(values[name])) for name in changing if HYPERPARAMS.get(name) in group
@@ -151,7 +151,7 @@ def lost(found: list[Place], state: State) -> list[str]:
     missing = []
     below = {place.path for place in found}
     for place in found:
-        names = [entry for entry in place.state(state) if (*place.path, entry) not in below]
+        names = [entry for entry in place.state_in(state) if (*place.path, entry) not in below]
         missing += ["/".join((*place.path, entry)) for entry in names if not _has_place(place, state, entry)]
     return missing
 
@@ -162,5 +162,5 @@ def _has_place(place: Place, state: State, entry: str) -> bool:
     if entry == "count" and place.link.hyperparams.schedules:
         return True
     if place.rule == "accumulate":  # between two windows it holds nothing
-        return entry == "updates" or int(place.state(state)["count"]) == 0
+        return entry == "updates" or int(place.state_in(state)["count"]) == 0
     return False

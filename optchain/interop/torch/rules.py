@@ -47,7 +47,7 @@ def entries_of(place: Place, state: State) -> dict[str, str]:
             f"{place} comes after the learning rate, so that its velocity has the rate in it, and PyTorch's has not: "
             "use presets.torch.sgd, or put apply_momentum before scale_by_learning_rate"
         )
-    return {entry: known[entry] for entry in place.state(state) if entry in known}
+    return {entry: known[entry] for entry in place.state_in(state) if entry in known}
 
 
 def flat(group: dict[str, Any]) -> dict[str, Any]:

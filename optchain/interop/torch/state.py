@@ -114,7 +114,7 @@ def load_with_report(
         saved |= _rule_entries(place, fresh, source)
         if place.link.hyperparams.schedules:
             saved |= schedule_entries(place, source.calls(place, step))
-        if "updates" in place.state(fresh):  # of an accumulation whose window is a schedule of the updates made
+        if "updates" in place.state_in(fresh):  # of an accumulation whose window is a schedule of the updates made
             saved[(*place.path, "updates")] = source.updates(place, step)
         if hyperparams == "saved":
             _check_constants(place, source)
