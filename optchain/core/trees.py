@@ -498,9 +498,8 @@ def norms(updates: Tree | Scaled, axes: Tree | None = None) -> Tree:
         groups.setdefault((devices.varies_over(square), square.dtype), []).append(place)
     found: list[Any] = [None] * len(leaves)
     for places in groups.values():
-        own, along = ([column[i] for i in places] for column in (leaves, axes_of))
-        squares = [first[i] for i in places]
-        for i, factor in zip(places, _norms(own, along, squares), strict=True):
+        parts = _norms([leaves[i] for i in places], [axes_of[i] for i in places], [first[i] for i in places])
+        for i, factor in zip(places, parts, strict=True):
             found[i] = factor * abs(updates.factor) if isinstance(updates, Scaled) else factor
     return treedef.unflatten(found)
 
