@@ -1,68 +1,103 @@
-"""`run_if`: a branch through which large arrays pass in place, on every device."""
+"""`run_if`: a branch through which large arrays pass in place, on every device.
 
-from collections.abc import Callable
+    run_if(pred, run, *carry) = lax.cond(pred, run, lambda *carry: carry, *carry)
+
+XLA's GPU backend copies the arrays that pass through a `conditional`, before it and in it, whichever branch is taken: AdamW that
+skips a step moves 52 bytes a parameter instead of 4. There a loop of at most one round keeps them where they are. On a CPU a loop
+copies and a `conditional` does not; on a TPU the compiler schedules memory better through a `conditional`.
+
+A loop has no derivative in reverse mode. So the branch is a primitive of JAX that holds both: it is differentiated as the `cond`,
+and which of the two a device runs is decided when it is lowered.
+"""
+
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 from jax import lax
-from jax.custom_derivatives import SymbolicZero
-from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
+from jax.interpreters import ad, batching, mlir
 
-Leaves = list[Any]
+run_if_p = Primitive("run_if")
+run_if_p.multiple_results = True
 
 
 def run_if(pred: jax.Array, run: Callable[..., tuple[Any, ...]], *carry: Any) -> Any:
-    """`run(*carry)` where `pred` is true, else `carry`: `lax.cond(pred, run, lambda *carry: carry, *carry)`, in place.
-
-    XLA's GPU backend copies the arrays that pass through a `conditional`, before it and in it, whichever branch is taken: AdamW
-    that skips a step moves 52 bytes a parameter instead of 4. A loop of at most one round keeps them where they are. A TPU's
-    memory is scheduled better through a `conditional`; on a CPU they are the same.
-
-    A loop has no derivative in reverse mode: all derivatives are those of the `cond`.
+    """`run(*carry)` where `pred` is true, else `carry` as it is.
 
     Args:
       pred: a scalar bool.
-      run: a function of `carry` that returns a tuple of trees like it, of the same dtypes and shapes. It may close over
+      run: a function of `carry` that returns a tuple of trees like it, of the same shapes and dtypes. It may close over
         traced values.
       *carry: trees of arrays.
     """
     leaves, treedef = jax.tree.flatten(carry)
 
-    def run_leaves(*leaves: Any) -> Leaves:
+    def run_leaves(*leaves: Any) -> list[Any]:
         return treedef.flatten_up_to(run(*treedef.unflatten(leaves)))
 
-    # A function with a derivative of its own may close over no traced value, and `run` closes over gradients, rates, whatever
-    # a user's schedule does. Traced once, they are known, and become operands. The inner `jit` makes what was traced a
-    # single operation, which the three functions below repeat for nothing.
-    jaxpr = jax.make_jaxpr(jax.jit(run_leaves))(*leaves)
+    # What `run` closes over, gradients, rates, whatever a user's schedule does, is found by tracing it, and becomes operands.
+    # The inner `jit` makes a single operation of what was traced, which both forms repeat for nothing.
+    traced = jax.make_jaxpr(jax.jit(run_leaves))(*leaves)
 
-    def traced(captured: Leaves, leaves: Leaves) -> Leaves:
-        return jaxpr_as_fun(ClosedJaxpr(jaxpr.jaxpr, captured))(*leaves)
+    def body(captured: list[Any], leaves: list[Any]) -> list[Any]:
+        return jaxpr_as_fun(ClosedJaxpr(traced.jaxpr, captured))(*leaves)
 
-    def cond(pred: jax.Array, captured: Leaves, leaves: Leaves) -> Leaves:
-        return lax.cond(pred, lambda leaves: traced(captured, leaves), lambda leaves: leaves, leaves)
+    def cond(pred: jax.Array, captured: list[Any], leaves: list[Any]) -> list[Any]:
+        return lax.cond(pred, body, lambda captured, leaves: leaves, captured, leaves)
 
-    def loop(pred: jax.Array, captured: Leaves, leaves: Leaves) -> Leaves:
-        def once(carry: tuple[jax.Array, Leaves]) -> tuple[jax.Array, Leaves]:
+    def loop(pred: jax.Array, captured: list[Any], leaves: list[Any]) -> list[Any]:
+        def once(carry: tuple[jax.Array, list[Any]]) -> tuple[jax.Array, list[Any]]:
             pending, leaves = carry
-            return ~pending, traced(captured, leaves)  # `~pending` is False, and varies over devices as `pending` does
+            return ~pending, body(captured, leaves)  # `~pending` is False, and varies over devices as `pending` does
 
         return lax.while_loop(lambda carry: carry[0], once, (pred, leaves))[1]
 
-    @jax.custom_jvp
-    def branch(pred: jax.Array, captured: Leaves, leaves: Leaves) -> Leaves:
-        return lax.platform_dependent(pred, captured, leaves, cuda=loop, rocm=loop, default=cond)
+    forms = {form.__name__: jax.make_jaxpr(form)(pred, traced.consts, leaves) for form in (cond, loop)}
+    return treedef.unflatten(run_if_p.bind(pred, *traced.consts, *leaves, **forms))
 
-    def derivative(primals: Any, tangents: Any) -> Any:
-        values, structure = jax.tree.flatten(primals)
-        directions = jax.tree.leaves(tangents)
-        moving = [i for i, direction in enumerate(directions) if not isinstance(direction, SymbolicZero)]
 
-        def of_moving(*moved: Any) -> Leaves:
-            given = dict(enumerate(values)) | dict(zip(moving, moved, strict=True))
-            return cond(*structure.unflatten(given.values()))
+def as_cond(*operands: Any, cond: ClosedJaxpr, loop: ClosedJaxpr) -> list[Any]:
+    return jaxpr_as_fun(cond)(*operands)
 
-        return jax.jvp(of_moving, [values[i] for i in moving], [directions[i] for i in moving])
 
-    branch.defjvp(derivative, symbolic_zeros=True)
-    return treedef.unflatten(branch(pred, jaxpr.consts, leaves))
+def as_loop(*operands: Any, cond: ClosedJaxpr, loop: ClosedJaxpr) -> list[Any]:
+    return jaxpr_as_fun(loop)(*operands)
+
+
+def _types(*operands: Any, cond: ClosedJaxpr, loop: ClosedJaxpr) -> tuple[Any, Any]:
+    return cond.out_avals, cond.effects
+
+
+def _derivative(primals: Sequence[Any], tangents: Sequence[Any], **forms: ClosedJaxpr) -> tuple[list[Any], list[Any]]:
+    moving = [i for i, tangent in enumerate(tangents) if not isinstance(tangent, ad.Zero)]
+
+    def of_moving(*moved: Any) -> list[Any]:
+        operands = dict(enumerate(primals)) | dict(zip(moving, moved, strict=True))
+        return as_cond(*operands.values(), **forms)
+
+    out, directions = jax.jvp(of_moving, [primals[i] for i in moving], [tangents[i] for i in moving])
+    still = [direction.dtype == jax.dtypes.float0 for direction in directions]
+    zeros = [ad.Zero(jax.typeof(value).to_tangent_aval()) for value in out]
+    return out, [zero if s else d for zero, s, d in zip(zeros, still, directions, strict=True)]
+
+
+def _batched(
+    axis: Any, operands: Sequence[Any], dims: Sequence[int | None], **forms: ClosedJaxpr
+) -> tuple[list[Any], list[int]]:
+    names = {"axis_name": axis.name if isinstance(axis.name, str) else None, "spmd_axis_name": axis.spmd_name}
+    mapped = {
+        name: jax.make_jaxpr(jax.vmap(jaxpr_as_fun(form), in_axes=tuple(dims), axis_size=axis.size, **names))(*operands)
+        for name, form in forms.items()
+    }
+    out = run_if_p.bind(*operands, **mapped)
+    return out, [0] * len(out)
+
+
+run_if_p.def_impl(as_cond)
+run_if_p.def_effectful_abstract_eval(_types)
+ad.primitive_jvps[run_if_p] = _derivative
+batching.fancy_primitive_batchers[run_if_p] = _batched
+mlir.register_lowering(run_if_p, mlir.lower_fun(as_cond, multiple_results=True))
+for _gpu in ("cuda", "rocm"):
+    mlir.register_lowering(run_if_p, mlir.lower_fun(as_loop, multiple_results=True), platform=_gpu)

@@ -1,6 +1,7 @@
 """`run_if`, and the gates that are made of it: what a GPU runs has the numbers and the derivatives of a `cond`."""
 
 import functools
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.export
@@ -9,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax import lax
+from jax.interpreters import mlir
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import optchain as oc
+from optchain.core import branch
 from optchain.core.branch import run_if
 
 PARAMS = {"w": jnp.array([[1.0, -2.0], [0.5, 3.0]]), "b": jnp.array([0.5, 0.25])}
@@ -38,15 +40,23 @@ GATES = {
 every_gate = pytest.mark.parametrize("gate", GATES)
 
 
-def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lax, "platform_dependent", lambda *operands, cuda, **others: cuda(*operands))
+def lower_here(form: Callable) -> None:
+    mlir.register_lowering(branch.run_if_p, mlir.lower_fun(form, multiple_results=True), platform="cpu")
+
+
+@pytest.fixture
+def as_on_a_gpu() -> Iterator[Callable[[], None]]:
+    """What makes branches that are compiled from then on those of a GPU."""
+    yield lambda: lower_here(branch.as_loop)
+    lower_here(branch.as_cond)
+    jax.clear_caches()
 
 
 @pytest.fixture(params=["here", "gpu"])
-def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+def form(request: pytest.FixtureRequest, as_on_a_gpu: Callable[[], None]) -> str:
     """The form of a branch that this machine gets, and that of a GPU."""
     if request.param == "gpu":
-        as_on_a_gpu(monkeypatch)
+        as_on_a_gpu()
     return request.param
 
 
@@ -57,7 +67,7 @@ def grads_of(number: int, like=GRADS):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @every_gate
-def test_on_a_gpu_every_gate_has_the_numbers_of_a_cond(gate: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_gpu_every_gate_has_the_numbers_of_a_cond(gate: str, dtype: str, as_on_a_gpu: Callable[[], None]) -> None:
     start, grads = (jax.tree.map(lambda x: x.astype(dtype), tree) for tree in (PARAMS, GRADS))
 
     def run():
@@ -70,7 +80,7 @@ def test_on_a_gpu_every_gate_has_the_numbers_of_a_cond(gate: str, dtype: str, mo
         return states
 
     expected = run()
-    as_on_a_gpu(monkeypatch)
+    as_on_a_gpu()
     for actual, wanted in zip(jax.tree.leaves(run()), jax.tree.leaves(expected), strict=True):
         assert actual.dtype == wanted.dtype
         if actual.dtype == jnp.int32:
@@ -101,10 +111,10 @@ def after_three_steps(gate: str, how: str):
 @pytest.mark.parametrize("how", ["apply", "apply on a gpu", "update"])
 @every_gate
 def test_derivatives_through_three_steps_are_those_of_finite_differences(
-    gate: str, how: str, monkeypatch: pytest.MonkeyPatch
+    gate: str, how: str, as_on_a_gpu: Callable[[], None]
 ) -> None:
     if how == "apply on a gpu":
-        as_on_a_gpu(monkeypatch)
+        as_on_a_gpu()
     with jax.enable_x64(True):
         start = jax.tree.map(lambda x: np.asarray(x, np.float64), (PARAMS, GRADS, 0.1))
         flat, unravel = jax.flatten_util.ravel_pytree(start)
@@ -164,6 +174,28 @@ def test_a_branch_under_vmap_runs_where_its_predicate_holds(form: str) -> None:
     np.testing.assert_array_equal(out["x"], [2.0, np.inf, 3.0, np.nan])
     slopes = jax.grad(lambda x: jnp.sum(jax.vmap(count_up)(pred, carry | {"x": x})["x"]))(jnp.ones(4))
     np.testing.assert_array_equal(slopes, [2.0, 1.0, 1.0, 2.0])
+
+
+def test_replicas_under_vmap_take_one_decision_together(form: str) -> None:
+    tx = oc.chain(oc.cross_replica_mean("replica"), oc.skip_nonfinite(oc.sgd(1.0)))
+    within = oc.skip_nonfinite(oc.chain(oc.cross_replica_mean("replica"), oc.sgd(1.0)))
+    grads = jnp.array([1.0, 3.0])
+    for one in (tx, within):
+        step = jax.vmap(
+            lambda g, tx=one: tx.apply(jnp.zeros(()), tx.init(jnp.zeros(())), grads=g)[0], axis_name="replica"
+        )
+        np.testing.assert_array_equal(jax.jit(step)(grads), [-2.0, -2.0])
+        slope = jax.jit(jax.grad(lambda g, step=step: step(g)[0]))(grads)
+        np.testing.assert_array_equal(slope, [-0.5, -0.5])
+
+
+def test_a_gate_under_vmap_has_the_gradient_of_each_run_by_itself(form: str) -> None:
+    """A gradient through a sweep: each run counts, skips and waits by itself."""
+    loss = after_three_steps("nested", "apply")
+    rates = jnp.array([0.1, 0.2, 0.4])
+    swept = jax.jit(jax.grad(lambda rates: jnp.sum(jax.vmap(functools.partial(loss, PARAMS, GRADS))(rates))))(rates)
+    alone = jax.jit(jax.grad(functools.partial(loss, PARAMS, GRADS)))
+    np.testing.assert_allclose(swept, [alone(rate) for rate in rates], rtol=1e-5)
 
 
 def test_a_branch_takes_integers_keys_booleans_and_nothing(form: str) -> None:
@@ -231,9 +263,8 @@ def test_an_exported_step_runs_on_the_platforms_that_it_was_made_for() -> None:
     state = tx.init(PARAMS)
     step = jax.jit(lambda p, s, g: tx.apply(p, s, grads=g))
     exported = jax.export.export(step, platforms=("cpu", "cuda", "tpu"))(PARAMS, state, GRADS)
-    loaded = jax.export.deserialize(exported.serialize())
-    expected, actual = step(PARAMS, state, GRADS), loaded.call(PARAMS, state, GRADS)
-    expected, actual = step(*expected, GRADS), loaded.call(*actual, GRADS)
+    expected, actual = step(PARAMS, state, GRADS), exported.call(PARAMS, state, GRADS)
+    expected, actual = step(*expected, GRADS), exported.call(*actual, GRADS)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), actual, expected)
 
 
