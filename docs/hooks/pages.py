@@ -68,12 +68,28 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Shows the benchmarks' charts, which lie outside of the site, and puts their own notes into the page on costs."""
+    if "{{ race }}" in markdown:
+        markdown = markdown.replace("{{ race }}", _race())
     markdown = markdown.replace("](../benchmarks/results/", "](images/")
     if "{{ benchmarks }}" not in markdown:
         return markdown
     text = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
     _, *sections = re.split(r"^## ", text, flags=re.MULTILINE)
     return markdown.replace("{{ benchmarks }}", "".join(f"## {section}" for section in sections))
+
+
+def _race() -> str:
+    """What came out of the race that is kept with the benchmarks: its command, its picture, its tables."""
+    folder = RESULTS / "race"
+    if not (folder / "race.json").exists():
+        return ""
+    kept = json.loads((folder / "race.json").read_text(encoding="utf-8"))
+    place, tables = kept["place"], (folder / "table.md").read_text(encoding="utf-8")
+    return (
+        f"## What came out\n\n    {kept['command']}\n\n"
+        f"{place['date']}, {place['device']}, {place['cores']} cores, Python {place['python']}, jax {place['versions']['jax']}. "
+        f"{kept['caption']}\n\n![curves, and differences from the reference](../benchmarks/results/race/report.png)\n\n{tables}"
+    )
 
 
 def _example(name: str) -> tuple[optchain.Transformation | None, str]:

@@ -9,7 +9,6 @@ from optchain.race.entrant import rebuilt as rebuilt
 from optchain.race.members import Group as Group
 from optchain.race.members import Program as Program
 from optchain.race.members import StoppedError as StoppedError
-from optchain.race.rates import Search as Search
 from optchain.race.statistics import Comparison as Comparison
 from optchain.race.statistics import compare as compare
 from optchain.race.statistics import holm as holm

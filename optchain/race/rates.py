@@ -9,47 +9,53 @@ FIRST = (-1, 0, 1, 2)
 FURTHEST = 8
 """Four decades either way."""
 
+Losses = Mapping[int, Sequence[float]]
+"""The last losses of the seeds, by place on the grid."""
 
-def factor(half_decades: int) -> float:
+
+def factor(place: int) -> float:
     """The factor of a place on the grid, in three digits: 0.316, 1, 3.16, 10."""
-    return float(f"{10 ** (half_decades / 2):.3g}")
+    return float(f"{10 ** (place / 2):.3g}")
 
 
-class Search:
-    """Which places of the grid to try next, by the mean losses of those that were tried.
+def next_places(losses: Losses) -> list[int]:
+    """The places to try next, none if the best of those that were tried is not at their end.
 
     Example:
-      >>> from optchain.race import Search
-      >>> search = Search()
-      >>> search.next({})
+      >>> from optchain.race.rates import next_places
+      >>> next_places({})
       [-1, 0, 1, 2]
-      >>> losses = {-1: 4.0, 0: 3.0, 1: 2.0, 2: 1.0}
-      >>> search.next(losses)  # the best is the last: on upwards
+      >>> losses = {-1: [4.0], 0: [3.0], 1: [2.0], 2: [1.0]}
+      >>> next_places(losses)  # the best is the last: on upwards
       [3, 4, 5, 6]
-      >>> search.next(losses | {3: 0.5, 4: 0.7, 5: 4.0, 6: 4.0})
+      >>> next_places(losses | {3: [0.5], 4: [0.7], 5: [4.0], 6: [4.0]})
       []
     """
+    if not losses:
+        return list(FIRST)
+    means = {place: np.mean(values) for place, values in losses.items()}
+    best, lowest, highest = min(means, key=lambda place: (means[place], place)), min(means), max(means)
+    if best == highest:
+        return list(range(highest + 1, min(highest + len(FIRST), FURTHEST) + 1))
+    if best == lowest:
+        return list(range(max(lowest - len(FIRST), -FURTHEST), lowest))
+    return []
 
-    def next(self, losses: Mapping[int, float]) -> list[int]:
-        """The places to try, none if the best is not at an end of those that were."""
-        if not losses:
-            return list(FIRST)
-        best, lowest, highest = self.best(losses), min(losses), max(losses)
-        if best == highest:
-            return list(range(highest + 1, min(highest + len(FIRST), FURTHEST) + 1))
-        if best == lowest:
-            return list(range(max(lowest - len(FIRST), -FURTHEST), lowest))
-        return []
 
-    @staticmethod
-    def best(losses: Mapping[int, float]) -> int:
-        """The place of the least loss; of equal ones the lowest rate."""
-        return min(losses, key=lambda place: (losses[place], place))
+def best_place(losses: Losses) -> int:
+    """The lowest rate whose mean loss is within one standard error of the least.
 
-    @staticmethod
-    def losses(places: Sequence[int], finals: Sequence[float]) -> dict[int, float]:
-        """The mean of the final losses at each place, over the seeds."""
-        by_place: dict[int, list[float]] = {}
-        for place, final in zip(places, finals, strict=True):
-            by_place.setdefault(place, []).append(float(final))
-        return {place: float(np.mean(values)) for place, values in by_place.items()}
+    In a flat valley the least of a few noisy means may lie anywhere, at the edge of divergence too. The standard error is that of
+    the median place, so that places where runs are lost say nothing of the noise.
+
+    Source: Breiman et al., "Classification and Regression Trees", 1984, section 3.4.3, the one-standard-error rule.
+
+    Example:
+      >>> from optchain.race.rates import best_place
+      >>> best_place({0: [0.9, 1.1], 1: [0.52, 0.50], 2: [0.49, 0.51], 3: [0.7, 3.0]})
+      1
+    """
+    means = {place: float(np.mean(values)) for place, values in losses.items()}
+    errors = [np.std(values, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0.0 for values in losses.values()]
+    allowed = min(means.values()) + float(np.median(errors))
+    return min(place for place, mean in means.items() if mean <= allowed)

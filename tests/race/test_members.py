@@ -11,10 +11,11 @@ import optax
 import pytest
 
 import optchain as oc
-from optchain.race import Entrant, Program, Search, StoppedError, Task, compare, constant, cosine
+from optchain.race import Entrant, Program, StoppedError, Task, compare, constant, cosine
 from optchain.race import members as members_module
 from optchain.race.entrant import evaluated
 from optchain.race.members import bounded
+from optchain.race.rates import best_place, next_places
 from tests.race.toys import line
 
 SEEDS, FACTORS = [0, 1, 5, 0], [1.0, 1.0, 1.0, 3.0]
@@ -175,13 +176,22 @@ def test_the_search_goes_on_until_the_best_rate_is_inside():
     def best(place: int) -> float:
         return abs(place - 4.2)
 
-    search, losses, rounds = Search(), {}, 0
-    while places := search.next(losses):
-        losses |= {place: best(place) for place in places}
+    losses: dict[int, list[float]] = {}
+    rounds = 0
+    while places := next_places(losses):
+        losses |= {place: [best(place), best(place)] for place in places}
         rounds += 1
-    assert (search.best(losses), rounds) == (4, 2)
-    losses = {place: -float(place) for place in range(-1, 9)}
-    assert search.next(losses) == []  # not for ever
+    assert (best_place(losses), rounds) == (4, 2)
+    losses = {place: [-float(place)] for place in range(-1, 9)}
+    assert next_places(losses) == []  # not for ever
+
+
+def test_in_a_flat_valley_the_lowest_rate_is_taken_and_a_cliff_beside_the_best_does_not_move_it():
+    flat = {0: [0.13, 0.14], 1: [0.082, 0.080], 2: [0.078, 0.080], 3: [0.070, 0.086], 4: [2.0, 9.0]}
+    assert best_place(flat) == 1
+    cliff = {0: [1.20, 1.18], 1: [0.96, 0.95], 2: [0.88, 0.89], 3: [15.0, 4.0]}
+    assert best_place(cliff) == 2
+    assert best_place({0: [2.0], 1: [1.0], 2: [1.5]}) == 1  # one seed says nothing of the noise
 
 
 @pytest.mark.parametrize("shape", [cosine, constant])

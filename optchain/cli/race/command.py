@@ -149,8 +149,9 @@ def _report(
     about = {task.name: f"{task.about or 'a task of your own'}, {task.steps} steps" for task in tasks}
     where, command = place(), _command(settings)
     kept = folder.read()
-    folder.write({**kept, "command": command, "place": where, "about": about, "results": [as_json(r) for r in results]})
     caption = table.caption(settings.seeds, settings.level, reference)
+    said = {"command": command, "caption": caption, "place": where, "about": about}
+    folder.write({**kept, **said, "results": [as_json(r) for r in results]})
     (folder.path / "table.md").write_text(table.markdown(results, about), encoding="utf-8")
     page.write(folder.path / "report.html", results, about, command, described(where), caption, settings.level)
     chart.draw(folder.path / "report.png", results, settings.level)

@@ -24,8 +24,8 @@ class Result:
     """The learning rates that were run, by their key in the state; the highest of the schedule."""
     factor: float
     """What they are over those that the recipe is built with."""
-    tried: dict[str, float]
-    """The mean last loss of the seeds for tuning, by factor."""
+    tried: dict[str, list[float]]
+    """The last losses of the seeds for tuning, by factor."""
     group: Group
     target: float | None = None
     steps_to_target: list[int | None] = dataclasses.field(default_factory=list)

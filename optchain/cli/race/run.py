@@ -11,7 +11,7 @@ from optchain.cli.race.progress import progress
 from optchain.cli.race.results import Result
 from optchain.cli.race.settings import ScheduleName, Settings
 from optchain.cli.screen import say
-from optchain.race import Entrant, Group, Program, Search, Task, constant, cosine, rates
+from optchain.race import Entrant, Group, Program, Task, constant, cosine, rates
 from optchain.race.members import StoppedError
 
 SHAPES = {ScheduleName.COSINE: cosine, ScheduleName.CONSTANT: constant}
@@ -79,27 +79,26 @@ class _Contest:
             self.program.state_bytes / self.program.parameters,
             {name: base * factor for name, base in self.program.rates.items()},
             factor,
-            {f"{rates.factor(place):g}": loss for place, loss in sorted(tried.items())},
+            {f"{rates.factor(place):g}": losses for place, losses in sorted(tried.items())},
             group,
         )
 
-    def _factor(self) -> tuple[float, dict[int, float]]:
+    def _factor(self) -> tuple[float, dict[int, list[float]]]:
         """The factor to compare at, and what was tried for it."""
         with _told(self.entrant, self.task):
             kept = self.entrant.factor(self.program.rates)
         if kept is not None:
             return kept, {}
-        search, places, finals = Search(), [], []
-        while wanted := search.next(search.losses(places, finals)):
+        losses: dict[int, list[float]] = {}
+        while wanted := rates.next_places(losses):
             members = [(place, seed) for place in wanted for seed in self.settings.tuned]
             for first in range(0, len(members), self.program.width):
                 some = members[first : first + self.program.width]
                 name = f"rates-{some[0][0]}-to-{some[-1][0]}-{first}"
                 group = self._group(name, [seed for _, seed in some], [rates.factor(place) for place, _ in some])
-                places += [place for place, _ in some]
-                finals += list(group.final)
-        tried = search.losses(places, finals)
-        return rates.factor(search.best(tried)), tried
+                for (place, _), final in zip(some, group.final, strict=True):
+                    losses.setdefault(place, []).append(float(final))
+        return rates.factor(rates.best_place(losses)), losses
 
     def _group(self, name: str, seeds: Sequence[int], factors: Sequence[float]) -> Group:
         where = (self.task.name, self.entrant.name, name)

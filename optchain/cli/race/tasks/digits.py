@@ -22,7 +22,7 @@ CODE = 8
 def digits() -> Task:
     """Which digit it is, by a perceptron of 52,000 parameters."""
     return _classifier(
-        "digits", Network(), 300, 0.1, "handwritten digits, a perceptron with layer norms, nats an image"
+        "digits", Network(), 200, 0.1, "handwritten digits, a perceptron with layer norms, nats an image"
     )
 
 
