@@ -101,6 +101,7 @@ def _race(path: Path, given: dict[str, Any], resumed: bool) -> None:
     from optchain.cli.race import named, run
     from optchain.cli.race.folder import Folder
     from optchain.cli.screen import console, say
+    from optchain.cli.train.folder import locked
     from optchain.cli.train.interruption import Interruption
     from optchain.race import StoppedError
 
@@ -115,7 +116,7 @@ def _race(path: Path, given: dict[str, Any], resumed: bool) -> None:
     _check_names("--recipes", [entrant.name for entrant in entrants])
     _check_names("--tasks", [task.name for task in tasks])
     folder.begin(settings, {entrant.name: named.described(entrant) for entrant in entrants})
-    with Interruption() as stop:
+    with locked(path), Interruption() as stop, stop.held():
         try:
             results = run.race(settings, tasks, entrants, folder, screen, lambda: stop.signal is not None)
         except StoppedError:
