@@ -28,7 +28,9 @@ KILLS = int(os.environ.get("OPTCHAIN_KILLS", "3"))
 SIGTERMS = round(0.3 * KILLS)
 IN_A_ROW = 4
 """How often one run is ended before it is let go on to its last step."""
-STEPS = ["--steps", "21", "--checkpoint-every", "3"]  # an update is half accumulated at every second checkpoint
+LAST, EVERY = 21, 3
+STEPS = ["--steps", str(LAST), "--checkpoint-every", str(EVERY)]
+"""At every second checkpoint an update is half accumulated."""
 
 
 def started(folder: Path) -> ForkServerProcess:
@@ -44,6 +46,22 @@ def started(folder: Path) -> ForkServerProcess:
 
 def command(folder: Path) -> list[str]:
     return ["train", "--resume-or-start", str(folder), *STEPS]
+
+
+def progress(folder: Path) -> int:
+    """How far a run is: there is nothing, it writes its first checkpoint, it has written so many of them."""
+    steps = [int(path.name) for path in (folder / "checkpoints").glob("*") if path.name.isdecimal()]
+    return 2 + max(steps) // EVERY if steps else int(folder.exists())
+
+
+def wait_for_a_moment(process: ForkServerProcess, folder: Path, moments: random.Random, seconds: float) -> None:
+    """Waits until the run has come to a random place, and a random time more: by the clock alone most moments are before the
+    first step, on a machine that is busier than it was.
+    """
+    place = moments.randint(progress(folder), 2 + LAST // EVERY)
+    while progress(folder) < place and process.is_alive():
+        time.sleep(0.002)
+    time.sleep(moments.uniform(0, seconds / 20))
 
 
 def ended(process: ForkServerProcess) -> int | None:
@@ -79,7 +97,7 @@ def test_after_an_end_at_any_moment_the_same_command_ends_in_the_same_bits(
     for attempt in range(times):
         folder = tmp_path / str(attempt // IN_A_ROW)
         process = started(folder)
-        time.sleep(moments.uniform(0, seconds))
+        wait_for_a_moment(process, folder, moments, seconds)
         getattr(process, end)()
         code = ended(process)
         assert code in codes
