@@ -74,7 +74,7 @@ def gate(
             return (keep_layout(params) if keep_layout else params), inner_state
 
         params, inner_state = run_if(run_now, run, params, state.get("inner", {}))
-        return params, {**own, **inner_entry(inner_state)}
+        return jax.tree.map(_kept_narrow, params), {**own, **inner_entry(inner_state)}
 
     return Transformation(
         init_with_inner,
@@ -90,6 +90,14 @@ def gate(
         takes_rows=True,
         rowwise=rowwise,
     )
+
+
+def _kept_narrow(p: Any) -> Any:
+    """Keeps what widens a parameter after the gate out of the gate's branches.
+
+    XLA would move it there, and both would write the wide parameters out: 8 bytes a parameter of a call that waits, on a TPU.
+    """
+    return lax.optimization_barrier(p) if trees.wide_dtype(trees.dtype_of(p)) != trees.dtype_of(p) else p
 
 
 def inner_entry(inner_state: State) -> dict[str, Any]:
