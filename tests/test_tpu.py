@@ -5,6 +5,7 @@
 
 import functools
 
+import jax.numpy as jnp
 import pytest
 
 from optchain.cli.bench import ahead, pods, trees
@@ -42,6 +43,14 @@ def test_a_step_moves_and_needs_no_more_than_that_of_optax(topology: str, layout
 def test_a_call_that_only_accumulates_moves_gradient_and_accumulator(topology: str, layout: str) -> None:
     row = rows(topology, layout, RecipeName.ACCUMULATE)[ContenderName.APPLY]
     assert 12 <= row.waiting_bytes <= 12.5
+
+
+def test_a_call_that_waits_widens_no_narrow_parameter() -> None:
+    """Where an average after the gate widens them, XLA would move that into the gate's branches: 12 bytes, and 3 temporary."""
+    shapes = trees.transformer(layers=2, width=384, dtype=jnp.bfloat16)
+    (row,) = ahead.compile_all("v5e:2x2", shapes, [RecipeName.EVERYTHING], [ContenderName.APPLY], ["replicated"])
+    assert 20 <= row.waiting_bytes <= 21
+    assert row.updating_bytes <= 44
 
 
 @every_place

@@ -98,4 +98,12 @@ class Gate(Composite):
             return (keep_layout(params) if keep_layout else params), inner_state
 
         params, inner_state = run_if(run_now, run, params, state.get("inner", {}))
-        return params, {**own, **entries({"inner": inner_state})}
+        return jax.tree.map(_kept_narrow, params), {**own, **entries({"inner": inner_state})}
+
+
+def _kept_narrow(p: Any) -> Any:
+    """Keeps what widens a parameter after the gate out of the gate's branches.
+
+    XLA would move it there, and both would write the wide parameters out: 8 bytes a parameter of a call that waits, on a TPU.
+    """
+    return lax.optimization_barrier(p) if trees.wide_dtype(trees.dtype_of(p)) != trees.dtype_of(p) else p
