@@ -144,5 +144,5 @@ def _rate(rate: Any, spec: str) -> Any:
     try:
         check_number(KEPT, rate, POSITIVE)
     except (TypeError, ValueError) as error:
-        raise UserError(f"--recipes {spec}: {error}, and it may be {OWN}") from error
+        raise UserError(f"--recipes {spec}: {error}; or say {OWN}") from error
     return float(rate)

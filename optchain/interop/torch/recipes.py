@@ -148,17 +148,17 @@ def _arguments(kind: str, group: Mapping[str, Any], defaults: Mapping[str, Any])
     return {name: plain(value, name) for name, value in own.items()}
 
 
-def plain(value: Any, name: str) -> Any:
+def plain(value: Any, name: str, whose: str = "") -> Any:
     """An argument without tensors: PyTorch takes them for numbers.
 
     Raises:
       ValueError: a tensor that is no number.
     """
     if isinstance(value, tuple | list):
-        return tuple(plain(part, f"{name}[{place}]") for place, part in enumerate(value))
+        return tuple(plain(part, f"{name}[{place}]", whose) for place, part in enumerate(value))
     if not hasattr(value, "detach"):
         return value
-    array = to_array(value, name)
+    array = to_array(value, name + whose)
     if array.size != 1:
-        raise ValueError(f"{name} must be a number; it is a tensor of shape {array.shape}")
+        raise ValueError(f"{name}{whose} must be a number; it is a tensor of shape {array.shape}")
     return array.item()

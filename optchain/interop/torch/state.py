@@ -316,7 +316,7 @@ def _check_constants(place: Place, source: _Source) -> None:
 
 def plain_group(group: Mapping[str, Any], name: str) -> dict[str, Any]:
     made = {
-        key: plain(value, f"{key} of {name}") for key, value in group.items() if key not in ("params", "param_names")
+        key: plain(value, key, f" of {name}") for key, value in group.items() if key not in ("params", "param_names")
     }
     if not isinstance(made.get("betas", ()), tuple):
         raise ValueError(f"betas of {name} must be two numbers; they are {made['betas']!r}")
