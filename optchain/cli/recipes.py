@@ -25,8 +25,15 @@ def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
+from_json: Callable[[str | bytes], Any] = functools.partial(json.loads, object_pairs_hook=_each_key_once)
+"""What JSON says that a user wrote.
+
+Raises:
+  ValueError: it is no JSON (a `json.JSONDecodeError`), or a key is there twice.
+  RecursionError: it is nested too deep.
+"""
 PARSERS: dict[str, Callable[[str], Any]] = {
-    ".json": functools.partial(json.loads, object_pairs_hook=_each_key_once),
+    ".json": from_json,
     ".toml": tomllib.loads,
 }
 

@@ -30,7 +30,7 @@ def count(what: str, value: Any) -> int:
 
 
 def hyperparam(what: str, name: str, value: Any) -> None:
-    """Requires what the argument `name` may be: a real number in its range, as a float32 too.
+    """Requires what the argument `name` may be: a real number in its range, as it is used in JAX's default float too.
 
     Raises:
       ValueError: it is something else.
@@ -39,11 +39,11 @@ def hyperparam(what: str, name: str, value: Any) -> None:
 
 
 def number(what: str, value: Any, allowed: Range) -> None:
-    """Requires a real number in a range, as a float32 too."""
+    """Requires a real number in a range, as it is used in JAX's default float too."""
     found = _scalar(value)
-    with np.errstate(over="ignore"):
-        if found is None or found not in allowed or float(np.float32(arguments.as_float(found))) not in allowed:
-            raise ValueError(f"{what} must be {allowed}, in float32; it is {_shown(value)}")
+    used, dtype = (None, arguments.as_used(0.0)[1]) if found is None else arguments.as_used(found)
+    if found is None or found not in allowed or used not in allowed:
+        raise ValueError(f"{what} must be {allowed}, in {dtype}; it is {_shown(value)}")
 
 
 def squares(what: str, values: Any) -> None:

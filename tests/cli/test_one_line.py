@@ -2,18 +2,23 @@
 
 import json
 import os
+import struct
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import optchain
 from optchain.cli import main
+from optchain.cli.errors import UserError
+from optchain.cli.train.folder import made
 from optchain.interop import orbax
+from optchain.interop import torch as interop_torch
 
 TX = optchain.presets.torch.adam(0.1)
 RECIPE = json.dumps(optchain.to_config(TX))
@@ -131,10 +136,163 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(target: list[str], folder: P
     assert sorted(path.name for path in folder.iterdir()) == ["large", "names.json", "recipe.json", "run"]
 
 
-@pytest.mark.parametrize("option", ["--recipe", "--names"])
+@pytest.mark.parametrize("rate", [1e39, 1e300, 1e-60, 1e-39])
+def test_a_rate_that_float32_has_not_is_refused_by_its_name(
+    rate: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    said = refused(capsys, "train", "--learning-rate", rate, "--out", tmp_path / "run")
+    becomes = "overflows" if rate > 1 else "is flushed to 0"
+    assert f"--learning-rate must be a finite number > 0; got {rate!r}, which {becomes} in float32" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("option", ["--steps", "--schedule-steps", "--checkpoint-every"])
+def test_a_number_of_steps_that_int32_has_not_is_refused_by_its_name(
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    said = refused(capsys, "train", option, 2**31, "--out", tmp_path / "run")
+    assert f"{option} must be between 1 and {2**31 - 1}; got {2**31}" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        (["train", "--steps", "4", "--out"], "file/run"),
+        (["train", "--steps", "4", "--resume-or-start"], "file/run"),
+        (["train", "--steps", "4", "--resume-or-start"], "file/deep/run"),
+        (["race", "--out"], "file/race"),
+        (["plot", "adamw", "--out"], "file/rate.png"),
+        (["plot", "adamw", "--out"], "nowhere/rate.png"),
+    ],
+)
+def test_where_nothing_can_be_written_is_told_with_the_option(
+    command: list[str], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("")
+    said = refused(capsys, *command, name)
+    assert said.startswith(f"optchain: {command[-1]} {name}: ")
+    assert "Errno" not in said
+    assert [path.name for path in tmp_path.rglob("*")] == ["file"]
+
+
+def test_a_folder_that_the_system_does_not_let_make_is_told_with_the_option(tmp_path: Path):
+    with pytest.raises(UserError, match=r"^--out .*: File name too long$"):
+        made(tmp_path / ("x" * 300), "--out")
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("command", ["convert", "describe"])
+def test_a_path_below_another_is_told_in_either_order(
+    command: str, order: int, folder: Path, capsys: pytest.CaptureFixture[str]
+):
+    names = ["head", "head/deep/bias"][::order]
+    if command == "convert":
+        option, file = "--names", "within.json"
+        Path(file).write_text(json.dumps({name: f"its {name}" for name in names}))
+        said = refused(capsys, "convert", "run", "--to", "torch", "--out", "out.pt", option, file)
+    else:
+        option, file = "--params", "within.npz"
+        np.savez(file, allow_pickle=False, **{name: np.ones(2) for name in names})
+        said = refused(capsys, "describe", "adamw", option, file)
+    assert f"{option} {file}: head/deep/bias lies below head, which is a parameter itself" in said
+
+
+@pytest.mark.parametrize("path", ["", "/kernel", "dense/", "dense//kernel"])
+def test_a_path_without_a_name_is_refused(path: str, folder: Path, capsys: pytest.CaptureFixture[str]):
+    Path("names.json").write_text(json.dumps({path: "weight"}))
+    said = refused(capsys, "convert", "run", "--to", "torch", "--out", "out.pt", "--names", "names.json")
+    assert f"--names names.json: {path!r} is no path" in said
+
+
+@pytest.mark.parametrize(("dtype", "numbers"), [("F8_E4M3", 4), ("F8_E5M2", 4), ("F4", 8), ("F8_E8M0", 4)])
+def test_weights_of_safetensors_that_numpy_has_not_are_told_with_what_helps(
+    dtype: str, numbers: int, folder: Path, capsys: pytest.CaptureFixture[str]
+):
+    header = json.dumps({"w": {"dtype": dtype, "shape": [numbers], "data_offsets": [0, 4]}}).encode()
+    Path("run.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
+    said = refused(capsys, "convert", "run.safetensors", "--to", "orbax", "--out", "out", *described())
+    assert said == (f"optchain: run.safetensors: w is {dtype}, which NumPy has not: save it dense, as float32 say\n")
+
+
+def test_bfloat16_of_safetensors_is_read(folder: Path):
+    torch = pytest.importorskip("torch")
+    safetensors = pytest.importorskip("safetensors.torch")
+    safetensors.save_file({"w": torch.tensor([1.5, -2.0], dtype=torch.bfloat16)}, "run.safetensors")
+    model = interop_torch.read("run.safetensors").model
+    assert model is not None
+    assert (model["w"].dtype, model["w"].tolist()) == (jnp.bfloat16, [1.5, -2.0])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ([3], "a list of groups with 'params', a list of numbers"),
+        (["params"], "a list of groups with 'params', a list of numbers"),
+        ([{"lr": 0.1, "params": 3}], "a list of groups with 'params', a list of numbers"),
+        ([{"lr": 0.1, "params": [[0]]}], "a list of groups with 'params', a list of numbers"),
+        ([{"lr": 0.1, "params": [0], "param_names": 3}], "a list of groups with 'params', a list of numbers"),
+        ([{"lr": np.ones(2), "params": [0]}], "lr of group 0 must be a number; it is a tensor of shape (2,)"),
+        ([{"lr": 0.1, "eps": np.ones(2), "params": [0]}], "eps of group 0 must be a number; it is a tensor of"),
+        ([{"lr": 0.1, "betas": 0.9, "params": [0]}], "betas of group 0 must be two numbers; they are 0.9"),
+        ([{"lr": 0.1, "betas": (np.ones(2), 0.9), "params": [0]}], "betas[0] of group 0 must be a number"),
+    ],
+)
+def test_groups_that_no_optimizer_has_are_told_by_their_place(
+    change: list[Any], said: str, folder: Path, capsys: pytest.CaptureFixture[str]
+):
+    torch = pytest.importorskip("torch")
+    groups = jax.tree.map(lambda value: torch.tensor(value) if isinstance(value, np.ndarray) else value, change)
+    slot = {"step": 1.0, "exp_avg": torch.ones(2, 2), "exp_avg_sq": torch.ones(2, 2)}
+    torch.save({"model": {"w": torch.ones(2, 2)}, "optimizer": {"state": {0: slot}, "param_groups": groups}}, "run.pt")
+    Path("names.json").write_text('{"scale": "w"}')
+    told = refused(capsys, "convert", "run.pt", "--to", "orbax", "--out", "out", *described())
+    assert told.startswith("optchain: run.pt: ")
+    assert said in told
+
+
+@pytest.mark.filterwarnings("ignore:.*quantized tensor creation:UserWarning")
+@pytest.mark.parametrize("kind", ["float8", "sparse", "quantized", "meta", "none at all"])
+def test_the_file_is_named_once(kind: str, folder: Path, capsys: pytest.CaptureFixture[str]):
+    torch = pytest.importorskip("torch")
+    dense = torch.ones(2, 2)
+    weight = {
+        "float8": lambda: dense.to(torch.float8_e4m3fn),
+        "sparse": dense.to_sparse,
+        "quantized": lambda: torch.quantize_per_tensor(dense, 0.1, 0, torch.qint8),
+        "meta": lambda: dense.to("meta"),
+    }
+    optimizer = {"state": {}, "param_groups": [{"lr": 0.1, "params": [0]}]}
+    torch.save({"model": {"w": weight[kind]()}, "optimizer": optimizer} if kind in weight else [1], "run.pt")
+    said = refused(capsys, "convert", "run.pt", "--to", "orbax", "--out", "out", *described())
+    assert said.startswith("optchain: run.pt: ")
+    assert said.count("run.pt") == 1
+
+
+READERS = {
+    "--recipe": ["convert", "run", "--to", "torch", "--out", "out.pt", "--recipe"],
+    "--names": ["convert", "run", "--to", "torch", "--out", "out.pt", "--names"],
+    "RECIPE": ["describe", "--params", '{"w": [2]}'],
+    "--params": ["describe", "adamw", "--params"],
+}
+
+
+@pytest.mark.parametrize("option", READERS)
+def test_what_is_nested_too_deep_is_told_so(option: str, folder: Path, capsys: pytest.CaptureFixture[str]):
+    Path("deep.json").write_text('{"a":' * 100_000 + "1" + "}" * 100_000)
+    said = refused(capsys, *READERS[option], "deep.json")
+    assert f"{option} deep.json: it is nested too deep" in said
+
+
+def test_a_key_that_is_there_twice_in_the_line_is_an_error(capsys: pytest.CaptureFixture[str]):
+    assert "the key 'k' is there twice" in refused(capsys, "describe", "adamw", "--params", '{"k":[3],"k":[4]}')
+
+
+@pytest.mark.parametrize("option", READERS)
 def test_a_key_that_is_there_twice_is_an_error(option: str, folder: Path, capsys: pytest.CaptureFixture[str]):
     Path("twice.json").write_text('{"optchain": 1, "arguments": {"lr": 0.1, "lr": 0.2}, "transformation": "sgd"}')
-    said = refused(capsys, "convert", "run", "--to", "torch", "--out", "out.pt", option, "twice.json")
+    said = refused(capsys, *READERS[option], "twice.json")
     assert f"{option} twice.json: the key 'lr' is there twice" in said
 
 

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import random
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -217,6 +218,29 @@ def test_a_signal_whose_exception_is_lost_stops_the_run_all_the_same(tmp_path: P
     monkeypatch.setattr(digits, "load", loses_it)
     assert main(["train", "--out", str(tmp_path / "run"), "--steps", "5"]) == 143
     assert checkpoints.latest(tmp_path / "run").step == 0
+
+
+@pytest.mark.parametrize("option", ["--out", "--resume", "--resume-or-start"])
+def test_what_goes_on_after_an_end_is_printed_for_each_way_to_name_a_folder(
+    option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    folder = tmp_path / "a run"
+    given = ["--steps", "5", "--learning-rate", "0.002"]
+    if option == "--resume":
+        assert main(["train", "--out", str(folder), *given[:1], "2"]) == 0
+    load = digits.load
+
+    def ended_meanwhile(seed: int) -> Any:
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        return load(seed)
+
+    monkeypatch.setattr(digits, "load", ended_meanwhile)
+    capsys.readouterr()
+    assert main(["train", option, str(folder), *given]) == 143
+    command = capsys.readouterr().out.replace("\n", " ").partition("go on with: ")[2].strip()
+    again = [option, str(folder), *given] if option == "--resume-or-start" else ["--resume", str(folder)]
+    assert shlex.split(command) == ["optchain", "train", *again]
 
 
 def until(condition: Callable[[], bool]) -> None:

@@ -109,7 +109,8 @@ def convert(
     except MemoryError as error:
         raise UserError(f"{source}: there is not enough memory for it") from error
     except (ValueError, TypeError, KeyError, OverflowError) as error:
-        raise UserError(f"{source}: {error.args[0] if error.args else error}") from error
+        said = str(error.args[0] if error.args else error)
+        raise UserError(f"{source}: {said.removeprefix(f'{source}: ')}") from error
 
     if as_json:
         entries = [

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 import optchain
 from optchain.cli.errors import UserError
+from optchain.cli.trees import nested
 from optchain.interop.merging import by_names, merge
 from optchain.interop.report import Choice, Report, Row
 
@@ -65,18 +66,6 @@ def recipe_in(source: Path) -> optchain.Transformation:
     raise UserError(f"--recipe FILE: {source} does not say which optimizer it is of")
 
 
-def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """A tree of dicts, of leaves by their paths."""
-    tree: dict[str, Any] = {}
-    for path, leaf in leaves.items():
-        node = tree
-        *above, last = path.split("/")
-        for name in above:
-            node = node.setdefault(name, {})
-        node[last] = leaf
-    return tree
-
-
 def _torch(source: Path, tx: optchain.Transformation, names: Names, hyperparams: Choice, step: int | None) -> Run:
     from optchain.interop import torch as interop
     from optchain.interop.torch.layouts import check_readable, layouts
@@ -96,7 +85,7 @@ def _torch(source: Path, tx: optchain.Transformation, names: Names, hyperparams:
     model = {name: held.model[name] for name in names.values()}
     for name, tensor in model.items():
         if hasattr(tensor, "detach"):
-            check_readable(tensor, f"{source}: {name}")
+            check_readable(tensor, name)
     theirs = {path: _shape(model[name].shape, model[name].dtype) for path, name in names.items()}
     axes = layouts(nested(theirs), None)
     ours = {

@@ -1,8 +1,6 @@
 """Parameters on paper: the shapes and dtypes that a file, a checkpoint or a line of JSON tells of. No array is read."""
 
-import json
 import re
-import tomllib
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from optchain.cli import recipes
 from optchain.cli.errors import UserError
+from optchain.cli.trees import nested
 
 SHAPE = re.compile(r"\s*(\w+)\s*\[([\d,\s]*)\]\s*")
 SAFETENSORS_DTYPES = {
@@ -39,21 +39,21 @@ def read(text: str) -> Shapes:
     path = Path(text)
     try:
         if text.lstrip().startswith("{"):
-            return _parsed(json.loads(text))
+            return _parsed(recipes.from_json(text))
         if path.is_dir():
             return _orbax(path)
         match path.suffix.lower():
-            case ".json":
-                return _parsed(json.loads(path.read_text(encoding="utf-8")))
-            case ".toml":
-                return _parsed(tomllib.loads(path.read_text(encoding="utf-8")))
+            case ".json" | ".toml":
+                return _parsed(recipes.parsed(path, "--params"))
             case ".safetensors":
                 return _safetensors(path)
             case ".npz":
                 return _npz(path)
     except OSError as error:
         raise UserError(f"--params {text}: {error.strerror or error}") from error
-    except (ValueError, TypeError, KeyError, RecursionError, zipfile.BadZipFile) as error:
+    except RecursionError as error:
+        raise UserError(f"--params {text}: it is nested too deep") from error
+    except (ValueError, TypeError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(f"--params {text}: {error}") from error
     raise UserError(
         f"--params {text}: it must be a file that ends in .json, .toml, .safetensors or .npz, the folder of an Orbax "
@@ -86,16 +86,13 @@ def _struct(path: str, shape: Any, dtype: Any) -> jax.ShapeDtypeStruct:
 
 def _nested(flat: Mapping[str, jax.ShapeDtypeStruct]) -> Shapes:
     """Names such as `layers.0.weight` or `dense/kernel` as a tree."""
-    tree: Shapes = {}
+    leaves: Shapes = {}
     for name, leaf in flat.items():
-        *above, last = re.split(r"[./]", name)
-        node = tree
-        for part in above:
-            node = node.setdefault(part, {})
-            if not isinstance(node, dict):
-                raise ValueError(f"{name} lies below another parameter")
-        node[last] = leaf
-    return tree
+        path = name.replace(".", "/")
+        if path in leaves:
+            raise ValueError(f"two parameters are {path}")
+        leaves[path] = leaf
+    return nested(leaves)
 
 
 def _safetensors(path: Path) -> Shapes:
@@ -104,7 +101,7 @@ def _safetensors(path: Path) -> Shapes:
         length = int.from_bytes(file.read(8), "little")
         if length > LARGEST_HEADER:
             raise ValueError("it is no safetensors file")
-        header = json.loads(file.read(length))
+        header = recipes.from_json(file.read(length))
     header.pop("__metadata__", None)
     return _nested({name: _struct(name, about["shape"], _dtype(name, about)) for name, about in header.items()})
 

@@ -44,7 +44,10 @@ def plot(
         from optchain.cli.plot import picture
         from optchain.cli.screen import console
 
-        picture.draw(out, f"{tx.name}: {steps:,} calls", found)
+        try:
+            picture.draw(out, f"{tx.name}: {steps:,} calls", found)
+        except OSError as error:
+            raise UserError(f"--out {out}: {error.strerror}") from error
         say(console(stderr=as_json), f"see {out}")
 
 

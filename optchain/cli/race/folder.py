@@ -8,6 +8,7 @@ from typing import Any
 
 from optchain.cli.errors import UserError
 from optchain.cli.race.settings import Settings
+from optchain.cli.train.folder import check_folder, made
 from optchain.race import Group
 
 PROGRAM = "optchain race"
@@ -33,8 +34,7 @@ class Folder:
         Raises:
           UserError: the folder holds another race, or something else.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"--out {self.path} is not a folder")
+        check_folder(self.path, "--out")
         if self.holds_race():
             if self.settings() != settings:
                 raise UserError(f"--out {self.path} holds a race of other settings: choose another folder")
@@ -43,7 +43,7 @@ class Folder:
             return
         if self.path.is_dir() and any(self.path.iterdir()):
             raise UserError(f"--out {self.path} is not empty: choose another folder")
-        self.path.mkdir(parents=True, exist_ok=True)
+        made(self.path, "--out")
         self.write({"settings": settings.to_json(), "recipes": recipes})
 
     def settings(self) -> Settings:

@@ -18,6 +18,7 @@ import optchain
 from optchain.cli import recipes
 from optchain.cli.errors import UserError
 from optchain.cli.race.settings import parts
+from optchain.core.arguments import POSITIVE, check_number
 from optchain.core.config import to_code
 from optchain.race import Entrant, Task, rebuilt
 from optchain.race.entrant import OWN, RATE
@@ -97,10 +98,16 @@ def _arguments(spec: str, words: list[str]) -> dict[str, Any]:
         name, equals, value = word.partition("=")
         if not equals or not name.isidentifier():
             raise UserError(f"{spec}: {word!r} is no ARGUMENT=VALUE")
+        if name in found:
+            raise UserError(f"{spec}: the argument {name!r} is there twice")
         try:
-            found[name] = json.loads(value)
-        except ValueError:
+            found[name] = recipes.from_json(value)
+        except json.JSONDecodeError:
             found[name] = value
+        except RecursionError as error:
+            raise UserError(f"{spec}: {name} is nested too deep") from error
+        except ValueError as error:
+            raise UserError(f"{spec}: {name}: {error}") from error
     return found
 
 
@@ -134,6 +141,8 @@ def _rate(rate: Any, spec: str) -> Any:
     """The learning rate that is kept; None to search for one."""
     if rate is None or rate == OWN:
         return rate
-    if isinstance(rate, bool) or not isinstance(rate, int | float) or not rate > 0:
-        raise UserError(f"--recipes {spec}: {KEPT} must be a number above 0, or {OWN}; got {rate!r}")
+    try:
+        check_number(KEPT, rate, POSITIVE)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"--recipes {spec}: {error}; or say {OWN}") from error
     return float(rate)

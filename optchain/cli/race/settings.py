@@ -10,6 +10,9 @@ from optchain.race.statistics import LEVEL
 APART = 1_000_000
 """How far the seeds by which rates are chosen lie from those that are compared."""
 
+LEAST_LEVEL = 1e-15
+"""Below it the confidence `1 − level / 2` is 1 in float64, and every interval endless."""
+
 
 class ScheduleName(enum.StrEnum):
     COSINE = "cosine"
@@ -37,7 +40,7 @@ class Settings:
         _check("seeds", 2 <= self.seeds <= APART, f"between 2 and {APART}", self.seeds)
         _check("tuning-seeds", 1 <= self.tuning_seeds <= APART, f"between 1 and {APART}", self.tuning_seeds)
         _check("first-seed", 0 <= self.first_seed < APART, f"between 0 and {APART - 1}", self.first_seed)
-        _check("level", 0 < self.level < 1, "between 0 and 1", self.level)
+        _check("level", LEAST_LEVEL <= self.level < 1, f"at least {LEAST_LEVEL:g} and below 1", self.level)
 
     @property
     def compared(self) -> list[int]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from optchain.cli.errors import UserError
-from optchain.cli.train.folder import check_free, holds_run, locked
+from optchain.cli.train.folder import check_free, holds_run, locked, made
 from optchain.cli.train.interruption import Interruption
 from optchain.cli.train.settings import DEFAULT_LEARNING_RATES, DEFAULT_STEPS, Optimizer, Settings, Shape
 
@@ -111,16 +111,21 @@ def train(
         )
     folder = out or resume or resume_or_start or DEFAULT_OUT
     _check_one_optimizer(given, recipe)
+    option = named[0] if named else "--out"
+    again: dict[str, Any] = {"--resume": folder}
+    if option == "--resume-or-start":  # it is sent again as it is
+        again = {option: folder, **{_flag(name): value for name, value in given.items()}, "--recipe": recipe}
+    how = f"go on with: {_command(again)}"
     with Interruption() as stop:
         try:
-            _train(folder, given, recipe, named[0] if named else "--out", stop)
+            _train(folder, given, recipe, option, how, stop)
         except KeyboardInterrupt:
-            left = _how_to_resume(folder) if holds_run(folder) else "no step was made"
+            left = how if holds_run(folder) else "no step was made"
             typer.echo(f"interrupted; {left}", err=True)
             raise typer.Exit(128 + (stop.signal or signal.SIGINT)) from None
 
 
-def _train(folder: Path, given: dict[str, Any], file: Path | None, option: str, stop: Interruption) -> None:
+def _train(folder: Path, given: dict[str, Any], file: Path | None, option: str, how: str, stop: Interruption) -> None:
     fresh = option == "--out" or (option == "--resume-or-start" and not holds_run(folder))
     # A mistake is told before anything slow is imported.
     chosen = None if option == "--resume" else _chosen(given)
@@ -138,7 +143,7 @@ def _train(folder: Path, given: dict[str, Any], file: Path | None, option: str, 
     if fresh:
         assert chosen is not None
         ready = _begun(dataclasses.replace(chosen, recipe=config), f"--recipe {file}")
-        folder.mkdir(parents=True, exist_ok=True)
+        made(folder, option)
     with locked(folder):
         if ready is None:
             ready = _resumed(screen, folder, given, config, option)
@@ -159,7 +164,7 @@ def _train(folder: Path, given: dict[str, Any], file: Path | None, option: str, 
                 raise typer.Exit(1) from None
         seconds = time.perf_counter() - began
         if stop.signal is not None:
-            say(screen, f"stopped at step {run.step} of {settings.steps}; {_how_to_resume(folder)}")
+            say(screen, f"stopped at step {run.step} of {settings.steps}; {how}")
             raise typer.Exit(128 + stop.signal)
 
         accuracies = {name: float(value) for name, value in loop.test_accuracies(run, data).items()}
@@ -314,5 +319,7 @@ def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def _how_to_resume(folder: Path) -> str:
-    return f"go on with: optchain train --resume {shlex.quote(str(folder))}"
+def _command(options: dict[str, Any]) -> str:
+    """The command with these options, for a shell."""
+    said = [f"{option} {shlex.quote(str(value))}" for option, value in options.items() if value is not None]
+    return " ".join(["optchain train", *said])

@@ -22,6 +22,18 @@ def holds_run(folder: Path) -> bool:
     return any(path.name.isdecimal() for path in (folder / CHECKPOINTS).glob("*"))
 
 
+def check_folder(folder: Path, option: str) -> None:
+    """Refuses what is a file, or lies below one.
+
+    Raises:
+      UserError: it is such a path.
+    """
+    for path in (folder, *folder.parents):
+        if path.exists() and not path.is_dir():
+            below = "" if path == folder else f": {path}"
+            raise UserError(f"{option} {folder}{below} is not a folder")
+
+
 def check_free(folder: Path, option: str) -> None:
     """Refuses a folder in which there is anything that a new run could spoil.
 
@@ -30,13 +42,24 @@ def check_free(folder: Path, option: str) -> None:
     Raises:
       UserError: there is something.
     """
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{option} {folder} is not a folder")
+    check_folder(folder, option)
     if holds_run(folder):
         raise UserError(f"{option} {folder} holds a run: go on with it by --resume {folder}, or choose another folder")
     partial = re.compile(rf"{LOCK}|{CHECKPOINTS}(/\.\d+\.partial(/.*)?)?", re.DOTALL)
     if any(not partial.fullmatch(path.relative_to(folder).as_posix()) for path in folder.rglob("*")):
         raise UserError(f"{option} {folder} is not empty: choose another folder")
+
+
+def made(folder: Path, option: str) -> None:
+    """Makes a folder that is not there.
+
+    Raises:
+      UserError: the system does not let.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{option} {folder}: {error.strerror}") from error
 
 
 @contextlib.contextmanager

@@ -2,10 +2,10 @@
 
 import dataclasses
 import enum
-import math
 from typing import Any
 
 from optchain.cli.errors import UserError
+from optchain.core import arguments
 
 
 class Optimizer(enum.StrEnum):
@@ -60,10 +60,12 @@ class Settings:
 
     def __post_init__(self) -> None:
         for field in ("steps", "schedule_steps", "checkpoint_every", "evaluate_every", "batch_size"):
-            _check(field, getattr(self, field) >= 1, "at least 1", getattr(self, field))
-        rate = self.learning_rate
-        _check("learning_rate", rate > 0 and math.isfinite(rate), "a finite number above 0", rate)
-        _check("seed", 0 <= self.seed <= LARGEST_SEED, f"between 0 and {LARGEST_SEED}", self.seed)
+            _check(field, getattr(self, field), minimum=1)
+        try:
+            arguments.check_number("--learning-rate", self.learning_rate, arguments.POSITIVE)
+        except (TypeError, ValueError) as error:
+            raise UserError(str(error)) from error
+        _check("seed", self.seed, minimum=0, maximum=LARGEST_SEED)
 
     @property
     def warmup_steps(self) -> int:
@@ -101,6 +103,6 @@ class Settings:
         )
 
 
-def _check(field: str, holds: bool, allowed: str, value: Any) -> None:
-    if not holds:
-        raise UserError(f"--{field.replace('_', '-')} must be {allowed}; got {value}")
+def _check(field: str, value: int, minimum: int, maximum: int = arguments.LARGEST_INTEGER) -> None:
+    if not minimum <= value <= maximum:
+        raise UserError(f"--{field.replace('_', '-')} must be between {minimum} and {maximum}; got {value}")

@@ -26,6 +26,8 @@ UNREADABLE = (
 )
 """What readers raise of a file that is damaged."""
 SYSTEM = frozenset(map(os.strerror, errno.errorcode))
+NUMBERS = frozenset(["BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64", "F16", "BF16", "F32", "F64", "C64"])
+"""The dtypes of `.safetensors` that NumPy has, and bfloat16."""
 MODEL, STATE, GROUPS = "model.", "optimizer.state.", "optimizer.param_groups"
 
 
@@ -146,12 +148,17 @@ def _read_safetensors(path: Path) -> Checkpoint:
     safetensors = needed("safetensors")
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dict
+            names = list(file.keys())
+            dtypes = {name: file.get_slice(name).get_dtype() for name in names}
+            foreign = next((name for name in names if dtypes[name] not in NUMBERS), None)
+            tensors = {} if foreign is not None else {name: file.get_tensor(name) for name in names}
             metadata = file.metadata() or {}
     except (safetensors.SafetensorError, OSError, *UNREADABLE) as error:
         raise ValueError(
             f"{path}: expected a .safetensors file of numbers that NumPy has, and it is damaged or none: {error}"
         ) from error
+    if foreign is not None:
+        raise ValueError(f"{path}: {foreign} is {dtypes[foreign]}, which NumPy has not: save it dense, as float32 say")
     try:
         groups = json.loads(metadata[GROUPS]) if GROUPS in metadata else None
         slots = _slots(tensors)

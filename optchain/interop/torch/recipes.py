@@ -109,7 +109,7 @@ def from_torch(
 
 def _warn_of_schedulers(groups: Sequence[Mapping[str, Any]]) -> None:
     driven = [
-        f"group {number}, from {plain(group[INITIAL]):g} to {plain(group['lr']):g}"
+        f"group {number}, from {plain(group[INITIAL], INITIAL):g} to {plain(group['lr'], 'lr'):g}"
         for number, group in enumerate(groups)
         if INITIAL in group
     ]
@@ -145,11 +145,20 @@ def _arguments(kind: str, group: Mapping[str, Any], defaults: Mapping[str, Any])
     own = {name: group[name] for name in defaults if name not in SWITCHES}
     if kind == "AdamW":
         own.pop("decoupled_weight_decay", None)
-    return {name: plain(value) for name, value in own.items()}
+    return {name: plain(value, name) for name, value in own.items()}
 
 
-def plain(value: Any) -> Any:
-    """An argument without tensors: PyTorch takes them for numbers."""
+def plain(value: Any, name: str, whose: str = "") -> Any:
+    """An argument without tensors: PyTorch takes them for numbers.
+
+    Raises:
+      ValueError: a tensor that is no number.
+    """
     if isinstance(value, tuple | list):
-        return tuple(map(plain, value))
-    return to_array(value).item() if hasattr(value, "detach") else value
+        return tuple(plain(part, f"{name}[{place}]", whose) for place, part in enumerate(value))
+    if not hasattr(value, "detach"):
+        return value
+    array = to_array(value, name + whose)
+    if array.size != 1:
+        raise ValueError(f"{name}{whose} must be a number; it is a tensor of shape {array.shape}")
+    return array.item()

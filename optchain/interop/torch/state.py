@@ -149,7 +149,8 @@ class _Source:
         ]
         theirs = [Entry(label, _shape(slot)) for label, slot in zip(labels, slots, strict=True)]
         order = [paths[position] for position in match(ours, theirs, names, "PyTorch's optimizer")]
-        arguments_of = [flat(plain_group(group)) for group in groups for _ in group["params"]]
+        plain_groups = [plain_group(group, f"group {number}") for number, group in enumerate(groups)]
+        arguments_of = [flat(own) for own, group in zip(plain_groups, groups, strict=True) for _ in group["params"]]
         self.params = leaves
         self.axes = layouts(params, transforms)
         self.labels = dict(zip(order, labels, strict=True))
@@ -183,7 +184,10 @@ class _Source:
         if all(COUNT not in slot for slot in slots):
             return None
         steps = {
-            path: checks.count(f"{COUNT} of {self.labels[path]}", to_array(self.slots[path].get(COUNT, 0)))
+            path: checks.count(
+                f"{COUNT} of {self.labels[path]}",
+                to_array(self.slots[path].get(COUNT, 0), f"{COUNT} of {self.labels[path]}"),
+            )
             for path in place.parameters
         }
         if len(set(steps.values())) > 1:
@@ -310,8 +314,13 @@ def _check_constants(place: Place, source: _Source) -> None:
             )
 
 
-def plain_group(group: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: plain(value) for key, value in group.items() if key not in ("params", "param_names")}
+def plain_group(group: Mapping[str, Any], name: str) -> dict[str, Any]:
+    made = {
+        key: plain(value, key, f" of {name}") for key, value in group.items() if key not in ("params", "param_names")
+    }
+    if not isinstance(made.get("betas", ()), tuple):
+        raise ValueError(f"betas of {name} must be two numbers; they are {made['betas']!r}")
+    return made
 
 
 def _check_state_dict(state_dict: Any) -> None:
@@ -322,8 +331,17 @@ def _check_state_dict(state_dict: Any) -> None:
         raise ValueError(f"{expected}; got {listed(map(str, state_dict))}")
     state, groups = state_dict["state"], state_dict["param_groups"]
     shaped = isinstance(state, Mapping) and all(isinstance(slot, Mapping) for slot in state.values())
-    if not shaped or not isinstance(groups, Sequence) or not all("params" in group for group in groups):
-        raise ValueError(f"{expected}: a dict by parameter, and a list of groups with 'params'")
+    if not shaped or not isinstance(groups, Sequence) or not all(map(_is_group, groups)):
+        raise ValueError(f"{expected}: a dict by parameter, and a list of groups with 'params', a list of numbers")
+
+
+def _is_group(group: Any) -> bool:
+    if not isinstance(group, Mapping):
+        return False
+    numbers, names = group.get("params"), group.get("param_names", [])
+    return (isinstance(numbers, list | tuple) and all(isinstance(number, int) for number in numbers)) and (
+        isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
+    )
 
 
 def _labels(groups: Sequence[Mapping[str, Any]], names: Correspondence, count: int) -> list[str]:
