@@ -212,7 +212,7 @@ def test_train_state_refuses_a_keyword_that_nothing_takes():
         TypeError, match=r"apply_gradients got epoc: no field of TrainState, and nothing that sgd takes"
     ):
         state.apply_gradients(grads=GRADS, epoc=3)
-    with pytest.raises(TypeError, match="the call gave a weight, and sgd has no accumulate"):
+    with pytest.raises(TypeError, match="the call gave a weight, and nothing in sgd would use it"):
         state.apply_gradients(grads=GRADS, weight=3.0)
 
 
