@@ -8,6 +8,7 @@ import optax
 from jax.sharding import Mesh
 
 from optchain.core import arguments, trees
+from optchain.core.calls import explained
 from optchain.core.metrics import metrics
 from optchain.core.optax_link import as_transformation
 from optchain.core.transformation import State, Transformation
@@ -19,6 +20,7 @@ from optchain.transforms.loss_scale import scale_loss
 Step = Callable[..., tuple[Tree, State, dict[str, Any]]]
 
 
+@explained
 def make_step(
     loss_fn: Callable[..., Any],
     tx: optax.GradientTransformation,

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optchain.core import arguments, trees
+from optchain.core.calls import explained
 
 Step: TypeAlias = int | jax.Array
 ScheduleFunction: TypeAlias = Callable[[Any], Any]
@@ -88,7 +89,7 @@ def register(kind: S) -> S:
       kind: a subclass of `Schedule`, a frozen dataclass whose fields are its arguments.
 
     Returns:
-      The class.
+      The class. Called with an argument that it has not, it says which one was meant.
 
     Raises:
       TypeError: something else, such as a class without the decorator, whose arguments nobody would know.
@@ -119,7 +120,7 @@ def register(kind: S) -> S:
         raise ValueError(
             f"name {name!r} is taken by {known.__module__}.{known.__qualname__}: give the class another name"
         )
-    REGISTERED[name] = kind
+    REGISTERED[name] = explained(kind)
     return kind
 
 
