@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from optchain.core import arguments, trees
+from optchain.core.calls import explained
 from optchain.core.hyperparams import find_settable, set_hyperparams
 
 WatchState = dict[str, jax.Array]
@@ -32,6 +33,7 @@ def _improved(mode: str, min_delta: float, metric: jax.Array, best: jax.Array) -
     return metric + min_delta < best if mode == "min" else metric - min_delta > best
 
 
+@explained
 @dataclasses.dataclass(frozen=True)
 class ReduceLROnPlateau:
     """Multiplies the learning rate by `factor` when a metric has not improved for `patience` evaluations.
@@ -107,6 +109,7 @@ class ReduceLROnPlateau:
         return new, optimizer_state
 
 
+@explained
 @dataclasses.dataclass(frozen=True)
 class EarlyStopping:
     """Says when a metric has not improved for `patience` evaluations.

@@ -7,10 +7,11 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from optchain.core import trees
+from optchain.core import arguments, trees
+from optchain.core.calls import explained
 from optchain.core.metrics import metrics
 from optchain.core.optax_link import as_transformation
-from optchain.core.transformation import State
+from optchain.core.transformation import State, Transformation
 from optchain.core.trees import Tree
 from optchain.embedding import value_and_grad
 from optchain.sharding import Layout, StepOverMesh
@@ -19,6 +20,7 @@ from optchain.transforms.loss_scale import scale_loss
 Step = Callable[..., tuple[Tree, State, dict[str, Any]]]
 
 
+@explained
 def make_step(
     loss_fn: Callable[..., Any],
     tx: optax.GradientTransformation,
@@ -50,12 +52,14 @@ def make_step(
     Returns:
       `step(params, state, *batch, weight=None) -> (params, state, metrics)`, a function under `jax.jit`, with its `lower`; with
       `mesh` it is compiled for the layout of the parameters it is given. `weight` is what the call counts for in `accumulate`,
-      such as its number of tokens. `metrics` is a dict of the `loss` (not scaled), with `has_aux` the `aux`, and what
+      such as its number of tokens: a finite number >= 0, or a scalar array, whose value is not waited for (`accumulate` says what
+      becomes of another). `metrics` is a dict of the `loss` (not scaled), with `has_aux` the `aux`, and what
       `optchain.metrics` finds in the new state.
 
     Raises:
       TypeError: when called, parameters that are not floating-point or complex arrays (the message names the leaf), or a
-        weight that no link takes.
+        weight that no link takes or that is no number.
+      ValueError: when called, a weight that is negative, not finite, or no scalar.
 
     Example:
       >>> import jax.numpy as jnp, optchain
@@ -94,17 +98,23 @@ def make_step(
     if mesh is None:
         if axis is not None:
             raise ValueError(f"axis must be given with the mesh that has it; got axis={axis!r} and no mesh")
-        return CompiledStep(jax.jit(step_with(transformation.apply), donate_argnums=(0, 1)))
-    return StepOverMesh(mesh, compile_for)
+        return CompiledStep(transformation, jax.jit(step_with(transformation.apply), donate_argnums=(0, 1)))
+    return CompiledStep(transformation, StepOverMesh(mesh, compile_for))
 
 
 class CompiledStep:
-    """A step under `jax.jit`, whose attributes it has; it says which parameter is no array, where `jit` speaks of its own arguments."""
+    """A step under `jax.jit`, whose attributes it has; it checks what the trace cannot see.
 
-    def __init__(self, jitted: Any):
-        self._jitted = jitted
+    It says which parameter is no array, where `jit` speaks of its own arguments, and looks at a weight that lies on the host.
+    """
+
+    def __init__(self, transformation: Transformation, jitted: Any):
+        self._transformation, self._jitted = transformation, jitted
 
     def __call__(self, params: Tree, state: State, *batch: Any, **options: Any) -> tuple[Tree, State, dict[str, Any]]:
+        weight = options.get("weight")
+        if "weight" in self._transformation.takes and weight is not None and not isinstance(weight, jax.Array):
+            arguments.check_scalar("weight", weight, arguments.NON_NEGATIVE)
         try:
             return self._jitted(params, state, *batch, **options)
         except TypeError:

@@ -212,7 +212,7 @@ def test_train_state_refuses_a_keyword_that_nothing_takes():
         TypeError, match=r"apply_gradients got epoc: no field of TrainState, and nothing that sgd takes"
     ):
         state.apply_gradients(grads=GRADS, epoc=3)
-    with pytest.raises(TypeError, match="the call gave a weight, and sgd has no accumulate"):
+    with pytest.raises(TypeError, match="the call gave a weight, and nothing in sgd would use it"):
         state.apply_gradients(grads=GRADS, weight=3.0)
 
 
@@ -325,3 +325,49 @@ def test_optimizer_update_returns_nothing_where_flaxs_returns_the_updates():
         made = factory(model, oc.sgd(0.1), wrt=nnx.Param).update(model, gradients(model))
         assert (made is not None) == returns
     assert "None, and not the updates" in Optimizer.update.__doc__
+
+
+class Tied(nnx.Module):
+    """One parameter, one layer and one table that each stand in two places."""
+
+    def __init__(self, rngs):
+        self.z = self.a = nnx.Param(jnp.ones(2))
+        self.layers = nnx.List([layer := nnx.Linear(2, 2, rngs=rngs), layer])
+        self.embed = nnx.Embed(3, 2, rngs=rngs)
+        self.head = self.embed.embedding
+
+    def __call__(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return (self.embed(jnp.array([0, 2])) @ (x * self.a[...] + self.z[...])) @ self.head[...][:2, :1]
+
+
+@pytest.mark.parametrize(
+    ("tx", "weights"),
+    [(oc.sgd(0.1, use_ema=True), oc.finalize), (oc.schedule_free_adamw(0.1), oc.schedule_free_params)],
+    ids=["average", "schedule-free"],
+)
+@pytest.mark.parametrize("wrap", [lambda model: model, lambda model: {"model": model}], ids=["module", "in a dict"])
+def test_what_a_module_ties_stays_tied_in_the_weights_to_evaluate(tx, weights, wrap):
+    def new():
+        return wrap(Tied(nnx.Rngs(0)))
+
+    def inside(tree):
+        return tree if isinstance(tree, Tied) else tree["model"]
+
+    model = new()
+    params = nnx.as_pure(nnx.state(model))
+    grads = jax.tree.map(jnp.ones_like, params)
+    state = tx.init(params)
+    for _ in range(2):
+        params, state = tx.apply(params, state, grads=grads)
+    nnx.update(model, params)
+
+    made = inside(weights(model, state))
+    assert made.a is made.z
+    assert made.layers[0] is made.layers[1]
+    assert made.head is made.embed.embedding
+    expected = nnx.as_pure(nnx.state(inside(nnx.merge(nnx.graphdef(model), weights(nnx.state(model), state)))))
+    jax.tree.map(np.testing.assert_array_equal, nnx.as_pure(nnx.state(made)), expected)
+    assert inside(model).a is not made.a  # it is a new one
+    assert float(abs(made.a[...] - inside(model).a[...]).max()) > 0

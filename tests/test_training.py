@@ -186,7 +186,7 @@ def test_a_step_takes_the_weight_of_its_batch():
 
 def test_a_weight_that_no_link_takes_is_an_error():
     tx = oc.sgd(0.1)
-    with pytest.raises(TypeError, match="the call gave a weight, and sgd has no accumulate"):
+    with pytest.raises(TypeError, match="the call gave a weight, and nothing in sgd would use it"):
         oc.make_step(mse, tx)(fresh(), tx.init(fresh()), X, Y, weight=2.0)
 
 

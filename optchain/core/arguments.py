@@ -167,16 +167,27 @@ def check_hyperparam(name: str, value: Any, allowed: Range | None = None) -> Non
     if callable(value):
         return
     if is_array(value):
-        if jnp.shape(value) != () or not (
-            jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)
-        ):
-            raise ValueError(f"{name} must be a real scalar; got an array of shape {value.shape}, dtype {value.dtype}")
+        _check_real_scalar(name, value)
     elif not is_number(value):
         raise TypeError(
             f"{name} must be {allowed or range_of(name)}, a scalar array, a schedule (a callable of the step) or a callable of no "
             f"arguments; got {value!r} ({type(value).__name__})"
         )
     check_range(name, value, allowed)
+
+
+def check_scalar(name: str, value: Any, allowed: Range) -> None:
+    """Requires a number in range or a real scalar array, whose value is looked at if it is concrete."""
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        _check_real_scalar(name, value)
+    elif not is_number(value):
+        raise TypeError(f"{name} must be {allowed}, or a scalar array; got {value!r} ({type(value).__name__})")
+    check_range(name, value, allowed)
+
+
+def _check_real_scalar(name: str, array: Any) -> None:
+    if array.shape != () or not (jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)):
+        raise ValueError(f"{name} must be a real scalar; got an array of shape {array.shape}, dtype {array.dtype}")
 
 
 def check_integer(name: str, value: Any, *, minimum: int, maximum: int = LARGEST_INTEGER) -> int:

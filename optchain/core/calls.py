@@ -4,13 +4,21 @@ People come with the names of Optax, PyTorch and Keras in their fingers. What su
 """
 
 import difflib
+import functools
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
+
+F = TypeVar("F")
 
 ALIASES: dict[str, tuple[str, ...]] = {
-    "lr": ("learning_rate",),
-    "learning_rate": ("lr",),
+    "lr": ("learning_rate", "initial_learning_rate"),
+    "learning_rate": ("lr", "initial_learning_rate"),
+    "init_value": ("initial_learning_rate", "lr"),
+    "peak_value": ("warmup_target", "max_lr"),
+    "min_lr": ("min_learning_rate", "eta_min"),
+    "optimizer": ("tx", "inner"),
+    "momentum": ("beta_1", "betas", "adam_beta_1"),
     "step_size": ("learning_rate", "lr"),
     "betas": ("beta_1 and beta_2", "adam_beta_1 and adam_beta_2"),
     "b1": ("beta_1", "betas", "adam_beta_1"),
@@ -27,6 +35,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "alpha": ("rho",),
     "wd": ("weight_decay",),
     "mask": ("exclude_from_weight_decay",),
+    "weight_decay_mask": ("mask", "exclude_from_weight_decay"),
     "exclude_from_weight_decay": ("mask",),
     "mu_dtype": ("moment_dtype",),
     "nu_dtype": ("moment_dtype",),
@@ -36,10 +45,15 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "max_delta": ("max_value", "clipvalue"),
     "every_k_schedule": ("steps", "gradient_accumulation_steps"),
     "ema_decay": ("ema_momentum", "momentum"),
+    "threshold": ("min_delta",),
 }
 """Names of other libraries, and of our other dialects, to what they are called here: the first that a function has."""
 
-OPPOSITES = {"mask": "exclude_from_weight_decay", "exclude_from_weight_decay": "mask"}
+OPPOSITES = {
+    "mask": "exclude_from_weight_decay",
+    "weight_decay_mask": "exclude_from_weight_decay",
+    "exclude_from_weight_decay": "mask",
+}
 """Of these the one chooses what the other leaves out."""
 
 RATE = "the rate is a chain's, or that of scale_by_learning_rate: chain(…, learning_rate=…)"
@@ -49,6 +63,14 @@ ABSENT = {
     "lr": RATE,
     "learning_rate": RATE,
     "mask": PART,
+    "weight_decay_mask": PART,
+    "momentum": "apply_momentum is a link of its own, and sgd the preset",
+    "weight": "a call is given it: tx.apply(…, weight=…), step(…, weight=…)",
+    "optimizer": "a schedule is a function of the step, and the optimizer is given it: sgd(schedule)",
+    "last_epoch": "the state of the optimizer counts the steps",
+    "verbose": "nothing is printed: metrics(state) has the rate",
+    "monitor": "update is given the metric itself",
+    "restore_best_weights": "keep the parameters of the best evaluation yourself",
     "exclude_from_weight_decay": PART,
     "eps_root": "Optax adds it within the root, and its default is 0: leave it out, or use the Optax transformation as a link",
     "foreach": "XLA fuses the loops over parameters: leave it out",
@@ -73,6 +95,23 @@ def bind(function: str, signature: inspect.Signature, args: tuple[Any, ...], kwa
         unknown = [name for name in kwargs if name not in signature.parameters]
         words = _unknown(unknown[0], signature) if unknown else str(error)
         raise TypeError(f"{function}() {words}") from None
+
+
+def explained(function: F) -> F:
+    """A function, or a class by what builds it, whose wrong calls name it and the argument that was meant."""
+    if isinstance(function, type):
+        function.__init__ = _explained(function.__name__, function.__init__, inspect.signature(function), 1)
+        return function
+    return _explained(function.__name__, function, inspect.signature(function), 0)
+
+
+def _explained(name: str, call: Any, signature: inspect.Signature, bound: int) -> Any:
+    @functools.wraps(call)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        bind(name, signature, args[bound:], kwargs)
+        return call(*args, **kwargs)
+
+    return checked
 
 
 def _unknown(name: str, signature: inspect.Signature) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 
 from optchain.core import arguments, trees
 from optchain.core.arguments import Range
+from optchain.core.calls import meant_by
 from optchain.core.lookup import Field, find_fields, replace_fields
 from optchain.core.masks import Choice
 
@@ -225,7 +226,9 @@ def find_settable(state: Any, key: str) -> Field:
     fields = find_fields(state, "hyperparams") + scheduled
     by_key = _keyed(fields)
     if key not in by_key:
-        what = "ambiguous" if key in _by_name(fields) else "unknown"
+        names = _by_name(fields)
+        meant = None if key in names else meant_by(key, list(names))
+        what = "ambiguous" if key in names else "unknown" if meant is None else f"unknown, did you mean {meant}?"
         raise ValueError(f"hyperparameter {key!r} is {what}; there are: {', '.join(sorted(by_key)) or 'none'}")
     field = by_key[key]
     if field in scheduled:

@@ -4,6 +4,7 @@ A state may be wrapped in Optax's tuples, a Flax `TrainState` or an `nnx.Optimiz
 """
 
 import dataclasses
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -68,11 +69,15 @@ def at_their_paths(
     """The parameters with `new(parameter, tree, leaf)` for those of which :func:`united` found a leaf, the others as they are.
 
     Paths are compared by their names, so that the parameters may come in any container: as a module, as the state or the pure
-    dict of one, with leaves besides that are no parameters.
+    dict of one, with leaves besides that are no parameters. What a module of Flax's `nnx` has twice, it has twice in the new one.
 
     Raises:
       ValueError: a leaf that belongs to no parameter, or to one of another shape (the message names it).
     """
+    nnx = sys.modules.get("flax.nnx")  # without it there is no module of it
+    if nnx is not None and _has_modules(params, nnx.Module):  # of which parameters may be tied: a tree has them twice
+        graph, state = nnx.split(params)
+        return nnx.merge(graph, at_their_paths(root, found, state, new))
     left = dict(found)
 
     def place(path: Path, p: Any) -> Any:
@@ -89,6 +94,11 @@ def at_their_paths(
             f"{path_code(root, path)} has no counterpart: params have no leaf there ({root} has an array of shape {jnp.shape(leaf)})"
         )
     return placed
+
+
+def _has_modules(tree: Any, kind: type) -> bool:
+    leaves = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, kind))
+    return any(isinstance(leaf, kind) for leaf in leaves)
 
 
 def find_trees(state: Any, name: str) -> list[tuple[str, Any]]:

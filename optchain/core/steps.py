@@ -12,6 +12,11 @@ from optchain.core.trees import path_names
 GATES = ("grads", "good_steps", "skipped_steps")
 """What the state of a gate has, next to the `inner` that it lets run or not."""
 
+WHICH = (
+    "Adam's rules have one, and a schedule, average_params and clip_by_global_norm; sgd, rmsprop, adagrad, adadelta, ftrl and lion "
+    "have none of their own. Count in the loop instead"
+)
+
 
 def steps_taken(state: Any) -> jax.Array:
     """The number of updates that the parameters have had.
@@ -21,6 +26,10 @@ def steps_taken(state: Any) -> jax.Array:
     updated at different calls, it is the number of the group that has had the fewest. It is read from the `count` that links
     keep within the state; the calls of a chain with a schedule are the `count` beside its `scheduled`.
 
+    Not every rule needs a count: `sgd`, `rmsprop`, `adagrad`, `adadelta`, `ftrl`, `lion` and PyTorch's and keras-adamw's of these
+    kinds keep none, with moments or without, and nothing is stored for this alone. With a schedule as the rate, `use_ema` or
+    `global_clipnorm` there is one; where they accumulate, only what is inside of the gate counts updates.
+
     Args:
       state: any pytree with an optchain state in it: Optax's, a Flax `TrainState`, an `nnx.Optimizer`.
 
@@ -28,7 +37,7 @@ def steps_taken(state: Any) -> jax.Array:
       An int32 of shape (), a copy.
 
     Raises:
-      ValueError: nothing in the state counts updates: `sgd` with a number as its rate and without a momentum keeps no count.
+      ValueError: nothing in the state counts updates.
 
     Example:
       >>> import jax.numpy as jnp, optchain
@@ -52,13 +61,11 @@ def steps_taken(state: Any) -> jax.Array:
         within = (*gate, "inner")
         if not any(names[: len(within)] == within or names == (*gate, "updates") for names in counts):
             raise ValueError(
-                f"nothing in the state counts the updates of the gate at {'/'.join(gate) or 'its root'}: what is within it keeps "
-                "no count, as with a number for the rate and no moments"
+                f"nothing in the state counts the updates of the gate at {'/'.join(gate) or 'its root'}: no link within it keeps a "
+                f"count. {WHICH}"
             )
     if not counts:
-        raise ValueError(
-            "nothing in the state counts updates: its links keep no count, as with a number for the rate and no moments"
-        )
+        raise ValueError(f"nothing in the state counts updates: no link keeps a count. {WHICH}")
     return functools.reduce(jnp.minimum, map(jnp.array, counts.values()))
 
 

@@ -21,7 +21,7 @@ from typing import Any, Literal, Self, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from optchain.core import trees
+from optchain.core import arguments, trees
 from optchain.core.hyperparams import Hyperparams
 from optchain.core.identity import Identity
 from optchain.core.rows import is_rows
@@ -239,6 +239,7 @@ class Transformation(Identity):
         Raises:
           ValueError: gradients of another structure or shape (the message names the leaf), or a state that belongs to
             another transformation (it names the link).
+          TypeError: a `weight` that no link takes.
 
         Example:
           >>> import jax.numpy as jnp, optchain
@@ -248,6 +249,9 @@ class Transformation(Identity):
           >>> params["w"]
           Array([0.5, 1.5], dtype=float32)
         """
+        if extra.get("weight") is not None and "weight" not in self.takes and not self.open_ended:
+            # `update` takes what nothing within uses, as Optax's do: around it may be a link that does.
+            raise TypeError(f"the call gave a weight, and nothing in {self.name} would use it, as accumulate() would")
         incoming, with_gradient = self._check_call("grads", grads, state, params, extra)
         new_params, state = self.run_apply(with_gradient, state, incoming, extra)
         return (new_params if with_gradient is params else trees.filled(new_params, params)), state
@@ -263,8 +267,8 @@ class Transformation(Identity):
             if name not in extra:
                 hint = "; give it to the chain, chain(…, learning_rate=…)" if name == "learning_rate" else ""
                 raise TypeError(f"{owner} needs {name}, and the call did not give it{hint}")
-        if "weight" in extra and "weight" not in self.takes:
-            raise TypeError(f"the call gave a weight, and {self.name} has no accumulate() that would use it")
+        if "weight" in self.takes and extra.get("weight") is not None:
+            arguments.check_scalar("weight", extra["weight"], arguments.NON_NEGATIVE)
         for name in self.hyperparams.names & extra.keys():
             raise TypeError(f"{self.name} owns {name}: change it with set_hyperparams, not by the call")
         trees.check_leaves(root, updates)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias, TypeVar
@@ -11,14 +12,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from optchain.core import arguments, trees
+from optchain.core.calls import explained
 
 Step: TypeAlias = int | jax.Array
 ScheduleFunction: TypeAlias = Callable[[Any], Any]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Schedule:
-    """A function of the step: equal to any other with the same arguments, printed as the code that builds it."""
+    """A function of the step: equal to any other with the same arguments, printed as the code that builds it.
+
+    The arguments are the fields of a subclass that is a dataclass. Of another nobody knows the arguments: it is equal to itself
+    alone.
+    """
+
+    def __init_subclass__(cls) -> None:
+        # Not inherited: a parent's would compare the fields of the parent. The decorator leaves these in place.
+        if "__eq__" not in vars(cls):
+            cls.__eq__, cls.__hash__ = _equal, _hash
 
     def __call__(self, step: Step) -> jax.Array:
         return self.value(as_step(step))
@@ -35,6 +46,8 @@ class Schedule:
     __rmul__ = __mul__
 
     def __repr__(self) -> str:
+        if not _is_dataclass(type(self)):
+            return object.__repr__(self)
         fields = [(field, getattr(self, field.name)) for field in dataclasses.fields(self) if field.init]
         shown = [
             repr(value) if field.default is dataclasses.MISSING else f"{field.name}={value!r}"
@@ -42,6 +55,25 @@ class Schedule:
             if field.default is dataclasses.MISSING or value != field.default
         ]
         return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def _is_dataclass(kind: type) -> bool:
+    """Whether the class itself is a frozen dataclass, and not only one that it is derived from."""
+    return "__dataclass_fields__" in vars(kind) and vars(kind)["__dataclass_params__"].frozen
+
+
+def _compared(schedule: Schedule) -> tuple[Any, ...]:
+    return tuple(getattr(schedule, field.name) for field in dataclasses.fields(schedule) if field.compare)
+
+
+def _equal(self: Schedule, other: object) -> bool:
+    if type(other) is not type(self):
+        return NotImplemented
+    return self is other or (_is_dataclass(type(self)) and _compared(self) == _compared(other))
+
+
+def _hash(self: Schedule) -> int:
+    return hash((type(self), _compared(self))) if _is_dataclass(type(self)) else object.__hash__(self)
 
 
 S = TypeVar("S", bound=type[Schedule])
@@ -57,10 +89,10 @@ def register(kind: S) -> S:
       kind: a subclass of `Schedule`, a frozen dataclass whose fields are its arguments.
 
     Returns:
-      The class.
+      The class. Called with an argument that it has not, it says which one was meant.
 
     Raises:
-      TypeError: something else.
+      TypeError: something else, such as a class without the decorator, whose arguments nobody would know.
       ValueError: the name of the class is taken by another schedule.
 
     Example:
@@ -74,15 +106,21 @@ def register(kind: S) -> S:
       >>> optchain.from_config(optchain.to_config(optchain.sgd(Constant(0.5))))
       sgd(learning_rate=Constant(0.5))
     """
-    if not (isinstance(kind, type) and issubclass(kind, Schedule) and dataclasses.is_dataclass(kind)):
-        raise TypeError(f"register takes a dataclass that is a subclass of Schedule; got {kind!r}")
+    if not (isinstance(kind, type) and issubclass(kind, Schedule) and _is_dataclass(kind)):
+        raise TypeError(
+            "register takes a subclass of Schedule that is itself a frozen dataclass, whose fields are its arguments: decorate "
+            f"it with @dataclasses.dataclass(frozen=True, repr=False); got {kind!r}"
+        )
+    fields = [field.name for field in dataclasses.fields(kind) if field.init]
+    if others := [name for name in inspect.signature(kind).parameters if name not in fields]:
+        raise TypeError(f"{kind.__name__} takes {', '.join(others)}, which is no field of it: a config would lose it")
     name = kind.__name__
     known = REGISTERED.get(name) or getattr(importlib.import_module("optchain.schedules"), name, None)
     if known is not None and (known.__module__, known.__qualname__) != (kind.__module__, kind.__qualname__):
         raise ValueError(
             f"name {name!r} is taken by {known.__module__}.{known.__qualname__}: give the class another name"
         )
-    REGISTERED[name] = kind
+    REGISTERED[name] = explained(kind)
     return kind
 
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from optchain.core import arguments, trees
+from optchain.core.calls import explained
 from optchain.core.hyperparams import Hyperparam
 from optchain.schedules.base import (
     Schedule,
@@ -24,6 +25,7 @@ from optchain.schedules.base import (
 from optchain.schedules.decays import InverseTimeDecay
 
 
+@explained
 @dataclasses.dataclass(frozen=True, repr=False)
 class Scaled(Schedule):
     """A schedule times a constant; `schedule * 0.5` builds it.
@@ -48,6 +50,7 @@ class Scaled(Schedule):
         return f"{self.schedule!r} * {self.factor!r}"
 
 
+@explained
 @dataclasses.dataclass(frozen=True, repr=False)
 class LegacyDecay(Schedule):
     """`schedule(step) / (1 + decay · step)`: what the `decay` of Keras's legacy optimizers makes of a schedule.
@@ -79,6 +82,7 @@ def legacy_decay(learning_rate: Hyperparam, decay: float) -> Schedule:
     return InverseTimeDecay(float(learning_rate), 1, decay)
 
 
+@explained
 @dataclasses.dataclass(frozen=True, repr=False)
 class Join(Schedule):
     """One schedule after the other; `join` builds it."""
@@ -132,6 +136,7 @@ def join(schedules: Sequence[ScheduleFunction], boundaries: Sequence[float]) -> 
     return Join(tuple(schedules), tuple(boundaries))
 
 
+@explained
 @dataclasses.dataclass(frozen=True, repr=False, init=False)
 class PerEpoch(Schedule):
     """Keras's `LearningRateScheduler`: at the start of epoch e, `lr ← fn(e, lr)`, each call seeing the last result.

@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from optchain.core import arguments
+from optchain.core.calls import explained
 from optchain.schedules.base import Schedule, check_fields, quotient
 
 
+@explained
 @dataclasses.dataclass(frozen=True, repr=False)
 class CosineMultiplier(Schedule):
     """keras-adamw's η: 1 at step 0, then, with `t = t_cur + step`,

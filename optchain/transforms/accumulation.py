@@ -49,7 +49,9 @@ def accumulate(
     the gate counts calls, and its learning rate is passed through. Keras's `gradient_accumulation_steps`.
 
     A call may give a `weight`, 1 if it does not: with the number of tokens of the micro-batch as weight, the mean is the
-    gradient of the whole batch. One whose weight is 0 fills a place in the window and does not count, were its gradient NaN. `flush(tx, params, state)` applies a tail that did not fill a window.
+    gradient of the whole batch. One whose weight is 0 fills a place in the window and does not count, were its gradient NaN.
+    A weight is a finite number >= 0 or a real scalar array. What is traced cannot be looked at: if it is negative or not finite,
+    the mean of its window is NaN, and shows. `flush(tx, params, state)` applies a tail that did not fill a window.
 
     In an `optax.chain` it must be the last link: a link after it would act on the zero updates in between.
 
@@ -95,6 +97,9 @@ def accumulate(
 
     def decide(grads: Tree, state: dict[str, Any], extra: Mapping[str, Any]) -> Decision:
         weight = extra.get("weight")
+        if weight is not None:
+            weight = trees.cast(weight, state["weight"])
+            weight = jnp.where(weight >= 0, weight, jnp.nan)
         first, last = state["count"] == 0, state["count"] + 1 >= window(state)
 
         def add(g: Any, total: jax.Array) -> jax.Array:
@@ -103,7 +108,7 @@ def accumulate(
             return term.add_to(kept) if is_rows(term) else kept + term
 
         sums = jax.tree.map(add, trees.multiplied(grads), state["grads"], is_leaf=is_rows)
-        total = _kept(first, state["weight"]) + trees.cast(1.0 if weight is None else weight, state["weight"])
+        total = _kept(first, state["weight"]) + (1.0 if weight is None else weight)
         count = _kept(last, state["count"] + 1)
         own = {
             "count": count,
@@ -134,7 +139,7 @@ def _weighted(g: Any, weight: Any) -> Any:
     if is_rows(g):
         return g.with_rows(_weighted(g.rows, weight))
     term = trees.scale_leaf(g, weight)
-    return jnp.where(jnp.asarray(weight) == 0, jnp.zeros_like(term), term)
+    return jnp.where(weight == 0, jnp.zeros_like(term), term)
 
 
 def _kept(reset: jax.Array, value: jax.Array) -> jax.Array:
@@ -145,7 +150,7 @@ def _kept(reset: jax.Array, value: jax.Array) -> jax.Array:
 
 def _mean(sums: Tree, weight: jax.Array) -> Callable[[], trees.Scaled]:
     """The weighted mean, or zeros if all weights were zero, as a function for the branch that wants it."""
-    positive = weight > 0
+    positive = ~(weight <= 0)  # or NaN
     inverse = Factor.reciprocal(jnp.where(positive, weight, jnp.ones_like(weight)))
     inverse = inverse.where(weight < jnp.inf, Factor.of(jnp.full_like(weight, jnp.nan)))  # not silently 0
     factor = inverse.where(positive, Factor.of(jnp.zeros_like(weight)))
@@ -181,5 +186,6 @@ def flush(tx: optax.GradientTransformation, params: Tree, state: State) -> tuple
     """
     transformation = as_transformation(tx, "tx")
     if "weight" not in transformation.takes:
-        raise ValueError(f"{transformation.name} has no accumulate(), so there is nothing to flush")
+        within = ": what is inside an Optax transformation is out of reach, chain() is not" * transformation.open_ended
+        raise ValueError(f"{transformation.name} has no accumulate(), so there is nothing to flush{within}")
     return transformation.run_flush(params, state, {})

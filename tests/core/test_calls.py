@@ -1,8 +1,11 @@
 """A wrong keyword names the function and the argument that was meant, in every dialect."""
 
+import dataclasses
 import inspect
+import re
 
 import hypothesis.strategies as st
+import jax.numpy as jnp
 import pytest
 from hypothesis import given, settings
 
@@ -10,6 +13,12 @@ import optchain as oc
 from optchain.core.registry import FACTORIES
 
 TORCH, KERAS_ADAMW = oc.presets.torch, oc.presets.keras_adamw
+SCHEDULES = {
+    name: kind
+    for name, kind in vars(oc.schedules).items()
+    if isinstance(kind, type) and kind is not oc.schedules.Schedule
+}
+OTHERS = {**SCHEDULES, **{kind.__name__: kind for kind in (oc.ReduceLROnPlateau, oc.EarlyStopping, oc.make_step)}}
 OURS = {name: factory for name, factory in FACTORIES.items() if factory.__module__.startswith("optchain.")}
 
 
@@ -49,6 +58,25 @@ OURS = {name: factory for name, factory in FACTORIES.items() if factory.__module
         (oc.decay_weights, "exclude_from_weight_decay", "did you mean mask? It is the opposite"),
         (oc.chain, "lr", "chain() has no argument 'lr'; did you mean learning_rate?"),
         (oc.accumulate, "every_k_schedule", "did you mean steps?"),
+        (oc.adamw, "momentum", "adamw() has no argument 'momentum'; did you mean beta_1?"),
+        (TORCH.adam, "momentum", "did you mean betas?"),
+        (oc.adagrad, "momentum", "no argument 'momentum' (apply_momentum is a link of its own"),
+        (oc.sgd, "weight_decay_mask", "did you mean exclude_from_weight_decay? It is the opposite"),
+        (oc.decay_weights, "weight_decay_mask", "did you mean mask?"),
+        (
+            SCHEDULES["CosineDecay"],
+            "decay_step",
+            "CosineDecay() has no argument 'decay_step'; did you mean decay_steps?",
+        ),
+        (SCHEDULES["CosineDecay"], "init_value", "did you mean initial_learning_rate?"),
+        (SCHEDULES["CosineDecay"], "learning_rate", "did you mean initial_learning_rate?"),
+        (SCHEDULES["StepLR"], "optimizer", "no argument 'optimizer' (a schedule is a function of the step"),
+        (SCHEDULES["StepLR"], "learning_rate", "did you mean lr?"),
+        (oc.ReduceLROnPlateau, "threshold", "ReduceLROnPlateau() has no argument 'threshold'; did you mean min_delta?"),
+        (oc.ReduceLROnPlateau, "min_lr", "did you mean min_learning_rate?"),
+        (oc.EarlyStopping, "monitor", "update is given the metric itself"),
+        (oc.make_step, "weight", "make_step() has no argument 'weight' (a call is given it"),
+        (oc.make_step, "optimizer", "did you mean tx?"),
     ],
 )
 def test_a_wrong_keyword_names_the_function_and_the_one_that_was_meant(function, given, meant):
@@ -81,9 +109,9 @@ def test_a_link_of_ones_own_says_so_too():
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.sampled_from(sorted(OURS)), st.text(min_size=1, max_size=20))
+@given(st.sampled_from(sorted(OURS | OTHERS)), st.text(min_size=1, max_size=20))
 def test_no_unknown_keyword_is_taken_and_every_one_is_named(name, keyword):
-    factory = OURS[name]
+    factory = (OURS | OTHERS)[name]
     parameters = inspect.signature(factory).parameters
     if keyword in parameters:
         return
@@ -95,8 +123,9 @@ def test_no_unknown_keyword_is_taken_and_every_one_is_named(name, keyword):
 @settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_two_letters_that_changed_places_are_understood(data):
-    name = data.draw(st.sampled_from(sorted(OURS)))
-    known = [p for p in inspect.signature(OURS[name]).parameters.values() if p.kind is not p.VAR_POSITIONAL]
+    every = OURS | OTHERS
+    name = data.draw(st.sampled_from(sorted(every)))
+    known = [p for p in inspect.signature(every[name]).parameters.values() if p.kind is not p.VAR_POSITIONAL]
     long = [p.name for p in known if len(p.name) >= 8]
     if not long:
         return
@@ -106,4 +135,37 @@ def test_two_letters_that_changed_places_are_understood(data):
     if typo in {p.name for p in known}:
         return
     with pytest.raises(TypeError, match="did you mean"):
-        OURS[name](**{typo: 1})
+        every[name](**{typo: 1})
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("lr", "hyperparameter 'lr' is unknown, did you mean learning_rate?; there are: learning_rate, weight_decay"),
+        ("learning_rat", "did you mean learning_rate?"),
+        ("wd", "did you mean weight_decay?"),
+        ("zzz", "hyperparameter 'zzz' is unknown; there are: learning_rate, weight_decay"),
+    ],
+)
+def test_a_wrong_hyperparameter_names_the_one_that_was_meant(name, words):
+    state = oc.adamw(jnp.array(0.1), weight_decay=jnp.array(0.1)).init(jnp.ones(2))
+    with pytest.raises(ValueError, match=re.escape(words)):
+        oc.set_hyperparams(state, {name: 0.5})
+
+
+def test_a_registered_schedule_of_ones_own_says_so_too():
+    @oc.schedules.register
+    @dataclasses.dataclass(frozen=True, repr=False)
+    class Ramp(oc.schedules.Schedule):
+        temperature: float
+
+    assert Ramp(0.5) == Ramp(temperature=0.5)
+    with pytest.raises(TypeError, match=r"Ramp\(\) has no argument 'temprature'; did you mean temperature\?"):
+        Ramp(temprature=0.1)
+
+
+@pytest.mark.parametrize("kind", OTHERS.values(), ids=OTHERS)
+def test_the_signature_is_as_it_was_written(kind):
+    names = list(inspect.signature(kind).parameters)
+    assert names
+    assert not {"args", "kwargs"} & set(names)

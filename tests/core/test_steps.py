@@ -1,11 +1,16 @@
 """`steps_taken`: the number of updates, read from what links count."""
 
+import inspect
+import re
+from pathlib import Path
+
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 import optchain as oc
+from optchain.core.registry import FACTORIES
 
 ONES = {"w": jnp.ones(3), "b": jnp.ones(2)}
 BAD = {"w": jnp.ones(3), "b": jnp.array([1.0, jnp.nan])}
@@ -60,6 +65,38 @@ def test_it_is_the_number_of_updates_and_not_of_calls(make, grads, updates):
 def test_where_nothing_counts_updates_it_says_so_and_takes_no_count_of_calls_for_one(make, where):
     with pytest.raises(ValueError, match=where):
         oc.steps_taken(after(make(), [ONES]))
+
+
+PRESETS = {
+    name: factory
+    for name, factory in FACTORIES.items()
+    if factory.__module__.startswith("optchain.presets")
+    and {"lr", "learning_rate"} & inspect.signature(factory).parameters.keys()
+}
+
+
+def counts(tx):
+    try:
+        oc.steps_taken(tx.init(ONES))
+    except ValueError:
+        return False
+    return True
+
+
+def test_the_guide_names_the_presets_that_keep_no_count_and_those_that_do():
+    guide = (Path(__file__).parents[2] / "docs/guide/hyperparameters.md").read_text()
+    counting, others = guide[guide.index("`steps_taken(state)`") :].split("The others")
+    made = {name: counts(factory()) for name, factory in PRESETS.items()}
+    named = set(re.findall(r"`([\w.]+)`", others))
+    assert named == {name for name, counting in made.items() if not counting}
+    for name, factory in PRESETS.items():
+        if not made[name]:
+            assert counts(factory(lambda step: 0.1))
+            options = {"use_ema": True, "global_clipnorm": 1.0}
+            for option in options.keys() & inspect.signature(factory).parameters.keys():
+                assert counts(factory(**{option: options[option]})), (name, option)
+        elif "." not in name:
+            assert f"`{name}`" in counting
 
 
 def test_a_parameter_called_count_is_no_count():

@@ -1,5 +1,6 @@
 """What every schedule is: a frozen callable that compares by value, prints as code, and checks its arguments."""
 
+import dataclasses
 import pickle
 from typing import Any
 
@@ -271,3 +272,48 @@ def test_numpy_numbers_are_kept_as_pythons() -> None:
     schedule = CosineDecay(np.float64(0.5), np.int64(10))
     assert schedule == CosineDecay(0.5, 10)
     assert repr(schedule) == "CosineDecay(0.5, 10)"
+
+
+def warm_of(base: type[schedules.Schedule], decorate) -> type[schedules.Schedule]:
+    """A schedule of one's own, whose argument is a field only if the class is decorated."""
+
+    @decorate
+    class Warm(base):
+        peak: float = 1.0
+
+        def __init__(self, peak=1.0):
+            for name, value in {"peak": peak, "lr": 1.0, "step_size": 10, "gamma": 0.5}.items():
+                object.__setattr__(self, name, value)
+
+        def value(self, step):
+            return self.peak + 0.0 * step
+
+    return Warm
+
+
+@pytest.mark.parametrize("base", [schedules.Schedule, StepLR])
+@pytest.mark.parametrize("decorate", [lambda kind: kind, dataclasses.dataclass(frozen=True, repr=False)])
+def test_schedules_of_different_values_are_never_equal_decorated_or_not(base, decorate) -> None:
+    kind = warm_of(base, decorate)
+    one, other = kind(0.5), kind(0.25)
+    assert one == one
+    assert hash(one) == hash(one)
+    assert one != other
+    assert oc.sgd(one) != oc.sgd(other)
+    assert repr(one) != repr(other)
+
+
+@pytest.mark.parametrize("base", [schedules.Schedule, StepLR])
+def test_only_a_class_that_is_itself_a_frozen_dataclass_is_registered(base) -> None:
+    with pytest.raises(TypeError, match=r"itself a frozen dataclass.*@dataclasses\.dataclass\(frozen=True"):
+        schedules.register(warm_of(base, lambda kind: kind))
+
+
+def test_an_argument_that_is_no_field_is_not_registered() -> None:
+    @dataclasses.dataclass(frozen=True, repr=False)
+    class Warm(schedules.Schedule):
+        def __init__(self, peak=1.0):
+            object.__setattr__(self, "peak", peak)
+
+    with pytest.raises(TypeError, match=r"Warm takes peak, which is no field of it"):
+        schedules.register(Warm)

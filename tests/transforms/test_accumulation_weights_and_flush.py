@@ -1,5 +1,7 @@
 """`accumulate`: weights that make the mean the whole batch's, and the tail of an epoch."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import optax
 import pytest
 
 import optchain as oc
+from optchain.flax import TrainState
 
 from .bad_gradients import apply_step, assert_same_bits
 
@@ -245,10 +248,104 @@ def test_a_weight_reaches_the_accumulator_through_a_chain_and_gates():
 @pytest.mark.parametrize(
     "tx", [oc.adamw(0.1), oc.chain(oc.sgd(0.1), name="plain"), oc.skip_nonfinite(oc.sgd(0.1))], ids=str
 )
-def test_a_weight_that_nothing_would_use_is_a_type_error(tx):
-    with pytest.raises(
-        TypeError, match=rf"the call gave a weight, and {tx.name} has no accumulate\(\) that would use it"
-    ):
+def test_a_weight_that_nothing_would_use_is_an_error_of_apply_and_passes_through_update(tx):
+    with pytest.raises(TypeError, match=f"the call gave a weight, and nothing in {tx.name} would use it"):
         tx.apply(PARAMS, tx.init(PARAMS), grads=grads_of(0), weight=3.0)
-    with pytest.raises(TypeError, match="the call gave a weight"):
-        tx.update(grads_of(0), tx.init(PARAMS), PARAMS, weight=3.0)
+    updates, _ = tx.update(grads_of(0), tx.init(PARAMS), PARAMS, weight=3.0)
+    expected, _ = tx.update(grads_of(0), tx.init(PARAMS), PARAMS)
+    assert_same_bits(updates, expected)
+
+
+INSIDE_OPTAX = {
+    "an Optax chain": lambda gate: optax.chain(oc.clip_by_value(9.0), gate),
+    "an Optax chain in ours": lambda gate: oc.chain(oc.clip_by_value(9.0), optax.chain(optax.identity(), gate)),
+    "an Optax mask": lambda gate: optax.masked(gate, {"w": True, "b": True}),
+    "an Optax chain in a gate": lambda gate: oc.skip_nonfinite(optax.chain(oc.scale(1.0), gate)),
+}
+
+
+@pytest.mark.parametrize("around", INSIDE_OPTAX)
+def test_a_weight_reaches_the_accumulator_within_and_through_optax_in_every_form(around):
+    tx = INSIDE_OPTAX[around](oc.accumulate(oc.sgd(1.0), 2))
+    expected = jax.tree.map(lambda p, g: p - g, PARAMS, mean([grads_of(0), grads_of(1)], [1.0, 3.0]))
+    state = TrainState.create(apply_fn=None, params=PARAMS, tx=tx)
+    params, opt_state = PARAMS, tx.init(PARAMS)
+    stepped, step_state = jax.tree.map(jnp.copy, (PARAMS, tx.init(PARAMS)))
+    step = oc.make_step(lambda p, g: sum(jax.tree.leaves(jax.tree.map(lambda p, g: (p * g).sum(), p, g))), tx)
+    for number, weight in ((0, 1.0), (1, 3.0)):
+        grads = grads_of(number)
+        updates, opt_state = tx.update(grads, opt_state, params, weight=weight)
+        params = optax.apply_updates(params, updates)
+        state = state.apply_gradients(grads=grads, weight=weight)
+        stepped, step_state, _ = step(stepped, step_state, grads, weight=weight)
+    for key in PARAMS:
+        for got in (params, state.params, stepped):
+            np.testing.assert_allclose(got[key], expected[key], rtol=1e-5)
+
+
+def test_what_optax_holds_is_named_when_it_cannot_be_flushed():
+    tx = optax.chain(oc.accumulate(oc.sgd(1.0), 2))
+    with pytest.raises(ValueError, match="nothing to flush: what is inside an Optax transformation is out of reach"):
+        oc.flush(tx, PARAMS, tx.init(PARAMS))
+
+
+# What a weight may be ---------------------------------------------------------------------------------------------------
+
+NO_SCALARS = [jnp.ones(2), np.ones((1, 1)), jnp.array(1 + 1j), jnp.array(True), np.bool_(True)]
+NO_NUMBERS = [True, "3", 1 + 1j, [1.0]]
+OUT_OF_RANGE = [-1.0, -1, float("nan"), float("inf"), np.float32(-2.0), np.array(np.nan), 10**400, 1e39]
+WEIGHTED = oc.accumulate(oc.sgd(1.0), 2)
+
+
+@functools.cache
+def compiled_steps():
+    meshes = None, jax.make_mesh((1,), ("data",))
+    return [oc.make_step(lambda p: p["w"].sum() + p["b"], WEIGHTED, mesh=mesh) for mesh in meshes]
+
+
+def every_form(weight):
+    """The calls that take a weight, none of them traced but by themselves."""
+    state = WEIGHTED.init(PARAMS)
+    yield lambda: WEIGHTED.apply(PARAMS, state, grads=PARAMS, weight=weight)
+    yield lambda: WEIGHTED.update(PARAMS, state, PARAMS, weight=weight)
+    yield lambda: TrainState.create(apply_fn=None, params=PARAMS, tx=WEIGHTED).apply_gradients(
+        grads=PARAMS, weight=weight
+    )
+    for step in compiled_steps():
+        yield lambda step=step: step(*jax.tree.map(jnp.copy, (PARAMS, state)), weight=weight)
+
+
+@pytest.mark.parametrize("weight", NO_SCALARS + NO_NUMBERS + OUT_OF_RANGE, ids=repr)
+def test_what_is_no_finite_number_from_0_on_is_an_error_of_every_form(weight):
+    for call in every_form(weight):
+        with pytest.raises((ValueError, TypeError), match=r"^weight must be a (finite number >= 0|real scalar)"):
+            call()
+
+
+@pytest.mark.parametrize("weight", NO_SCALARS, ids=repr)
+def test_a_traced_weight_that_is_no_scalar_is_an_error(weight):
+    with pytest.raises(ValueError, match="weight must be a real scalar; got an array of shape"):
+        jax.jit(lambda w: WEIGHTED.apply(PARAMS, WEIGHTED.init(PARAMS), grads=PARAMS, weight=w))(weight)
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_traced_weight_that_is_negative_or_not_finite_makes_its_window_nan_and_no_other(place):
+    step = jax.jit(lambda p, s, w: WEIGHTED.update(grads_of(0), s, p, weight=w))
+    for bad in (-1.0, np.nan, np.inf, -np.inf):
+        state = WEIGHTED.init(PARAMS)
+        for window, weights in enumerate(([1.0, 2.0], [bad, 2.0] if place == 0 else [2.0, bad], [1.0, 2.0])):
+            for weight in weights:
+                updates, state = step(PARAMS, state, jnp.float32(weight))
+            finite = [bool(jnp.isfinite(u).any()) for u in jax.tree.leaves(updates)]
+            assert finite == [window != 1] * 2, (bad, window)
+        assert_same_bits(state["grads"], step(PARAMS, step(PARAMS, WEIGHTED.init(PARAMS), 1.0)[1], 2.0)[1]["grads"])
+
+
+@pytest.mark.parametrize("weight", [3, np.float64(3), jnp.bfloat16(3)], ids=repr)
+def test_a_weight_of_any_real_dtype_counts_alike(weight):
+    for call in every_form(weight):
+        made = call()
+        held = made.opt_state if isinstance(made, TrainState) else made[1]
+        assert float(held["weight"]) == 3.0
+        assert held["weight"].dtype == jnp.float32
+        assert not held["weight"].weak_type
