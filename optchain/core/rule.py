@@ -148,7 +148,7 @@ def rule(
     )
 
 
-OWN_ENTRIES = {name: "is an entry that the state may have" for name in ("count", "hyperparams", "scheduled", "metrics")}
+OWN_ENTRIES = dict.fromkeys(("count", "hyperparams", "scheduled", "metrics"), "is an entry that the state may have")
 
 
 def _check_names(
