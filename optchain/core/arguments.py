@@ -130,19 +130,27 @@ def range_of(name: str) -> Range:
     return RANGES.get(name, FINITE)
 
 
-def as_used(value: Any) -> tuple[float, str]:
-    """The number as it will be in JAX's default float, where XLA flushes subnormal numbers to 0, and the name of that dtype."""
-    dtype = jax.dtypes.canonicalize_dtype(float)
+def as_used(value: Any, dtype: Any = None) -> tuple[float, str]:
+    """The number as it will be in a dtype, JAX's default float if none is given, and the name of that dtype.
+
+    XLA flushes subnormal numbers to 0.
+    """
+    dtype = jax.dtypes.canonicalize_dtype(float) if dtype is None else jnp.dtype(dtype)
     with np.errstate(over="ignore", under="ignore"):
         used = float(np.asarray(as_float(value), dtype))
     return (0.0 if abs(used) < jnp.finfo(dtype).tiny else used), dtype.name
 
 
-def check_range(name: str, value: Any, allowed: Range | None = None) -> None:
-    """Requires a concrete number, or scalar array, to lie in a range: that of its name, if none is given."""
+def check_range(
+    name: str, value: Any, allowed: Range | None = None, *, dtype: Any = None, where: str | None = None
+) -> None:
+    """Requires a concrete number, or scalar array, to lie in a range: that of its name, if none is given.
+
+    It must do so still in `dtype`, JAX's default float if none is given; `where` says what has that dtype.
+    """
     if is_traced(value):
         return
-    _require(name, as_float(value), allowed or range_of(name))
+    _require(name, as_float(value), allowed or range_of(name), dtype, where)
 
 
 def check_number(name: str, value: Any, allowed: Range) -> None:
@@ -152,14 +160,15 @@ def check_number(name: str, value: Any, allowed: Range) -> None:
     _require(name, as_float(value) if isinstance(value, int) else value, allowed)
 
 
-def _require(name: str, value: Any, allowed: Range) -> None:
+def _require(name: str, value: Any, allowed: Range, dtype: Any = None, where: str | None = None) -> None:
     """Requires a number to lie in a range, and to do so still in the dtype in which it is used."""
     if value not in allowed:
         raise ValueError(f"{name} must be {allowed}; got {value!r}")
-    used, dtype = as_used(value)
+    used, dtype = as_used(value, dtype)
     if used not in allowed:
         becomes = "overflows" if math.isinf(used) else "is flushed to 0" if used == 0 else f"rounds to {used:g}"
-        raise ValueError(f"{name} must be {allowed}; got {value!r}, which {becomes} in {dtype}")
+        of = f", the dtype in which {where} is computed" if where else ""
+        raise ValueError(f"{name} must be {allowed}; got {value!r}, which {becomes} in {dtype}{of}")
 
 
 def check_hyperparam(name: str, value: Any, allowed: Range | None = None) -> None:

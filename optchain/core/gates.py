@@ -1,9 +1,11 @@
 """Gates: transformations that decide at each call whether the one within runs."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Self
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 from optchain.core import trees
@@ -12,8 +14,22 @@ from optchain.core.composite import Composite, entries
 from optchain.core.slot import Slot
 from optchain.core.transformation import Kind, Stage, State, Transformation
 from optchain.core.trees import Tree
+from optchain.core.walk import walk
 
 Decision = tuple[jax.Array, Callable[[], Tree | trees.Scaled], dict[str, Any]]
+
+
+def storage(inner: Transformation) -> dict[str, float]:
+    """The largest numbers that the slots of `inner` can store, as `trees.all_usable` wants them.
+
+    A slot that is real for complex parameters holds squares; another holds the values themselves.
+    """
+
+    def narrowest(real: bool) -> float:
+        slots = [slot for node in walk(inner) for slot in node.link.slots.values() if slot.real == real]
+        return min((float(jnp.finfo(slot.dtype).max) for slot in slots if slot.dtype), default=math.inf)
+
+    return {"values_fit": narrowest(False), "squares_fit": narrowest(True)}
 
 
 class Gate(Composite):

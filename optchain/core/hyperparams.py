@@ -36,6 +36,7 @@ class Hyperparams:
 
     def __init__(self, ranges: Mapping[str, Range] | None = None, /, **values: Hyperparam):
         allowed = {name: (ranges or {}).get(name, arguments.range_of(name)) for name in values}
+        self.ranges: Mapping[str, Range] = allowed
         self.constants: dict[str, float] = {}
         self.settable: dict[str, Any] = {}
         self.schedules: dict[str, Callable[[jax.Array], Any]] = {}
@@ -79,6 +80,21 @@ class Hyperparams:
             state["count"] = jnp.zeros((), jnp.int32)
             state["scheduled"] = {name: _scheduled(name, f, state["count"]) for name, f in self.schedules.items()}
         return state
+
+    def check_for(self, params: Any) -> None:
+        """Requires every number that is known to be in range in the dtypes in which it meets the parameters.
+
+        With JAX's 64-bit mode on, what was checked in float64 is used in float32 on a float32 leaf.
+        """
+        default, checked = trees.default_float(), set[Any]()
+        for path, leaf in trees.leaves_with_paths(params):
+            dtype = trees.real_dtype(trees.wide_dtype(trees.dtype_of(leaf)))
+            if dtype == default or dtype in checked:
+                continue
+            checked.add(dtype)
+            for name, value in (self.constants | self.settable).items():
+                where = trees.path_code("params", path)
+                arguments.check_range(name, value, self.ranges[name], dtype=dtype, where=where)
 
     def read(self, state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """This call's values by name, and the state's entries as they are after it (but for `count`)."""
@@ -198,7 +214,9 @@ def set_hyperparams(state: Any, values: Mapping[str, Any] | None = None, /, **na
     Args:
       state: any pytree with an optchain state in it (see :func:`get_hyperparams`).
       values: new values keyed as `get_hyperparams` keys them, for names that are ambiguous: `{"body/learning_rate": 0.1}`.
-      **named: new values by name, `learning_rate=0.1`. Scalars; each keeps the dtype and sharding of the one it replaces.
+      **named: new values by name, `learning_rate=0.1`. Scalars; each keeps the dtype and sharding of the one it replaces. They
+        are checked in that dtype, since the parameters are not known: with JAX's 64-bit mode on it is float64, and a number
+        beyond float32 is infinite where it meets a float32 leaf.
 
     Returns:
       The state, of the same structure. The new values are copies; everything else is shared with the old state.

@@ -15,7 +15,7 @@ stored, `t` is counted, a real number meets a complex array as in NumPy. Leaves 
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
 import jax
@@ -66,6 +66,8 @@ def rule(
 
     Raises:
       TypeError: a hyperparameter or scalar that `step` does not take.
+      ValueError: a name that two things have, or that is the rule's or the state's own: `g`, `p` where `leaf` gets the
+        parameter, `t`, `count`, `hyperparams`, `scheduled`, `metrics`.
 
     Example:
       >>> import jax.numpy as jnp, optchain
@@ -85,6 +87,7 @@ def rule(
     """
     hyperparams = hyperparams if isinstance(hyperparams, Hyperparams) else Hyperparams(**hyperparams or {})
     scalars = dict(scalars or {})
+    _check_names(slots=slots, hyperparams=hyperparams.names, scalars=scalars, needs_params=needs_params)
     taken = inspect.signature(step).parameters
     for name in sorted({*hyperparams.names, *scalars} - taken.keys()):
         raise TypeError(f"step takes no {name!r}, which is among the rule's own; it takes {', '.join(taken)}")
@@ -143,6 +146,27 @@ def rule(
         _takes=frozenset(extras),
         _requires=frozenset(name for name in extras if taken[name].default is inspect.Parameter.empty),
     )
+
+
+OWN_ENTRIES = dict.fromkeys(("count", "hyperparams", "scheduled", "metrics"), "is an entry that the state may have")
+
+
+def _check_names(
+    slots: Iterable[str], hyperparams: Iterable[str], scalars: Iterable[str], *, needs_params: bool
+) -> None:
+    """Requires names that neither the rule's functions nor its state use for something else."""
+    counted = {"t": "is what step gets as the number of updates"}
+    of_leaf = {"g": "is what leaf gets as the gradient"} | (
+        {"p": "is what leaf gets as the parameter"} if needs_params else {}
+    )
+    taken = {"slot": OWN_ENTRIES | counted | of_leaf, "scalar": OWN_ENTRIES | counted, "hyperparameter": counted}
+    owners: dict[str, str] = {}
+    for kind, names in (("slot", slots), ("scalar", scalars), ("hyperparameter", hyperparams)):
+        for name in names:
+            reason = taken[kind].get(name) or (f"is the name of a {owners[name]} too" if name in owners else None)
+            if reason:
+                raise ValueError(f"a {kind} cannot be called {name!r}: it {reason}; choose another name")
+            owners[name] = kind
 
 
 def _is_traced() -> bool:

@@ -282,7 +282,8 @@ class Transformation(Identity):
     # The forms without the boundary: for links that contain links --------------------------------------------------------
 
     def run_init(self, params: Tree) -> State:
-        """`init` without the checks."""
+        """`init` without the checks at the boundary."""
+        self.hyperparams.check_for(params)
         own = self._init(params)
         declare(**{name: Slot() for name in self._undeclared(own, params)})
         expected = self.fields - (self.hyperparams.fields - self._own_fields)

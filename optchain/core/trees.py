@@ -13,6 +13,7 @@ Two rules hold throughout:
 import dataclasses
 import functools
 import json
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
 
@@ -468,9 +469,15 @@ def _with_power_of_its_own(x: Any, axes: tuple[int, ...] | None, power: jax.Arra
     return sum_of_squares(x, axes, power)
 
 
-def mean(x: Any, axes: tuple[int, ...]) -> jax.Array:
-    """The mean of one leaf over some axes, which then have length 1, accumulated wide."""
-    return jnp.mean(wide(_apart(x)), axis=axes, keepdims=True)
+def mean(x: Any, axes: tuple[int, ...], *, keepdims: bool = True) -> jax.Array:
+    """The mean of one leaf over some axes, which then have length 1 or are gone, accumulated wide.
+
+    It is finite where the numbers are: they are multiplied by a power of two no greater than 1 / their number, which changes no
+    bit, but for numbers that are subnormal then.
+    """
+    size = math.prod(x.shape[axis] for axis in axes)
+    power = 2.0 ** -(max(size, 1) - 1).bit_length()
+    return jnp.sum(wide(_apart(x)) * power, axis=axes, keepdims=keepdims) / (size * power)
 
 
 def _apart(x: Any) -> Any:
@@ -617,12 +624,18 @@ def total(values: Iterable[jax.Array]) -> jax.Array:
 
 
 def all_usable(
-    updates: Tree | Scaled, axis_name: str | tuple[str, ...] | None = None, *, unscaled_by: Factor | None = None
+    updates: Tree | Scaled,
+    axis_name: str | tuple[str, ...] | None = None,
+    *,
+    unscaled_by: Factor | None = None,
+    values_fit: float = np.inf,
+    squares_fit: float = np.inf,
 ) -> jax.Array:
     """Whether every value is finite and, times `unscaled_by`, has a finite square; on all devices of an axis too.
 
     A value above 1.8e19 is finite in float32, but a second moment that has met it is infinite from then on. The largest
-    magnitude decides: a single reduction of each leaf.
+    magnitude decides: a single reduction of each leaf. `values_fit` and `squares_fit` are the largest numbers of the dtypes
+    in which values and squares are stored, where these are narrower.
     """
     usable = jnp.bool_(True)
     for x in jax.tree.leaves(values(unscaled(updates))):
@@ -631,6 +644,7 @@ def all_usable(
             given = Factor.of(largest) * updates.factor if isinstance(updates, Scaled) else Factor.of(largest)
             met = given if unscaled_by is None else given * unscaled_by
             # Of a complex number |x|² is the sum of two squares.
-            bound = (float(jnp.finfo(largest.dtype).max) / (2 if is_complex(x) else 1)) ** 0.5
+            square = min(float(jnp.finfo(largest.dtype).max), squares_fit) / (2 if is_complex(x) else 1)
+            bound = min(square**0.5, values_fit)
             usable &= jnp.isfinite(given.value) & (met.value < bound)
     return lax.pmin(usable.astype(jnp.int32), axis_name) == 1 if axis_name else usable

@@ -95,10 +95,10 @@ def scale_by_factored_rms(beta_2_decay: float = -0.8, epsilon: Hyperparam = 1e-3
             if not _is_factored(g.shape):
                 v = average(v, square)
                 return g / trees.astype(trees.root(v), g.dtype), v_row, v_col, v
-            v_row = average(v_row, jnp.mean(square, axis=-1))
-            v_col = average(v_col, jnp.mean(square, axis=-2))
+            v_row = average(v_row, trees.mean(square, (-1,), keepdims=False))
+            v_col = average(v_col, trees.mean(square, (-2,), keepdims=False))
             # Roots before the quotient: the derivative of a quotient by 1e-30 would overflow.
-            of_rows = trees.root(v_row) / trees.root(jnp.mean(v_row, axis=-1, keepdims=True))
+            of_rows = trees.root(v_row) / trees.root(trees.mean(v_row, (-1,)))
             of_columns = trees.root(v_col)
             u = g / trees.astype(of_rows[..., :, None], g.dtype) / trees.astype(of_columns[..., None, :], g.dtype)
             return u, v_row, v_col, v

@@ -11,7 +11,7 @@ import optax
 
 from optchain.core import arguments, devices, trees
 from optchain.core.factors import Factor
-from optchain.core.gates import Decision, Gate
+from optchain.core.gates import Decision, Gate, storage
 from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.lookup import find_fields, find_siblings
 from optchain.core.optax_link import as_transformation
@@ -78,8 +78,10 @@ def dynamic_loss_scale(
         otherwise:            nothing is touched;                                                   loss_scale ← ½ · loss_scale
 
     Keras's `LossScaleOptimizer`, whose scale is unbounded; this one stays within 2⁻²⁴ and 2¹²⁷. Multiply the loss with
-    `scale_loss(loss, state)`; `make_step` does. Finiteness is judged on the scaled gradients. A gradient whose square is not
-    finite when it has been unscaled, one above 1.8e19 in float32, is bad too: a second moment would be infinite from then on.
+    `scale_loss(loss, state)`; `make_step` does. Finiteness is judged on the scaled gradients. A value whose square is not
+    finite when it has been divided by this loss scale and those within, one above 1.8e19 in float32, is bad too: a second
+    moment would be infinite from then on. As in `skip_nonfinite`, what is judged is the gradient that is handed to the gate,
+    each value by itself, in its own dtype and in those in which the moments within are stored.
 
     Around `accumulate` a bad call does not count, and the window goes on. Inside it, one bad call drops the whole window. In
     an `optax.chain` it must be the last link.
@@ -111,6 +113,7 @@ def dynamic_loss_scale(
     """
     axis_name = arguments.check_axis_name(axis_name)
     gated = as_transformation(inner, "inner")
+    fits = storage(gated)
     arguments.check_number("initial_scale", initial_scale, arguments.RANGES["initial_scale"])
     growth_steps = arguments.check_integer("growth_steps", growth_steps, minimum=1)
 
@@ -123,7 +126,7 @@ def dynamic_loss_scale(
 
     def decide(grads: Tree, state: dict[str, Any], extra: Mapping[str, Any]) -> Decision:
         scale, good_steps = state["loss_scale"], trees.increment(state["good_steps"])
-        finite = trees.all_usable(grads, axis_name, unscaled_by=unscaling(state.get("inner", {}), scale))
+        finite = trees.all_usable(grads, axis_name, unscaled_by=unscaling(state.get("inner", {}), scale), **fits)
         devices.check_same("dynamic_loss_scale", "whether the gradients are finite", finite, axis_name)
         grows = finite & (good_steps >= growth_steps)
         factor = jnp.where(finite, jnp.where(grows, 2.0, 1.0), 0.5)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from optchain.core import arguments, devices, trees
-from optchain.core.gates import Decision, Gate
+from optchain.core.gates import Decision, Gate, storage
 from optchain.core.optax_link import as_transformation
 from optchain.core.registry import register
 from optchain.core.transformation import State, Transformation
@@ -35,7 +35,9 @@ def skip_nonfinite(
     """Runs `inner` when every value of the gradients is finite; else leaves the parameters and its state alone. A gate.
 
     A value whose square is not finite, one above 1.8e19 in float32, is bad too: a second moment would be infinite from then
-    on. What is judged is the gradient that a rule within meets, divided by the loss scales within.
+    on. What is judged is the gradient that is handed to the gate, divided by the loss scales within, each value by itself: it
+    must have a finite square in its own dtype and in those in which the moments within are stored. What links within make of
+    it (`scale(1e10)`) and sums of squares, over steps (Adagrad, Ftrl) or elements, are not judged.
 
     A bad step is never let through, however many come in a row. With `max_consecutive` the metrics say when that many
     have: `check(metrics)` raises on the host, with the state still good.
@@ -66,6 +68,7 @@ def skip_nonfinite(
     """
     axis_name = arguments.check_axis_name(axis_name)
     gated = as_transformation(inner, "inner")
+    fits = storage(gated)
     if max_consecutive is not None:
         max_consecutive = arguments.check_integer("max_consecutive", max_consecutive, minimum=1)
 
@@ -82,7 +85,7 @@ def skip_nonfinite(
         return state_of(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
 
     def decide(grads: Tree, state: dict[str, Any], extra: Mapping[str, Any]) -> Decision:
-        finite = trees.all_usable(grads, axis_name, unscaled_by=unscaling(state.get("inner", {})))
+        finite = trees.all_usable(grads, axis_name, unscaled_by=unscaling(state.get("inner", {})), **fits)
         devices.check_same("skip_nonfinite", "whether the gradients are finite", finite, axis_name)
         skipped = jnp.where(finite, state["skipped_steps"], trees.increment(state["skipped_steps"]))
         consecutive = jnp.where(finite, jnp.zeros_like(skipped), trees.increment(state["consecutive"]))

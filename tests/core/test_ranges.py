@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import optchain as oc
 from optchain.core import arguments
+from optchain.core.hyperparams import Hyperparams
 from optchain.core.precision import enable_x64
 
 CASES = [
@@ -63,6 +64,54 @@ def test_float64_keeps_what_float32_does_not():
             build()
         with pytest.raises(ValueError, match=r"which rounds to 1 in float64|must be a number in \[0, 1\)"):
             oc.adam(beta_1=1 - 1e-17)
+
+
+ON_FLOAT32 = {
+    "learning_rate": lambda: oc.sgd(1e39),
+    "learning_rate of an array": lambda: oc.sgd(np.float64(1e39) * np.ones(())),
+    "learning_rate of a link": lambda: oc.scale_by_learning_rate(1e39),
+    "beta_1": lambda: oc.adam(0.1, beta_1=1 - 1e-9),
+    "beta_2": lambda: oc.adam(0.1, beta_2=1 - 1e-9),
+    "max_norm": lambda: oc.sgd(1.0, clipnorm=1e-39),
+    "loss_scale": lambda: oc.sgd(0.1, loss_scale_factor=1e-39),
+    "max_value": lambda: oc.project_max_norm(1e39),
+    "rate of one's own": lambda: oc.rule(
+        lambda own: lambda g: (own * g, {}),
+        slots={},
+        hyperparams=Hyperparams({"own": arguments.BELOW_ONE}, own=1 - 1e-9),
+    ),
+}
+AROUND = {
+    "alone": lambda tx: tx,
+    "gate": oc.skip_nonfinite,
+    "mask": lambda tx: oc.masked(tx, {"a": False, "b": [True]}),
+    "group": lambda tx: oc.multi_optimizer(("rest", "a", oc.sgd(0.1)), ("all", "b", tx)),
+}
+
+
+@pytest.mark.parametrize(
+    ("case", "around"),
+    # A loss scale is divided out for all leaves or for none.
+    [(case, around) for case in ON_FLOAT32 for around in AROUND if case != "loss_scale" or around in ("alone", "gate")],
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "complex64"])
+def test_init_refuses_what_the_dtype_of_a_leaf_makes_of_a_number(case, around, dtype):
+    name = {"rate of one's own": "own"}.get(case, case.split()[0])
+    with enable_x64():
+        tx = AROUND[around](ON_FLOAT32[case]())
+        params = {"a": jnp.ones(2, "float64"), "b": [jnp.ones((2, 2), dtype)]}
+        where = r" in float32, the dtype in which params\[\"b\"\]\[0\] is computed"
+        with pytest.raises(ValueError, match=f"{name} must be .*; got .*, which .*{where}"):
+            tx.init(params)
+        with pytest.raises(ValueError, match=name):
+            jax.eval_shape(tx.init, params)
+        tx.init(jax.tree.map(lambda p: jnp.ones(p.shape, jnp.promote_types(p.dtype, "float64")), params))
+
+
+def test_a_number_meets_the_leaves_of_its_own_link_only():
+    with enable_x64():
+        tx = oc.multi_optimizer(("narrow", "b", oc.sgd(0.1)), ("wide", "a", oc.sgd(1e39)))
+        tx.init({"a": jnp.ones(2, "float64"), "b": jnp.ones(2, "float32")})
 
 
 @given(name=st.sampled_from(sorted(arguments.RANGES)), value=st.floats() | st.floats(1 - 1e-6, 1) | st.floats(0, 1e-37))

@@ -1,5 +1,6 @@
 """`rule`: the math of one leaf is enough, in every dtype and under every transform."""
 
+import inspect
 from typing import Any
 
 import jax
@@ -177,6 +178,39 @@ def test_a_rule_may_read_parameters_scalars_and_extra_arguments() -> None:
 def test_a_hyperparameter_that_the_rule_does_not_take_is_refused() -> None:
     with pytest.raises(TypeError, match="step takes no 'beta_1', which is among the rule's own; it takes t, rate"):
         oc.rule(lambda t, rate: None, slots={}, hyperparams={"rate": 0.5, "beta_1": 0.9})
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        *(("slot", name) for name in ("g", "p", "t", "count", "hyperparams", "scheduled", "metrics", "same")),
+        *(("scalar", name) for name in ("t", "count", "hyperparams", "scheduled", "metrics", "same")),
+        *(("hyperparameter", name) for name in ("t", "same")),
+    ],
+)
+def test_a_name_that_is_taken_is_refused_when_the_rule_is_built(kind: str, name: str) -> None:
+    given: dict[str, Any] = {"slots": {}, "scalars": {}, "hyperparams": {}}
+    given |= {"slots": {"same": Slot()}} if kind != "slot" else {"scalars": {"same": 1.0}}
+    given[{"slot": "slots", "scalar": "scalars", "hyperparameter": "hyperparams"}[kind]] |= {
+        name: Slot() if kind == "slot" else 0.5
+    }
+
+    def step(t: Any, **values: Any) -> Any:
+        raise AssertionError
+
+    step.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            inspect.Parameter(each, inspect.Parameter.KEYWORD_ONLY)
+            for each in sorted({"t", *given["scalars"], *given["hyperparams"]})
+        ]
+    )
+    with pytest.raises(ValueError, match=f"cannot be called '{name}'"):
+        oc.rule(step, needs_params=True, **given)
+
+
+def test_a_slot_may_be_called_p_where_the_rule_gets_no_parameter() -> None:
+    tx = oc.rule(lambda: lambda g, p: (g + p, {"p": g}), slots={"p": Slot()})
+    np.testing.assert_array_equal(tx.update(jnp.ones(2), tx.init(jnp.ones(2)))[0], 1.0)
 
 
 def test_a_slot_name_is_known_where_a_state_is_read() -> None:

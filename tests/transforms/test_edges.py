@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import optchain as oc
+from optchain.core.precision import enable_x64
 
 from .bad_gradients import apply_step, assert_same_bits
 
@@ -178,6 +179,45 @@ def test_the_bound_is_where_the_square_overflows(value, skipped):
     tx = oc.skip_nonfinite(oc.sgd(1e-30))
     _, state = apply_step(tx, jnp.zeros(2), tx.init(jnp.zeros(2)), jnp.array([0.0, value], jnp.float32))
     assert int(state["skipped_steps"]) == skipped
+
+
+STORED = {
+    "adam": lambda dtype: oc.adam(0.1, moment_dtype=dtype),
+    "nu": lambda dtype: oc.adam(0.1, moment_dtype={"nu": dtype}),
+    "rmsprop": lambda dtype: oc.scale_by_rms(moment_dtype=dtype),
+    "momentum": lambda dtype: oc.sgd(0.1, momentum=0.9, moment_dtype=dtype),
+    "groups": lambda dtype: oc.multi_optimizer(("all", "w", oc.adam(0.1, moment_dtype=dtype))),
+    "accumulate": lambda dtype: oc.accumulate(oc.sgd(0.1), 1, accumulator_dtype=dtype),
+}
+
+
+@pytest.mark.parametrize("gate", ["skip", "dynamic", "skip(dynamic)"])
+@pytest.mark.parametrize("rule", STORED)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_float64_gradient_is_judged_by_the_dtype_in_which_its_moments_are_stored(gate, rule, dtype):
+    with enable_x64():
+        for value, skipped in ((1e18, 0), (1e45, 1), (1e150, 1), (1e160, 1)):
+            tx = GATES[gate](STORED[rule](dtype))
+            params = {"w": jnp.ones(2)}
+            state = tx.init(params)
+            new, after = tx.apply(params, state, grads={"w": jnp.array([value, 1.0])})
+            assert bool((new["w"] == 1).all()) == bool(skipped), value
+            assert all(np.isfinite(np.asarray(x, "float64")).all() for x in jax.tree.leaves((new, after)))
+
+
+def test_where_moments_are_float64_the_bound_is_that_of_float64():
+    with enable_x64():
+        tx, params = oc.skip_nonfinite(oc.adam(0.1)), jnp.ones(1)
+        for value, skipped in ((1e150, 0), (1e160, 1)):
+            assert int(tx.apply(params, tx.init(params), grads=jnp.full(1, value))[1]["skipped_steps"]) == skipped
+
+
+def test_a_value_that_is_stored_and_not_squared_needs_to_fit_itself():
+    tx = oc.rule(lambda: lambda g, m: (g, {"m": g}), slots={"m": oc.Slot(dtype="float16")})
+    for value, skipped in ((6e4, 0), (7e4, 1)):
+        gated = oc.skip_nonfinite(tx)
+        _, state = gated.update(jnp.full(1, value), gated.init(jnp.ones(1)))
+        assert int(state["skipped_steps"]) == skipped
 
 
 def test_a_square_is_judged_after_the_scales_of_the_loss_are_divided_out():
