@@ -1,5 +1,6 @@
 """Accumulation of gradients over several calls."""
 
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any, NotRequired, TypedDict
 
@@ -49,7 +50,9 @@ def accumulate(
     the gate counts calls, and its learning rate is passed through. Keras's `gradient_accumulation_steps`.
 
     A call may give a `weight`, 1 if it does not: with the number of tokens of the micro-batch as weight, the mean is the
-    gradient of the whole batch. One whose weight is 0 fills a place in the window and does not count, were its gradient NaN. `flush(tx, params, state)` applies a tail that did not fill a window.
+    gradient of the whole batch. One whose weight is 0 fills a place in the window and does not count, were its gradient NaN. An
+    `accumulate` within gets the weight of the whole window, so that nested means are exact too.
+    `flush(tx, params, state)` applies a tail that did not fill a window.
 
     In an `optax.chain` it must be the last link: a link after it would act on the zero updates in between.
 
@@ -126,7 +129,17 @@ def accumulate(
 
     fields = ["count", "weight", *["updates"] * varying]
     stage = "varying_window" if varying else None
-    return Gate(gated, init, decide, fields=fields, slots=slots, flush=flush, takes=["weight"], stage=stage)
+    return Gate(
+        gated,
+        init,
+        decide,
+        fields=fields,
+        slots=slots,
+        flush=flush,
+        takes=["weight"],
+        weighs=operator.itemgetter("weight"),
+        stage=stage,
+    )
 
 
 def _weighted(g: Any, weight: Any) -> Any:
