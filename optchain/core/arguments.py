@@ -48,6 +48,9 @@ BELOW_ONE = Range(0.0, 1.0, high_open=True)
 NON_POSITIVE = Range(-math.inf, 0.0)
 FINITE = Range(-math.inf)
 
+WEIGHTS = Range(2.0**-64, 2.0**64)
+"""What a call's weight may be beside 0: with headroom for its products with gradients, and for their sums."""
+
 RANGES: dict[str, Range] = {
     "learning_rate": NON_NEGATIVE,
     "weight_decay": NON_NEGATIVE,
@@ -177,6 +180,15 @@ def check_hyperparam(name: str, value: Any, allowed: Range | None = None) -> Non
             f"arguments; got {value!r} ({type(value).__name__})"
         )
     check_range(name, value, allowed)
+
+
+def check_weight_size(value: Any) -> None:
+    """Requires a positive weight, if it can be looked at, to be one whose products with gradients stay in float32's range."""
+    if is_traced(value) or np.ndim(value) or not (is_number(value) or is_array(value)) or jnp.iscomplexobj(value):
+        return
+    number = as_float(value)
+    if number > 0 and number not in WEIGHTS:
+        raise ValueError(f"weight must be 0 or {WEIGHTS}; got {value!r}")
 
 
 def check_integer(name: str, value: Any, *, minimum: int, maximum: int = LARGEST_INTEGER) -> int:

@@ -21,7 +21,7 @@ from typing import Any, Literal, Self, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from optchain.core import trees
+from optchain.core import arguments, trees
 from optchain.core.hyperparams import Hyperparams
 from optchain.core.identity import Identity
 from optchain.core.rows import is_rows
@@ -265,6 +265,7 @@ class Transformation(Identity):
                 raise TypeError(f"{owner} needs {name}, and the call did not give it{hint}")
         if "weight" in extra and "weight" not in self.takes:
             raise TypeError(f"the call gave a weight, and {self.name} has no accumulate() that would use it")
+        arguments.check_weight_size(extra.get("weight"))
         for name in self.hyperparams.names & extra.keys():
             raise TypeError(f"{self.name} owns {name}: change it with set_hyperparams, not by the call")
         trees.check_leaves(root, updates)

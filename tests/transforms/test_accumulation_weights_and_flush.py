@@ -321,3 +321,27 @@ def test_nested_means_are_the_mean_over_all_calls(calls):
         total = math.fsum(weight for _, weight in calls)
         sums = math.fsum(g * weight for g, weight in calls if weight)
         np.testing.assert_allclose(params, [-sums / total if total else 0.0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "weight", [3e38, 1e39, 2.0**65, 1e30, 1e-38, 1e-42, 1e-30, np.float32(1e25), jnp.float32(1e-25)]
+)
+@pytest.mark.parametrize(
+    "tx", [oc.accumulate(oc.sgd(1.0), 2), oc.chain(oc.skip_nonfinite(oc.accumulate(oc.sgd(1.0), 2)))]
+)
+def test_a_weight_without_headroom_is_refused(tx, weight):
+    params = jnp.zeros(1)
+    with pytest.raises(ValueError, match=r"weight must be 0 or a number in \[5.42101e-20, 1.84467e\+19\]; got"):
+        tx.apply(params, tx.init(params), grads=params, weight=weight)
+    with pytest.raises(ValueError, match="weight must be 0 or"):
+        jax.jit(lambda p, s: tx.update(p, s, weight=float(weight)))(params, tx.init(params))
+
+
+@pytest.mark.parametrize("exponent", [-64, -40, 0, 40, 64])
+def test_the_mean_is_right_over_the_whole_range_of_weights(exponent):
+    tx = oc.accumulate(oc.accumulate(oc.sgd(1.0), 2), 2)
+    params, state = jnp.zeros(2), tx.init(jnp.zeros(2))
+    step = jax.jit(lambda p, s, g, w: tx.apply(p, s, grads=g, weight=w))
+    for weight, g in ((1.0, 1.0), (0.5, 2.0), (0.0, 1e9), (1.0, 1.0)):
+        params, state = step(params, state, g * jnp.array([1.0, 1e10]), weight * 2.0**exponent)
+    np.testing.assert_allclose(params, [-1.2, -1.2e10], rtol=1e-6)
