@@ -48,6 +48,9 @@ BELOW_ONE = Range(0.0, 1.0, high_open=True)
 NON_POSITIVE = Range(-math.inf, 0.0)
 FINITE = Range(-math.inf)
 
+WEIGHTS = Range(2.0**-64, 2.0**64)
+"""What a call's weight may be beside 0: with headroom for its products with gradients, and for their sums."""
+
 RANGES: dict[str, Range] = {
     "learning_rate": NON_NEGATIVE,
     "weight_decay": NON_NEGATIVE,
@@ -197,6 +200,13 @@ def check_scalar(name: str, value: Any, allowed: Range) -> None:
 def _check_real_scalar(name: str, array: Any) -> None:
     if array.shape != () or not (jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)):
         raise ValueError(f"{name} must be a real scalar; got an array of shape {array.shape}, dtype {array.dtype}")
+
+
+def check_weight(value: Any) -> None:
+    """Requires a call's weight to be a real scalar, 0 or of a size whose products with gradients stay in float32's range."""
+    check_scalar("weight", value, NON_NEGATIVE)
+    if not is_traced(value) and as_float(value) and as_float(value) not in WEIGHTS:
+        raise ValueError(f"weight must be 0 or {WEIGHTS}; got {value!r}")
 
 
 def check_integer(name: str, value: Any, *, minimum: int, maximum: int = LARGEST_INTEGER) -> int:

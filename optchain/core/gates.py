@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from optchain.core import trees
+from optchain.core import devices, trees
 from optchain.core.branch import run_if
 from optchain.core.composite import Composite, entries
+from optchain.core.factors import Factor
 from optchain.core.slot import Slot
 from optchain.core.transformation import Kind, Stage, State, Transformation
 from optchain.core.trees import Tree
@@ -39,7 +40,8 @@ class Gate(Composite):
     inside the branch), and what the gate's own state becomes. `flush(state)` decides likewise, without a new gradient.
     `takes` names what `decide` reads from the call's extra arguments; `rowwise` says that `decide` treats rows by themselves.
     Over a mesh a call may give `keep_layout`, a function that puts new parameters where the old ones were: it is called in
-    the branch, so that a call that waits gathers nothing.
+    the branch, so that a call that waits gathers nothing. `weighs` is for a gate that makes one call of several: of its own
+    new state the weight that this one has, in place of the last call's.
 
     The branches return only what they may change, and close over the rest: XLA then leaves the untouched buffers in
     place, where passing an accumulator through the branches would copy it.
@@ -49,6 +51,7 @@ class Gate(Composite):
     _own_init: Callable[[Tree], Mapping[str, Any]]
     _decide: Callable[[Tree, dict[str, Any], Mapping[str, Any]], Decision]
     _decide_flush: Callable[[dict[str, Any]], Decision] | None
+    _weighs: Callable[[dict[str, Any]], jax.Array] | None
 
     def __new__(
         cls,
@@ -60,6 +63,7 @@ class Gate(Composite):
         slots: Mapping[str, Slot] | None = None,
         flush: Callable[[dict[str, Any]], Decision] | None = None,
         takes: Iterable[str] = (),
+        weighs: Callable[[dict[str, Any]], jax.Array] | None = None,
         stage: Stage | None = None,
         rowwise: bool = False,
     ) -> Self:
@@ -68,6 +72,7 @@ class Gate(Composite):
             _own_init=init,
             _decide=decide,
             _decide_flush=flush,
+            _weighs=weighs,
             _own_fields=frozenset(fields),
             slots=slots or {},
             stage=stage,
@@ -83,6 +88,7 @@ class Gate(Composite):
     ) -> tuple[Tree, dict[str, Any]]:
         inner = self.parts["inner"]
         run_now, gradient, own = self._decide(updates, state, extra)
+        extra = self._handed_on(own, extra)
 
         def run(inner_state: State) -> tuple[Tree, State]:
             updates, inner_state = inner.run_update(gradient(), inner_state, params, extra)
@@ -108,6 +114,7 @@ class Gate(Composite):
     ) -> tuple[Tree, dict[str, Any]]:
         run_now, gradient, own = decision
         keep_layout = extra.get("keep_layout")
+        extra = self._handed_on(own, extra)
 
         def run(params: Tree, inner_state: State) -> tuple[Tree, State]:
             params, inner_state = self.parts["inner"].run_apply(params, inner_state, gradient(), extra)
@@ -115,6 +122,34 @@ class Gate(Composite):
 
         params, inner_state = run_if(run_now, run, params, state.get("inner", {}))
         return jax.tree.map(_kept_narrow, params), {**own, **entries({"inner": inner_state})}
+
+    def _handed_on(self, own: dict[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+        """The call's extra arguments as the one within gets them."""
+        weighed = self._weighs is not None and ("weight" in extra or "weight" in self.parts["inner"].takes)
+        return {**extra, "weight": self._weighs(own)} if self._weighs and weighed else dict(extra)
+
+
+def judge(
+    gate: str,
+    inner: Transformation,
+    grads: Tree | trees.Scaled,
+    extra: Mapping[str, Any],
+    axis_name: str | tuple[str, ...] | None,
+    unscaled_by: Factor,
+    fits: Mapping[str, Any],
+) -> tuple[jax.Array, jax.Array, Tree | trees.Scaled]:
+    """Whether a call is good, whether it counts, and its gradients, for a gate that lets bad ones not through.
+
+    A call of weight 0, for an `accumulate` within, does not count: `inner` runs all the same, for it has a place in the window.
+    If its gradients are bad, zeros go in their place, since links before the accumulator weigh nothing.
+    """
+    good = trees.all_usable(grads, axis_name, unscaled_by=unscaled_by, **fits)
+    counts = jnp.bool_(True)
+    if "weight" in extra and "weight" in inner.takes:
+        counts = jnp.asarray(extra["weight"]) != 0
+        grads = trees.zeros_unless(good, grads)
+    devices.check_same(gate, "whether the gradients are finite", good | ~counts, axis_name)
+    return good, counts, grads
 
 
 def _kept_narrow(p: Any) -> Any:

@@ -40,6 +40,7 @@ class Hyperparams:
         self.constants: dict[str, float] = {}
         self.settable: dict[str, Any] = {}
         self.schedules: dict[str, Callable[[jax.Array], Any]] = {}
+        self._allowed = allowed
         for name, value in values.items():
             if isinstance(value, Choice):  # it is callable, but not with a step
                 raise TypeError(
@@ -78,7 +79,7 @@ class Hyperparams:
             state["hyperparams"] = {name: _scalar(value) for name, value in self.settable.items()}
         if self.schedules:
             state["count"] = jnp.zeros((), jnp.int32)
-            state["scheduled"] = {name: _scheduled(name, f, state["count"]) for name, f in self.schedules.items()}
+            state["scheduled"] = self._scheduled(state["count"])
         return state
 
     def check_for(self, params: Any) -> None:
@@ -106,9 +107,22 @@ class Hyperparams:
                 for name, value in self.settable.items()
             }
         if self.schedules:
-            fields["scheduled"] = {name: _scheduled(name, f, state["count"]) for name, f in self.schedules.items()}
+            fields["scheduled"] = self._scheduled(state["count"])
         values = self.constants | fields.get("hyperparams", {}) | fields.get("scheduled", {})
         return values, fields
+
+    def _scheduled(self, count: jax.Array) -> dict[str, jax.Array]:
+        """What the schedules give at a step. A traced value cannot be looked at; any other must be in range."""
+        made = {}
+        for name, schedule in self.schedules.items():
+            value = scheduled_number(name, schedule, count)
+            if not arguments.is_traced(value):
+                try:
+                    arguments.check_range(name, value, self._allowed[name])
+                except ValueError as error:
+                    raise ValueError(f"{error}, by its schedule {schedule!r}") from None
+            made[name] = _scalar(value)
+        return made
 
     def last(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """The values of the last call by name."""
@@ -120,13 +134,13 @@ def _scalar(value: Any) -> jax.Array:
     return jnp.array(value, trees.default_float(), copy=True)
 
 
-def _scheduled(name: str, schedule: Callable[[jax.Array], Any], count: jax.Array) -> jax.Array:
-    """What a schedule gives at a step, which must be one real number; traced, so that its value cannot be looked at."""
+def scheduled_number(name: str, schedule: Callable[[jax.Array], Any], count: jax.Array) -> Any:
+    """What a schedule gives at a step, which must be one real number."""
     value = schedule(count)
     if not arguments.is_number(value) and not (arguments.is_array(value) and _is_real_scalar(value)):
         what = f"an array of shape {value.shape}, dtype {value.dtype}" if arguments.is_array(value) else repr(value)
         raise TypeError(f"{name} must be a real scalar at every step; its schedule {schedule!r} gave {what}")
-    return _scalar(value)
+    return value
 
 
 def _is_real_scalar(array: jax.Array | np.ndarray) -> bool:

@@ -268,7 +268,7 @@ class Transformation(Identity):
                 hint = "; give it to the chain, chain(…, learning_rate=…)" if name == "learning_rate" else ""
                 raise TypeError(f"{owner} needs {name}, and the call did not give it{hint}")
         if "weight" in self.takes and extra.get("weight") is not None:
-            arguments.check_scalar("weight", extra["weight"], arguments.NON_NEGATIVE)
+            arguments.check_weight(extra["weight"])
         for name in self.hyperparams.names & extra.keys():
             raise TypeError(f"{self.name} owns {name}: change it with set_hyperparams, not by the call")
         trees.check_leaves(root, updates)

@@ -415,6 +415,18 @@ def force(updates: Tree | Scaled) -> Tree:
     return multiplied(dense(updates))
 
 
+def zeros_unless(condition: jax.Array, updates: Tree | Scaled) -> Tree | Scaled:
+    """The updates where the condition holds, else zeros, whatever they are."""
+    if isinstance(updates, Scaled):
+        factor = updates.factor.where(condition, Factor.of(jnp.ones((), default_float())))
+        return Scaled(zeros_unless(condition, updates.tree), factor)
+
+    def select(x: Any) -> Any:
+        return x.with_rows(select(x.rows)) if is_rows(x) else jnp.where(condition, x, jnp.zeros_like(x))
+
+    return jax.tree.map(select, updates, is_leaf=is_rows)
+
+
 def widened(updates: Tree | Scaled) -> Tree:
     """The updates as a tree in the dtypes of :func:`wide`, in which links that contain links hand them on."""
     return jax.tree.map(wide, force(updates))

@@ -1,5 +1,7 @@
 """Accumulation of gradients over several calls."""
 
+import math
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any, NotRequired, TypedDict
 
@@ -11,6 +13,7 @@ from optchain.core import arguments, trees
 from optchain.core.chain import is_lazy
 from optchain.core.factors import Factor
 from optchain.core.gates import Decision, Gate
+from optchain.core.hyperparams import scheduled_number
 from optchain.core.optax_link import as_transformation
 from optchain.core.registry import register
 from optchain.core.rows import is_rows
@@ -49,16 +52,21 @@ def accumulate(
     the gate counts calls, and its learning rate is passed through. Keras's `gradient_accumulation_steps`.
 
     A call may give a `weight`, 1 if it does not: with the number of tokens of the micro-batch as weight, the mean is the
-    gradient of the whole batch. One whose weight is 0 fills a place in the window and does not count, were its gradient NaN.
-    A weight is a finite number >= 0 or a real scalar array. What is traced cannot be looked at: if it is negative or not finite,
-    the mean of its window is NaN, and shows. `flush(tx, params, state)` applies a tail that did not fill a window.
+    gradient of the whole batch. One whose weight is 0 fills a place in the window and does not count, were its gradient NaN. An
+    `accumulate` within gets the weight of the whole window, so that nested means are exact too.
+    `flush(tx, params, state)` applies a tail that did not fill a window.
+
+    A weight is 0 or in [2⁻⁶⁴, 2⁶⁴], a number or a real scalar array. What is traced cannot be looked at: if it is negative or not
+    finite, the mean of its window is NaN, and shows. Σ weight · |g| must be within the range of the accumulator, 3.4e38 in
+    float32, as for the plain sum of four gradients: beyond it the mean is infinite or NaN, and a gate within drops the window.
 
     In an `optax.chain` it must be the last link: a link after it would act on the zero updates in between.
 
     Args:
       inner: what runs on the mean: a transformation of optchain or Optax. Clipping belongs inside, to act on the mean.
       steps: the number of calls an update is made of, >= 1; or a schedule of it, a callable of the number of updates made
-        so far, whose value is rounded. An average around such a gate is refused: it could not count updates.
+        so far, whose value is rounded: a real scalar in [1, 2³¹ − 1]. Under `jit` its value cannot be checked: below 1 it is
+        taken as 1, and while it is NaN no update is made. An average around such a gate is refused: it could not count updates.
       accumulator_dtype: the dtype of the accumulator; float32 or wider if None.
 
     Returns:
@@ -90,17 +98,20 @@ def accumulate(
     def init(params: Tree) -> dict[str, Any]:
         zero = jnp.zeros((), trees.default_float())
         updates = {"updates": jnp.zeros((), jnp.int32)} if varying else {}
+        if varying:
+            window(updates)  # what is wrong with the schedule shows here
         return {"count": jnp.zeros((), jnp.int32), "weight": zero, "grads": slot.init(params), **updates}
 
     def window(state: dict[str, Any]) -> Any:
-        return jnp.maximum(jnp.round(steps(state["updates"])).astype(jnp.int32), 1) if callable(steps) else steps
+        return _scheduled_window(steps, state["updates"]) if callable(steps) else steps
 
     def decide(grads: Tree, state: dict[str, Any], extra: Mapping[str, Any]) -> Decision:
         weight = extra.get("weight")
         if weight is not None:
             weight = trees.cast(weight, state["weight"])
             weight = jnp.where(weight >= 0, weight, jnp.nan)
-        first, last = state["count"] == 0, state["count"] + 1 >= window(state)
+        counted_now = trees.increment(state["count"])
+        first, last = state["count"] == 0, counted_now >= window(state)
 
         def add(g: Any, total: jax.Array) -> jax.Array:
             term = trees.wide(g) if weight is None else _weighted(g, weight)
@@ -109,9 +120,8 @@ def accumulate(
 
         sums = jax.tree.map(add, trees.multiplied(grads), state["grads"], is_leaf=is_rows)
         total = _kept(first, state["weight"]) + (1.0 if weight is None else weight)
-        count = _kept(last, state["count"] + 1)
         own = {
-            "count": count,
+            "count": _kept(last, counted_now),
             "weight": total,
             "grads": jax.tree.map(slot.store, sums, state["grads"]),
             **counted(state, last),
@@ -131,7 +141,34 @@ def accumulate(
 
     fields = ["count", "weight", *["updates"] * varying]
     stage = "varying_window" if varying else None
-    return Gate(gated, init, decide, fields=fields, slots=slots, flush=flush, takes=["weight"], stage=stage)
+    return Gate(
+        gated,
+        init,
+        decide,
+        fields=fields,
+        slots=slots,
+        flush=flush,
+        takes=["weight"],
+        weighs=operator.itemgetter("weight"),
+        stage=stage,
+    )
+
+
+def _scheduled_window(steps: Callable[[jax.Array], Any], updates: jax.Array) -> jax.Array:
+    """The length of the window by its schedule, int32.
+
+    A value that is traced cannot be refused. It is 1 where it is less; NaN holds the window open, since an update of each call
+    would be one of the wrong size.
+    """
+    value = scheduled_number("steps", steps, updates)
+    largest = arguments.LARGEST_INTEGER
+    if not arguments.is_traced(value):
+        number = arguments.as_float(value)
+        if not (math.isfinite(number) and 1 <= round(number) <= largest):
+            raise ValueError(f"steps must be a number in [1, {largest}]; its schedule {steps!r} gave {value!r}")
+    value = jnp.round(value)
+    fits = value < largest
+    return jnp.where(fits, trees.astype(jnp.where(fits, jnp.maximum(value, 1), 1), jnp.int32), largest)
 
 
 def _weighted(g: Any, weight: Any) -> Any:

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optchain.core import arguments, devices, trees
+from optchain.core import arguments, trees
 from optchain.core.factors import Factor
-from optchain.core.gates import Decision, Gate, storage
+from optchain.core.gates import Decision, Gate, judge, storage
 from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.lookup import find_fields, find_siblings
 from optchain.core.optax_link import as_transformation
@@ -83,8 +83,9 @@ def dynamic_loss_scale(
     moment would be infinite from then on. As in `skip_nonfinite`, what is judged is the gradient that is handed to the gate,
     each value by itself, in its own dtype and in those in which the moments within are stored.
 
-    Around `accumulate` a bad call does not count, and the window goes on. Inside it, one bad call drops the whole window. In
-    an `optax.chain` it must be the last link.
+    Around `accumulate` a bad call does not count, and the window goes on; one whose `weight` is 0 is never bad, fills its place
+    in the window, and changes nothing here. Inside it, one bad call drops the whole window. In an `optax.chain` it must be the
+    last link.
 
     Args:
       inner: a transformation of optchain or Optax.
@@ -126,13 +127,14 @@ def dynamic_loss_scale(
 
     def decide(grads: Tree, state: dict[str, Any], extra: Mapping[str, Any]) -> Decision:
         scale, good_steps = state["loss_scale"], trees.increment(state["good_steps"])
-        finite = trees.all_usable(grads, axis_name, unscaled_by=unscaling(state.get("inner", {}), scale), **fits)
-        devices.check_same("dynamic_loss_scale", "whether the gradients are finite", finite, axis_name)
-        grows = finite & (good_steps >= growth_steps)
-        factor = jnp.where(finite, jnp.where(grows, 2.0, 1.0), 0.5)
+        unscaled_by = unscaling(state.get("inner", {}), scale)
+        good, counts, grads = judge("dynamic_loss_scale", gated, grads, extra, axis_name, unscaled_by, fits)
+        grows = good & counts & (good_steps >= growth_steps)
+        factor = jnp.where(good | ~counts, jnp.where(grows, 2.0, 1.0), 0.5)
         new_scale = jnp.clip(scale * trees.cast(factor, scale), MIN_SCALE, MAX_SCALE)
-        own = state_of(new_scale, jnp.where(finite & ~grows, good_steps, jnp.zeros_like(good_steps)))
-        return finite, lambda: trees.rescale(grads, Factor.reciprocal(scale)), own
+        in_a_row = jnp.where(good & ~grows, good_steps, jnp.zeros_like(good_steps))
+        own = state_of(new_scale, jnp.where(counts, in_a_row, state["good_steps"]))
+        return good | ~counts, lambda: trees.rescale(grads, Factor.reciprocal(scale)), own
 
     return Gate(gated, init, decide, fields=["loss_scale", "good_steps", "metrics"], rowwise=True)
 

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optchain.core import arguments, devices, trees
-from optchain.core.gates import Decision, Gate, storage
+from optchain.core import arguments, trees
+from optchain.core.gates import Decision, Gate, judge, storage
 from optchain.core.optax_link import as_transformation
 from optchain.core.registry import register
 from optchain.core.transformation import State, Transformation
@@ -42,7 +42,8 @@ def skip_nonfinite(
     A bad step is never let through, however many come in a row. With `max_consecutive` the metrics say when that many
     have: `check(metrics)` raises on the host, with the state still good.
 
-    Around `accumulate` a bad call does not count, and the window goes on. Inside it, the mean of the window is judged: one
+    Around `accumulate` a bad call does not count, and the window goes on; one whose `weight` is 0 is never bad, fills its place
+    in the window, and changes neither count. Inside it, the mean of the window is judged: one
     bad call drops the window, and counts as one skipped step. In an `optax.chain` it must be the last link.
 
     Args:
@@ -85,11 +86,12 @@ def skip_nonfinite(
         return state_of(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
 
     def decide(grads: Tree, state: dict[str, Any], extra: Mapping[str, Any]) -> Decision:
-        finite = trees.all_usable(grads, axis_name, unscaled_by=unscaling(state.get("inner", {})), **fits)
-        devices.check_same("skip_nonfinite", "whether the gradients are finite", finite, axis_name)
-        skipped = jnp.where(finite, state["skipped_steps"], trees.increment(state["skipped_steps"]))
-        consecutive = jnp.where(finite, jnp.zeros_like(skipped), trees.increment(state["consecutive"]))
-        return finite, lambda: grads, state_of(skipped, consecutive)
+        unscaled_by = unscaling(state.get("inner", {}))
+        good, counts, grads = judge("skip_nonfinite", gated, grads, extra, axis_name, unscaled_by, fits)
+        skipped = jnp.where(good | ~counts, state["skipped_steps"], trees.increment(state["skipped_steps"]))
+        consecutive = jnp.where(good, jnp.zeros_like(skipped), trees.increment(state["consecutive"]))
+        consecutive = jnp.where(counts, consecutive, state["consecutive"])
+        return good | ~counts, lambda: grads, state_of(skipped, consecutive)
 
     return Gate(gated, init, decide, fields=["skipped_steps", "consecutive", "metrics"], rowwise=True)
 

@@ -1,6 +1,7 @@
 """Run-time values: where they are kept, how a run reads and changes them, and that nothing is compiled again."""
 
 import inspect
+import math
 from typing import Any
 
 import jax
@@ -698,3 +699,24 @@ def test_metrics_with_equal_names_are_keyed_by_path():
         "a/learning_rate": 0.5,
         "b/learning_rate": 0.25,
     }
+
+
+BY_SCHEDULE = r"learning_rate must be a finite number >= 0; got .* by its schedule"
+
+
+@pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jit"])
+@pytest.mark.parametrize(
+    "value", [math.nan, math.inf, -1.0, -1, 1e39, 10**400, np.float64("nan"), np.array(-1.0)], ids=str
+)
+def test_a_plain_number_that_a_schedule_gives_must_be_in_range(value, transform):
+    with pytest.raises(ValueError, match=BY_SCHEDULE):
+        transform(oc.sgd(lambda step: value).init)(PARAMS)
+    with pytest.raises(ValueError, match=r"beta_1 must be a number in \[0, 1\).* by its schedule"):
+        transform(oc.adam(0.1, beta_1=lambda step: value).init)(PARAMS)
+
+
+def test_an_array_that_a_schedule_gives_is_checked_outside_of_jit():
+    tx = oc.sgd(lambda step: 1.0 - 2.0 * step)
+    params, state = tx.apply(PARAMS, tx.init(PARAMS), grads=PARAMS)
+    with pytest.raises(ValueError, match=BY_SCHEDULE):
+        tx.apply(params, state, grads=PARAMS)

@@ -135,3 +135,49 @@ def test_a_gate_around_an_optax_link_takes_narrow_leaves_in_both_forms(gate):
         new, state = tx.apply(params, state, grads=params)
         assert equal(new, optax.apply_updates(params, updates))
         assert equal(state, by_update)
+
+
+# Lengths of windows by a schedule ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrong", [None, 1j, True, "2", jnp.ones(2), jnp.array(1j), jnp.array(True)], ids=str)
+def test_a_window_that_is_no_number_is_a_type_error_that_names_steps(wrong):
+    with pytest.raises(TypeError, match=r"steps must be a real scalar at every step; its schedule .* gave"):
+        oc.accumulate(oc.sgd(1.0), lambda updates: wrong).init(PARAMS)
+    with pytest.raises(TypeError, match="steps must be a real scalar"):
+        jax.eval_shape(oc.accumulate(oc.sgd(1.0), lambda updates: wrong).init, PARAMS)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [float("nan"), float("inf"), -1, 0, 0.4, 1e39, 2**31, 10**400, np.float32(-2), jnp.float32(jnp.nan)],
+    ids=str,
+)
+def test_a_window_out_of_range_is_a_value_error_that_names_steps(wrong):
+    with pytest.raises(ValueError, match=r"steps must be a number in \[1, 2147483647\]; its schedule .* gave"):
+        oc.accumulate(oc.sgd(1.0), lambda updates: wrong).init(PARAMS)
+
+
+def test_windows_are_checked_at_each_update_where_they_can_be_looked_at():
+    tx = oc.accumulate(oc.sgd(1.0), lambda updates: 1 - updates)
+    params, state = jnp.zeros(1), tx.init(jnp.zeros(1))
+    params, state = tx.apply(params, state, grads=jnp.ones(1))
+    with pytest.raises(ValueError, match="steps must be"):
+        tx.apply(params, state, grads=jnp.ones(1))
+
+
+@pytest.mark.parametrize(
+    ("length", "updates"),
+    [(jnp.nan, 0), (jnp.inf, 0), (1e38, 0), (-3.0, 6), (-jnp.inf, 6), (0.4, 6), (1.6, 3), (3, 2), (2**31 - 1, 0)],
+)
+def test_traced_windows_mean_what_the_docstring_says(length, updates):
+    @jax.jit
+    def run(length):
+        tx = oc.accumulate(oc.sgd(1.0), lambda updates: length)
+        params, state = jnp.zeros(1), tx.init(jnp.zeros(1))
+        for _ in range(6):
+            params, state = tx.apply(params, state, grads=jnp.ones(1))
+        return params, state["updates"]
+
+    params, made = run(length)
+    assert (float(params[0]), int(made)) == (-updates, updates)

@@ -1,12 +1,15 @@
 """`accumulate`: weights that make the mean the whole batch's, and the tail of an epoch."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 import optchain as oc
 from optchain.flax import TrainState
@@ -349,3 +352,92 @@ def test_a_weight_of_any_real_dtype_counts_alike(weight):
         assert float(held["weight"]) == 3.0
         assert held["weight"].dtype == jnp.float32
         assert not held["weight"].weak_type
+
+
+GATES_AROUND = {
+    "skip_nonfinite": oc.skip_nonfinite,
+    "dynamic_loss_scale": lambda inner: oc.dynamic_loss_scale(inner, initial_scale=1.0, growth_steps=2),
+    "both": lambda inner: oc.dynamic_loss_scale(oc.skip_nonfinite(inner), initial_scale=1.0),
+    "around a chain": lambda inner: oc.skip_nonfinite(
+        oc.chain(oc.clip_by_global_norm(1e3), oc.apply_momentum(0.9), inner)
+    ),
+    "within and around": lambda inner: oc.skip_nonfinite(oc.accumulate(oc.skip_nonfinite(inner), 1)),
+}
+
+
+@pytest.mark.parametrize("form", ["apply", "update"])
+@pytest.mark.parametrize("gate", GATES_AROUND.values(), ids=GATES_AROUND)
+def test_a_call_of_weight_zero_is_never_bad_and_changes_no_gate(gate, form):
+    tx = gate(oc.accumulate(oc.sgd(1.0), 2))
+
+    @jax.jit
+    def step(params, state, g, weight):
+        if form == "apply":
+            return tx.apply(params, state, grads=g, weight=weight)
+        updates, state = tx.update(g, state, params, weight=weight)
+        return optax.apply_updates(params, updates), state
+
+    def gates_of(state):
+        names = ("skipped_steps", "consecutive", "good_steps", "loss_scale")
+        leaves = jax.tree_util.tree_leaves_with_path(state)
+        return [float(x) for path, x in leaves if getattr(path[-1], "key", None) in names]
+
+    for calls in [[(bad, 0.0), (1.0, 1.0)] for bad in (np.nan, np.inf, 1e30)] + [[(1.0, 3.0), (np.nan, 0.0)]]:
+        params = jnp.zeros(1)
+        state = tx.init(params)
+        for g, weight in calls:
+            before = gates_of(state)
+            params, state = step(params, state, jnp.array([g], jnp.float32), weight)
+            if weight == 0 and gate is not GATES_AROUND["within and around"]:
+                assert gates_of(state) == before
+        assert float(params[0]) == -1.0
+        assert all(np.isfinite(x).all() for x in map(np.asarray, jax.tree.leaves(oc.metrics(state))))
+
+
+def test_a_bad_call_of_any_other_weight_is_still_bad():
+    tx = oc.skip_nonfinite(oc.accumulate(oc.sgd(1.0), 2))
+    params, state = jnp.zeros(1), tx.init(jnp.zeros(1))
+    params, state = tx.apply(params, state, grads=jnp.array([jnp.nan]), weight=1e-3)
+    assert (int(state["skipped_steps"]), int(state["inner"]["count"])) == (1, 0)
+
+
+NESTED = {(m, n): oc.accumulate(oc.accumulate(oc.sgd(1.0), n), m) for m, n in ((1, 6), (6, 1), (2, 3), (3, 2))}
+NESTED_STEP = {key: jax.jit(lambda p, s, g, w, tx=tx: tx.apply(p, s, grads=g, weight=w)) for key, tx in NESTED.items()}
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.lists(st.tuples(st.floats(-4, 4), st.sampled_from([0.0, 0.5, 1.0, 3.0])), min_size=6, max_size=6))
+@example([(1.0, 1.0), (math.nan, 0.0)] * 3)
+@example([(math.nan, 0.0), (1.0, 1.0)] * 3)
+def test_nested_means_are_the_mean_over_all_calls(calls):
+    for inner, outer in ((1, 6), (6, 1), (2, 3), (3, 2)):
+        params, state = jnp.zeros(1), NESTED[inner, outer].init(jnp.zeros(1))
+        for g, weight in calls:
+            params, state = NESTED_STEP[inner, outer](params, state, jnp.array([g], jnp.float32), weight)
+        total = math.fsum(weight for _, weight in calls)
+        sums = math.fsum(g * weight for g, weight in calls if weight)
+        np.testing.assert_allclose(params, [-sums / total if total else 0.0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "weight", [3e38, 1e39, 2.0**65, 1e30, 1e-38, 1e-42, 1e-30, np.float32(1e25), jnp.float32(1e-25)]
+)
+@pytest.mark.parametrize(
+    "tx", [oc.accumulate(oc.sgd(1.0), 2), oc.chain(oc.skip_nonfinite(oc.accumulate(oc.sgd(1.0), 2)))]
+)
+def test_a_weight_without_headroom_is_refused(tx, weight):
+    params = jnp.zeros(1)
+    with pytest.raises(ValueError, match=r"weight must be 0 or a number in \[5.42101e-20, 1.84467e\+19\]; got"):
+        tx.apply(params, tx.init(params), grads=params, weight=weight)
+    with pytest.raises(ValueError, match="weight must be 0 or"):
+        jax.jit(lambda p, s: tx.update(p, s, weight=float(weight)))(params, tx.init(params))
+
+
+@pytest.mark.parametrize("exponent", [-64, -40, 0, 40, 64])
+def test_the_mean_is_right_over_the_whole_range_of_weights(exponent):
+    tx = oc.accumulate(oc.accumulate(oc.sgd(1.0), 2), 2)
+    params, state = jnp.zeros(2), tx.init(jnp.zeros(2))
+    step = jax.jit(lambda p, s, g, w: tx.apply(p, s, grads=g, weight=w))
+    for weight, g in ((1.0, 1.0), (0.5, 2.0), (0.0, 1e9), (1.0, 1.0)):
+        params, state = step(params, state, g * jnp.array([1.0, 1e10]), weight * 2.0**exponent)
+    np.testing.assert_allclose(params, [-1.2, -1.2e10], rtol=1e-6)
