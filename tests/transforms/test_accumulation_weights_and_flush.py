@@ -420,7 +420,7 @@ def test_nested_means_are_the_mean_over_all_calls(calls):
 
 
 @pytest.mark.parametrize(
-    "weight", [3e38, 1e39, 2.0**65, 1e30, 1e-38, 1e-42, 1e-30, np.float32(1e25), jnp.float32(1e-25)]
+    "weight", [3e38, 2.0**65, 1e30, 1e-38, 1e-42, 1e-30, np.float32(1e25), jnp.float32(1e-25)]
 )
 @pytest.mark.parametrize(
     "tx", [oc.accumulate(oc.sgd(1.0), 2), oc.chain(oc.skip_nonfinite(oc.accumulate(oc.sgd(1.0), 2)))]
