@@ -71,7 +71,7 @@ def entry(names: Names, value: Any, siblings: Callable[[Names], Collection[str]]
     """
     owner, field, below = split(names)
     beside = siblings(owner)
-    if not (owner and owner[-1].rstrip("_0123456789") in FACTORIES) and sum(map(is_field, beside)) < 2:
+    if not (owner and _is_link(owner[-1])) and sum(is_field(name) or _is_link(name) for name in beside) < 2:
         return
     what = "/".join(names)
     if field in SQUARES:
@@ -96,6 +96,10 @@ def kind(what: str, dtype: Any, wanted: Any) -> None:
     same = any(jnp.issubdtype(dtype, group) and jnp.issubdtype(wanted, group) for group in kinds)
     if not (same or (jnp.issubdtype(dtype, jnp.floating) and jnp.issubdtype(wanted, jnp.complexfloating))):
         raise ValueError(f"{what}: saved as {dtype}, expected {wanted}")
+
+
+def _is_link(name: str) -> bool:
+    return name.rstrip("_0123456789") in FACTORIES
 
 
 def _scalar(value: Any) -> int | float | None:

@@ -181,6 +181,8 @@ def _check_values(saved: Mapping[Names, Any], wanted: Mapping[Names, Any], sourc
     for names in wanted:
         owner, field, _ = split(names)
         beside.setdefault(owner, set()).add(field)
+        if owner:  # a link beside the entries of what it is a part of
+            beside.setdefault(owner[:-1], set()).add(owner[-1])
     for names, source in sources.items():
         checks.entry(names, saved[source], lambda owner: beside[owner])
         limits = np.iinfo(dtype_of(wanted[names])) if jnp.issubdtype(dtype_of(wanted[names]), jnp.integer) else None

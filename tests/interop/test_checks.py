@@ -107,7 +107,7 @@ def test_keras_files_too(variable: int, value: Any, tmp_path: Path):
         place = file["optimizer/vars"]
         old = place[str(variable)][()]
         del place[str(variable)]
-        place[str(variable)] = np.full(np.shape(old), value, np.result_type(old, value))
+        place[str(variable)] = np.full(np.shape(old), value, np.result_type(old, np.asarray(value)))
     params = flax_params()
     order = [f"{layer}/{name}" for layer in ("conv_1", "conv_2", "logits") for name in ("kernel", "bias")]
     with pytest.raises(ValueError, match=r"must be|must hold numbers"):

@@ -236,7 +236,7 @@ def test_a_task_is_named_with_arguments_or_by_a_file():
         (["--recipes", "adamw:beta_3=1"], "beta_3"),
         (["--recipes", "adamw:beta_2=1.5"], "beta_2 must be a number in [0, 1)"),
         (["--recipes", "adamw:beta_2"], "'beta_2' is no ARGUMENT=VALUE"),
-        (["--recipes", "adamw:rate=-1"], "rate must be a finite number > 0; got -1; or say own"),
+        (["--recipes", "adamw:rate=-1"], "rate must be a finite number > 0; got -1.0; or say own"),
         (["--recipes", "optax.nothing"], "optax has no optimizer nothing"),
         (["--recipes", "adamw,adamw"], "two are called adamw"),
         (["--recipes", "../x=adamw"], "is no name for a folder"),

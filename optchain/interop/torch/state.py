@@ -277,10 +277,12 @@ def _with_schedulers(report: Report, found: list[Place], source: _Source) -> Rep
     """The report, with a note at each rate that a scheduler has driven, and that nothing drives any more."""
     notes: dict[Names, str] = {}
     for place in found:
-        initial = [float(source.groups[path][INITIAL]) for path in place.parameters if INITIAL in source.groups[path]]
+        initial = {path: source.groups[path][INITIAL] for path in place.parameters if INITIAL in source.groups[path]}
+        for path, rate in initial.items():
+            checks.hyperparam(f"{INITIAL} of the group of {source.labels[path]}", "learning_rate", rate)
         if initial:
             notes[(*place.path, "hyperparams", "learning_rate")] = (
-                f"{DRIVEN} it in PyTorch, from {initial[0]:g}; tx keeps it as it is: build tx with the schedule to go on with it"
+                f"{DRIVEN} it in PyTorch, from {next(iter(initial.values())):g}; tx keeps it as it is: build tx with the schedule to go on with it"
             )
     rows = [
         dataclasses.replace(row, note=", ".join(filter(None, (row.note, notes.get(row.path, "")))))
@@ -332,14 +334,16 @@ def _check_state_dict(state_dict: Any) -> None:
     state, groups = state_dict["state"], state_dict["param_groups"]
     shaped = isinstance(state, Mapping) and all(isinstance(slot, Mapping) for slot in state.values())
     if not shaped or not isinstance(groups, Sequence) or not all(map(_is_group, groups)):
-        raise ValueError(f"{expected}: a dict by parameter, and a list of groups with 'params', a list of numbers")
+        raise ValueError(
+            f"{expected}: a dict by parameter, and a list of groups with 'params', a list of numbers or names"
+        )
 
 
 def _is_group(group: Any) -> bool:
     if not isinstance(group, Mapping):
         return False
     numbers, names = group.get("params"), group.get("param_names", [])
-    return (isinstance(numbers, list | tuple) and all(isinstance(number, int) for number in numbers)) and (
+    return (isinstance(numbers, list | tuple) and all(isinstance(number, int | str) for number in numbers)) and (
         isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
     )
 
