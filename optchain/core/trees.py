@@ -13,7 +13,6 @@ Two rules hold throughout:
 import dataclasses
 import functools
 import json
-import math
 from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
 
@@ -481,15 +480,9 @@ def _with_power_of_its_own(x: Any, axes: tuple[int, ...] | None, power: jax.Arra
     return sum_of_squares(x, axes, power)
 
 
-def mean(x: Any, axes: tuple[int, ...], *, keepdims: bool = True) -> jax.Array:
-    """The mean of one leaf over some axes, which then have length 1 or are gone, accumulated wide.
-
-    It is finite where the numbers are: they are multiplied by a power of two no greater than 1 / their number, which changes no
-    bit, but for numbers that are subnormal then.
-    """
-    size = math.prod(x.shape[axis] for axis in axes)
-    power = 2.0 ** -(max(size, 1) - 1).bit_length()
-    return jnp.sum(wide(_apart(x)) * power, axis=axes, keepdims=keepdims) / (size * power)
+def mean(x: Any, axes: tuple[int, ...]) -> jax.Array:
+    """The mean of one leaf over some axes, which then have length 1, accumulated wide."""
+    return jnp.mean(wide(_apart(x)), axis=axes, keepdims=True)
 
 
 def _apart(x: Any) -> Any:

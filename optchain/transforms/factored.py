@@ -95,10 +95,10 @@ def scale_by_factored_rms(beta_2_decay: float = -0.8, epsilon: Hyperparam = 1e-3
             if not _is_factored(g.shape):
                 v = average(v, square)
                 return g / trees.astype(trees.root(v), g.dtype), v_row, v_col, v
-            v_row = average(v_row, trees.mean(square, (-1,), keepdims=False))
-            v_col = average(v_col, trees.mean(square, (-2,), keepdims=False))
+            v_row = average(v_row, _mean(square, -1))
+            v_col = average(v_col, _mean(square, -2))
             # Roots before the quotient: the derivative of a quotient by 1e-30 would overflow.
-            of_rows = trees.root(v_row) / trees.root(trees.mean(v_row, (-1,)))
+            of_rows = trees.root(v_row) / trees.root(_mean(v_row, -1)[..., None])
             of_columns = trees.root(v_col)
             u = g / trees.astype(of_rows[..., :, None], g.dtype) / trees.astype(of_columns[..., None, :], g.dtype)
             return u, v_row, v_col, v
@@ -115,6 +115,17 @@ def scale_by_factored_rms(beta_2_decay: float = -0.8, epsilon: Hyperparam = 1e-3
         hyperparams=Hyperparams(epsilon=epsilon),
         stage="second_moment",
     )
+
+
+def _mean(x: jax.Array, axis: int) -> jax.Array:
+    """The mean over an axis, finite where the numbers are.
+
+    They are multiplied by a power of two no greater than 1 / their number, which changes no bit, but of numbers that are
+    subnormal then.
+    """
+    size = x.shape[axis]
+    power = 2.0 ** -(size - 1).bit_length()
+    return jnp.sum(x * power, axis=axis) / (size * power)
 
 
 def _is_factored(shape: tuple[int, ...]) -> bool:
