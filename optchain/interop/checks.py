@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Collection
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -14,6 +15,8 @@ from optchain.interop.report import Names, is_field, split
 
 SQUARES = frozenset({"nu", "nu_max", "adam_nu", "sum_of_squares", "e_g", "e_x", "v", "v_row", "v_col"})
 """The entries of a link's state that are means or sums of squares, or the largest of absolute values."""
+MOMENTS = SQUARES | {"mu", "velocity", "linear_term"}
+"""The entries that are means or sums of gradients, or of their squares: once infinite or NaN they stay so."""
 COUNTS = frozenset({"count", "updates", "good_steps", "skipped_steps", "consecutive"})
 
 
@@ -61,12 +64,32 @@ def squares(what: str, values: Any) -> None:
         )
 
 
-def entry(names: Names, value: Any, siblings: Callable[[Names], Collection[str]]) -> None:
+def moment(what: str, field: str, values: Any, dtype: Any) -> None:
+    """Requires what the entry `field` can be, a mean or sum of gradients or of their squares, kept in `dtype`.
+
+    Raises:
+      ValueError: a number is not finite, or not in that dtype; or it is none that a mean of squares can be.
+    """
+    if field in SQUARES:
+        squares(what, values)
+    xp = jnp if isinstance(values, jax.Array) else np
+    with np.errstate(over="ignore"):
+        finite = xp.isfinite(values) & (xp.abs(values) <= float(jnp.finfo(dtype).max))
+    if not xp.all(finite):
+        wrong = values.size - int(xp.count_nonzero(finite))
+        raise ValueError(
+            f"{what} must be finite, in {jnp.dtype(dtype).name}; {wrong} of {values.size} numbers are not. They come from a "
+            "run that had diverged: take an earlier state"
+        )
+
+
+def entry(names: Names, value: Any, dtype: Any, siblings: Callable[[Names], Collection[str]]) -> None:
     """Requires an entry of a state to be what such an entry can be.
 
     Args:
       names: where it is.
       value: what was read.
+      dtype: what it is kept in.
       siblings: the entries beside one in a tree, by the place of their owner. A parameter may be called `v`.
     """
     owner, field, below = split(names)
@@ -74,8 +97,10 @@ def entry(names: Names, value: Any, siblings: Callable[[Names], Collection[str]]
     if not (owner and _is_link(owner[-1])) and sum(is_field(name) or _is_link(name) for name in beside) < 2:
         return
     what = "/".join(names)
-    if field in SQUARES:
-        squares(what, value)
+    if field in MOMENTS:
+        moment(what, field, value, dtype)
+    elif field == "mu_product" and not below:
+        number(what, value, arguments.FRACTION)
     elif field in COUNTS and not below:
         count(what, value)
     elif field == "hyperparams" and below:

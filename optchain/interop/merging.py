@@ -184,7 +184,7 @@ def _check_values(saved: Mapping[Names, Any], wanted: Mapping[Names, Any], sourc
         if owner:  # a link beside the entries of what it is a part of
             beside.setdefault(owner[:-1], set()).add(owner[-1])
     for names, source in sources.items():
-        checks.entry(names, saved[source], lambda owner: beside[owner])
+        checks.entry(names, saved[source], dtype_of(wanted[names]), lambda owner: beside[owner])
         limits = np.iinfo(dtype_of(wanted[names])) if jnp.issubdtype(dtype_of(wanted[names]), jnp.integer) else None
         if limits and np.size(saved[source]):
             low, high = np.min(saved[source]), np.max(saved[source])

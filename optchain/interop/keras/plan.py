@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optchain.configs import from_config
+from optchain.core import arguments
 from optchain.core.transformation import State, Transformation
 from optchain.core.trees import Tree
 from optchain.core.walk import walk
@@ -132,8 +133,10 @@ def check_value(cell: Cell, value: np.ndarray, name: str) -> None:
             checks.hyperparam(what, "initial_scale", value)
         case "iteration" | "step_counter":
             checks.count(what, value)
-        case _ if cell.place is not None and cell.place[-1] in checks.SQUARES:
-            checks.squares(what, cell.sign * value)
+        case _ if cell.place is not None and cell.place[-1] in checks.MOMENTS:
+            checks.moment(what, cell.place[-1], cell.sign * value, np.float32)
+        case "u_product":
+            checks.number(what, value, arguments.FRACTION)
 
 
 def check_unchanged(tx: Transformation, state: State) -> None:

@@ -5,13 +5,15 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optchain.core import arguments
+from optchain.core import arguments, trees
 from optchain.core.optax_link import as_transformation
 from optchain.core.transformation import State
-from optchain.core.trees import Tree, leaves_with_paths, path_names
+from optchain.core.trees import Tree, dtype_of, leaves_with_paths, path_names
 from optchain.interop import checks
 from optchain.interop.links import Place, places, schedule_entries
 from optchain.interop.mapping import Entry, entries, match
@@ -144,7 +146,11 @@ class _Source:
         paths = [path for path in leaves if path in trained]
         labels = _labels(groups, names, len(ids))
         slots = [
-            {field: value for field, value in state_dict["state"].get(number, {}).items() if value is not None}
+            {
+                field: value
+                for field, value in state_dict["state"].get(number, {}).items()
+                if value is not None or field not in OPTIONAL
+            }
             for number in ids
         ]
         theirs = [Entry(label, _shape(slot)) for label, slot in zip(labels, slots, strict=True)]
@@ -158,7 +164,7 @@ class _Source:
         self.groups = dict(zip(order, arguments_of, strict=True))
         self.used: set[tuple[Names, str]] = {(path, COUNT) for path in paths}
 
-    def array(self, path: Names, field: str, *, squares: bool) -> np.ndarray | None:
+    def array(self, path: Names, field: str, entry: str) -> np.ndarray | None:
         """A tensor in our layout; None where PyTorch has not made it yet."""
         self.used.add((path, field))
         slot = self.slots[path]
@@ -169,10 +175,12 @@ class _Source:
                 )
             return None
         name, value = f"{field} of {self.labels[path]}", slot[field]
-        value = to_array(value, name)
-        if squares:
-            checks.squares(name, value)
-        return transposed(value, self.axes[path], self.params[path], "/".join(path), name)
+        value, param = to_array(value, name), self.params[path]
+        # As wide as a moment can be kept, which may be wider than the parameter.
+        like = jax.ShapeDtypeStruct(np.shape(param), jnp.promote_types(dtype_of(param), trees.default_float()))
+        checks.kind(f"{name} of PyTorch's", value.dtype, like.dtype)
+        checks.moment(name, entry, value, like.dtype)
+        return transposed(value, self.axes[path], like, "/".join(path), name)
 
     def steps(self, place: Place) -> int | None:
         """How many steps the parameters of a link have made; None if PyTorch does not know.
@@ -235,7 +243,7 @@ def _rule_entries(place: Place, fresh: State, source: _Source) -> dict[Names, An
         if entry in SCALARS:
             continue
         for path in place.parameters:
-            array = source.array(path, field, squares=entry in checks.SQUARES)
+            array = source.array(path, field, entry)
             if array is not None:
                 saved[(*place.path, entry, *path)] = array
     if "count" in known:
