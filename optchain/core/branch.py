@@ -10,6 +10,7 @@ A loop has no derivative in reverse mode. So the branch is a primitive of JAX th
 and which of the two a device runs is decided when it is lowered.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -84,14 +85,22 @@ def _derivative(primals: Sequence[Any], tangents: Sequence[Any], **forms: Closed
 
 def _batched(
     axis: Any, operands: Sequence[Any], dims: Sequence[int | None], **forms: ClosedJaxpr
-) -> tuple[list[Any], list[int]]:
+) -> tuple[list[Any], list[int | None]]:
+    """What does not differ from one member of the batch to the next, such as a count of calls, stays single."""
     names = {"axis_name": axis.name if isinstance(axis.name, str) else None, "spmd_axis_name": axis.spmd_name}
+    vmap = functools.partial(jax.vmap, in_axes=tuple(dims), axis_size=axis.size, **names)
+    out_dims: list[int | None] = []
+
+    def looked_at(*operands: Any) -> list[Any]:
+        out = as_loop(*operands, **forms)
+        out_dims[:] = [None if getattr(value, "batch_dim", None) is None else 0 for value in out]
+        return out
+
+    jax.make_jaxpr(vmap(looked_at))(*operands)
     mapped = {
-        name: jax.make_jaxpr(jax.vmap(jaxpr_as_fun(form), in_axes=tuple(dims), axis_size=axis.size, **names))(*operands)
-        for name, form in forms.items()
+        name: jax.make_jaxpr(vmap(jaxpr_as_fun(form), out_axes=out_dims))(*operands) for name, form in forms.items()
     }
-    out = run_if_p.bind(*operands, **mapped)
-    return out, [0] * len(out)
+    return run_if_p.bind(*operands, **mapped), out_dims
 
 
 run_if_p.def_impl(as_cond)
