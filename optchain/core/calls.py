@@ -7,7 +7,7 @@ import difflib
 import functools
 import inspect
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 F = TypeVar("F")
 
@@ -99,10 +99,12 @@ def bind(function: str, signature: inspect.Signature, args: tuple[Any, ...], kwa
 
 def explained(function: F) -> F:
     """A function, or a class by what builds it, whose wrong calls name it and the argument that was meant."""
-    if isinstance(function, type):
-        function.__init__ = _explained(function.__name__, function.__init__, inspect.signature(function), 1)
-        return function
-    return _explained(function.__name__, function, inspect.signature(function), 0)
+    made: Any = function
+    signature = inspect.signature(made)
+    if not isinstance(made, type):
+        return _explained(made.__name__, made, signature, 0)
+    cast(Any, made).__init__ = _explained(made.__name__, cast(Any, made).__init__, signature, 1)
+    return function
 
 
 def _explained(name: str, call: Any, signature: inspect.Signature, bound: int) -> Any:

@@ -44,7 +44,7 @@ def hyperparam(what: str, name: str, value: Any) -> None:
 def number(what: str, value: Any, allowed: Range) -> None:
     """Requires a real number in a range, as it is used in JAX's default float too."""
     found = _scalar(value)
-    used, dtype = (None, arguments.as_used(0.0)[1]) if found is None else arguments.as_used(found)
+    used, dtype = arguments.as_used(math.nan if found is None else found)
     if found is None or found not in allowed or used not in allowed:
         raise ValueError(f"{what} must be {allowed}, in {dtype}; it is {_shown(value)}")
 

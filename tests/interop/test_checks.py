@@ -216,7 +216,9 @@ def test_a_scheduler_shows_in_what_convert_prints(
 def test_moments_that_are_not_finite_are_named_and_nothing_else_is_said(tmp_path: Path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with pytest.raises(ValueError, match=r"exp_avg_sq of parameter 0 must be finite, in float32; 1 of 4 numbers are not"):
+        with pytest.raises(
+            ValueError, match=r"exp_avg_sq of parameter 0 must be finite, in float32; 1 of 4 numbers are not"
+        ):
             from_pytorch("nu", np.float64(1e60), tmp_path)
         with pytest.raises(ValueError, match=r"scale_by_adam/mu/w must be finite, in float32; 1 of 4 numbers are not"):
             from_optax("mu", np.nan, tmp_path)

@@ -419,9 +419,7 @@ def test_nested_means_are_the_mean_over_all_calls(calls):
         np.testing.assert_allclose(params, [-sums / total if total else 0.0], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "weight", [3e38, 2.0**65, 1e30, 1e-38, 1e-42, 1e-30, np.float32(1e25), jnp.float32(1e-25)]
-)
+@pytest.mark.parametrize("weight", [3e38, 2.0**65, 1e30, 1e-38, 1e-42, 1e-30, np.float32(1e25), jnp.float32(1e-25)])
 @pytest.mark.parametrize(
     "tx", [oc.accumulate(oc.sgd(1.0), 2), oc.chain(oc.skip_nonfinite(oc.accumulate(oc.sgd(1.0), 2)))]
 )
