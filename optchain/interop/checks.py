@@ -94,7 +94,9 @@ def entry(names: Names, value: Any, dtype: Any, siblings: Callable[[Names], Coll
     """
     owner, field, below = split(names)
     beside = siblings(owner)
-    if not (owner and owner[-1].rstrip("_0123456789") in FACTORIES) and sum(map(is_field, beside)) < 2:
+    # A chain may keep nothing else of its own.
+    alone = field == "hyperparams" and len(below) == 1 and np.ndim(value) == 0
+    if not alone and not (owner and owner[-1].rstrip("_0123456789") in FACTORIES) and sum(map(is_field, beside)) < 2:
         return
     what = "/".join(names)
     if field in MOMENTS:
