@@ -6,10 +6,10 @@ People come with the names of Optax, PyTorch and Keras in their fingers. What su
 import difflib
 import functools
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-F = TypeVar("F")
+F = TypeVar("F", bound=Callable[..., Any])
 
 ALIASES: dict[str, tuple[str, ...]] = {
     "lr": ("learning_rate", "initial_learning_rate"),
@@ -99,19 +99,21 @@ def bind(function: str, signature: inspect.Signature, args: tuple[Any, ...], kwa
 
 def explained(function: F) -> F:
     """A function, or a class by what builds it, whose wrong calls name it and the argument that was meant."""
-    if isinstance(function, type):
-        function.__init__ = _explained(function.__name__, function.__init__, inspect.signature(function), 1)
-        return function
-    return _explained(function.__name__, function, inspect.signature(function), 0)
+    target: Any = function
+    name, signature = target.__name__, inspect.signature(function)
 
+    def checked(call: Any, first: int) -> Any:
+        @functools.wraps(call)
+        def checked_call(*args: Any, **kwargs: Any) -> Any:
+            bind(name, signature, args[first:], kwargs)
+            return call(*args, **kwargs)
 
-def _explained(name: str, call: Any, signature: inspect.Signature, bound: int) -> Any:
-    @functools.wraps(call)
-    def checked(*args: Any, **kwargs: Any) -> Any:
-        bind(name, signature, args[bound:], kwargs)
-        return call(*args, **kwargs)
+        return checked_call
 
-    return checked
+    if not isinstance(target, type):
+        return checked(target, 0)
+    target.__init__ = checked(target.__init__, 1)  # after `self`
+    return function
 
 
 def _unknown(name: str, signature: inspect.Signature) -> str:
