@@ -6,10 +6,10 @@ People come with the names of Optax, PyTorch and Keras in their fingers. What su
 import difflib
 import functools
 import inspect
-from collections.abc import Mapping
-from typing import Any, TypeVar, cast
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
-F = TypeVar("F")
+F = TypeVar("F", bound=Callable[..., Any])
 
 ALIASES: dict[str, tuple[str, ...]] = {
     "lr": ("learning_rate", "initial_learning_rate"),
@@ -99,21 +99,21 @@ def bind(function: str, signature: inspect.Signature, args: tuple[Any, ...], kwa
 
 def explained(function: F) -> F:
     """A function, or a class by what builds it, whose wrong calls name it and the argument that was meant."""
-    made: Any = function
-    signature = inspect.signature(made)
-    if not isinstance(made, type):
-        return _explained(made.__name__, made, signature, 0)
-    cast(Any, made).__init__ = _explained(made.__name__, cast(Any, made).__init__, signature, 1)
+    target: Any = function
+    name, signature = target.__name__, inspect.signature(function)
+
+    def checked(call: Any, first: int) -> Any:
+        @functools.wraps(call)
+        def checked_call(*args: Any, **kwargs: Any) -> Any:
+            bind(name, signature, args[first:], kwargs)
+            return call(*args, **kwargs)
+
+        return checked_call
+
+    if not isinstance(target, type):
+        return checked(target, 0)
+    target.__init__ = checked(target.__init__, 1)  # after `self`
     return function
-
-
-def _explained(name: str, call: Any, signature: inspect.Signature, bound: int) -> Any:
-    @functools.wraps(call)
-    def checked(*args: Any, **kwargs: Any) -> Any:
-        bind(name, signature, args[bound:], kwargs)
-        return call(*args, **kwargs)
-
-    return checked
 
 
 def _unknown(name: str, signature: inspect.Signature) -> str:

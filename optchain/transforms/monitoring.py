@@ -23,7 +23,8 @@ def monitor(per_subtree: bool = False) -> Transformation:
     are what is added to the parameters. A ratio near 1e-3 is usual; 0 where the parameters are all zero.
 
     Args:
-      per_subtree: whether to notice them for each top-level subtree as well, as `update_norm_<subtree>` and so on.
+      per_subtree: whether to notice them for each top-level subtree as well, as `update_norm_<subtree>` and so on. The names then
+        depend on the parameters, so that `optax.tree.map_params`, which asks for a state without them, cannot take such a state.
 
     Returns:
       A transformation whose state is its metrics.

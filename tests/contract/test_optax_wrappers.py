@@ -152,6 +152,21 @@ def test_map_params_sees_through_masks_of_every_kind(taker, mask):
     assert mapped(tx, state) == expected
 
 
+@pytest.mark.parametrize("mask", ["a tree", "a pattern"])
+@pytest.mark.parametrize("taker", MASKED)
+def test_map_params_gives_each_copy_of_a_parameter_its_spec_where_none_is_a_leaf(taker, mask):
+    tx, params = MASKED[taker](PARTS[mask]), params_of()
+    specs = jax.tree_util.tree_map_with_path(lambda path, _: jax.tree_util.keystr(path), params)
+    state = tx.init(params)
+    mapped = optax.tree.map_params(
+        tx, lambda x, spec: None if x is None else spec, state, specs, is_leaf=lambda x: x is None
+    )
+    assert jax.tree.structure(mapped) == jax.tree.structure(state)
+    given = [(path, spec) for path, spec in jax.tree_util.tree_leaves_with_path(mapped) if isinstance(spec, str)]
+    assert all(jax.tree_util.keystr(path).endswith(spec) for path, spec in given)
+    assert bool(given) == (taker != "decay_weights")
+
+
 @rows_where(lambda row: row.name != "monitor")  # what it is called by subtree, nobody knows without the parameters
 def test_map_params_takes_every_state(row):
     tx, params = row.make(), params_of()
