@@ -27,7 +27,7 @@ from .terminal import Terminal
 KILLS = int(os.environ.get("OPTCHAIN_KILLS", "3"))
 """How often a run is killed: 100 by hand."""
 SIGTERMS = round(0.3 * KILLS)
-IN_A_ROW = 4
+IN_A_ROW = 2
 """How often one run is ended before it is let go on to its last step."""
 LAST, EVERY = 21, 3
 STEPS = ["--steps", str(LAST), "--checkpoint-every", str(EVERY)]
