@@ -260,7 +260,7 @@ def find_settable(state: Any, key: str) -> Field:
     if key not in by_key:
         names = _by_name(fields)
         meant = None if key in names else meant_by(key, list(names))
-        what = "ambiguous" if key in names else "unknown" if meant is None else f"unknown, did you mean {meant}?"
+        what = "ambiguous" if key in names else "unknown" if meant is None else f"unknown (did you mean {meant}?)"
         raise ValueError(f"hyperparameter {key!r} is {what}; there are: {', '.join(sorted(by_key)) or 'none'}")
     field = by_key[key]
     if field in scheduled:

@@ -109,7 +109,7 @@ def accumulate(
         weight = extra.get("weight")
         if weight is not None:
             weight = trees.cast(weight, state["weight"])
-            weight = jnp.where(weight >= 0, weight, jnp.nan)
+            weight = jnp.where(weight >= 0, weight, -jnp.inf)  # what is no weight makes the mean NaN
         counted_now = trees.increment(state["count"])
         first, last = state["count"] == 0, counted_now >= window(state)
 
@@ -189,7 +189,7 @@ def _mean(sums: Tree, weight: jax.Array) -> Callable[[], trees.Scaled]:
     """The weighted mean, or zeros if all weights were zero, as a function for the branch that wants it."""
     positive = ~(weight <= 0)  # or NaN
     inverse = Factor.reciprocal(jnp.where(positive, weight, jnp.ones_like(weight)))
-    inverse = inverse.where(weight < jnp.inf, Factor.of(jnp.full_like(weight, jnp.nan)))  # not silently 0
+    inverse = inverse.where(weight < jnp.inf, Factor.of(weight - weight))  # NaN, and not silently 0
     factor = inverse.where(positive, Factor.of(jnp.zeros_like(weight)))
     return lambda: trees.rescale(sums, factor)
 

@@ -141,7 +141,7 @@ def test_two_letters_that_changed_places_are_understood(data):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("lr", "hyperparameter 'lr' is unknown, did you mean learning_rate?; there are: learning_rate, weight_decay"),
+        ("lr", "hyperparameter 'lr' is unknown (did you mean learning_rate?); there are: learning_rate, weight_decay"),
         ("learning_rat", "did you mean learning_rate?"),
         ("wd", "did you mean weight_decay?"),
         ("zzz", "hyperparameter 'zzz' is unknown; there are: learning_rate, weight_decay"),
