@@ -142,8 +142,8 @@ def of_one_example(updates: Tree) -> Tree:
 def with_update(root: str, updates: Tree, params: Tree, state: Any) -> Tree:
     """The parameters, with None in the place of those whose update is None: they are not trained, and may be anything.
 
-    So a whole Equinox module may be given with the gradients of its arrays. A parameter for which the state keeps something
-    is trained, and its update is missing.
+    So a whole Equinox module may be given with the gradients of its arrays. Where all leaves could be trained, or the state
+    keeps something for one, its update is missing.
     """
     if jax.tree.structure(updates, is_leaf=is_rows) == jax.tree.structure(params):
         return params
@@ -154,6 +154,8 @@ def with_update(root: str, updates: Tree, params: Tree, state: Any) -> Tree:
     if not jax.tree.leaves(kept):
         return params
     left = {path for path, _ in leaves_with_paths(kept)}
+    if all(jnp.issubdtype(getattr(leaf, "dtype", type(leaf)), jnp.inexact) for leaf in jax.tree.leaves(params)):
+        return params  # no module with other leaves: the check says which update is missing
     dropped = {path_names(path): (path, leaf) for path, leaf in leaves_with_paths(params) if path not in left}
     for state_path, entry in leaves_with_paths(state):
         names = path_names(state_path)
