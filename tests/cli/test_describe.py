@@ -14,7 +14,7 @@ from optchain.cli import main
 from optchain.cli.describe import parameters
 
 SHAPES = '{"dense": {"kernel": [784, 10], "bias": "bfloat16[10]"}}'
-BYTES = 2 * 4 * (784 * 10 + 10) + 2 * 4 + 4  # two moments in float32, the rate twice, the count
+BYTES = 2 * 4 * (784 * 10 + 10) + 4 + 4  # two moments in float32, the rate, the count
 
 
 def described(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict:
