@@ -346,7 +346,9 @@ def test_a_pickle_dressed_as_a_checkpoint_runs_no_code(how, tmp_path):
         torch.save(data, file)
     else:
         file.write_bytes(pickle.dumps(data))
-    with pytest.raises(ValueError, match=r"expected a checkpoint of torch\.save with tensors, numbers and names alone"):
+    with pytest.raises(
+        ValueError, match=r"expected a checkpoint of torch\.save(,| with tensors, numbers and names alone)"
+    ):
         interop.read(file)
     assert not mark.exists()
 
@@ -364,12 +366,16 @@ def test_the_parts_of_a_checkpoint_are_found_under_any_names(tmp_path):
 def test_a_damaged_safetensors_file_is_refused(tmp_path):
     file = tmp_path / "checkpoint.safetensors"
     file.write_bytes(pickle.dumps(Malice(str(tmp_path / "was_here"))))
-    with pytest.raises(ValueError, match=r"expected a \.safetensors file, and it is damaged or none"):
+    with pytest.raises(
+        ValueError, match=r"expected a \.safetensors file of numbers that NumPy has, and it is damaged or none"
+    ):
         interop.read(file)
     assert not (tmp_path / "was_here").exists()
     interop.write(file, None, adam_state())
     file.write_bytes(file.read_bytes()[:-7])
-    with pytest.raises(ValueError, match=r"expected a \.safetensors file, and it is damaged or none"):
+    with pytest.raises(
+        ValueError, match=r"expected a \.safetensors file of numbers that NumPy has, and it is damaged or none"
+    ):
         interop.read(file)
     with pytest.raises(ValueError, match="expected a file of PyTorch"):
         interop.read(__file__)

@@ -36,12 +36,12 @@ class Dataset:
     def read(self) -> np.ndarray:
         """The values. The caller has compared the shape with the one it expects."""
         dtype = self.dataset.dtype
-        self._check_size(math.prod(self.shape) * dtype.itemsize)
-        if dtype == np.dtype("V2") and self.dataset.attrs.get("dtype") == "bfloat16":  # how Keras stores it
-            return np.asarray(self.dataset[()]).view(BFLOAT16)
-        if dtype.kind not in "fiu" or dtype.itemsize > 8:
+        is_bfloat16 = dtype == np.dtype("V2") and self.dataset.attrs.get("dtype") == "bfloat16"  # how Keras stores it
+        if not is_bfloat16 and (dtype.kind not in "fiu" or dtype.itemsize > 8):
             raise ValueError(f"{self.where} must hold numbers; its dtype is {dtype}")
-        return np.asarray(self.dataset[()])
+        self._check_size(math.prod(self.shape) * dtype.itemsize)
+        values = np.asarray(self.dataset[()])
+        return values.view(BFLOAT16) if is_bfloat16 else values
 
     def _check_size(self, declared: int) -> None:
         # HDF5 allocates what a shape says, and fills what was never written.
