@@ -520,12 +520,16 @@ def norms(updates: Tree | Scaled, axes: Tree | None = None) -> Tree:
 
 def _norms(leaves: list[Any], axes: list[Any], squares: list[jax.Array]) -> list[Factor]:
     sizes = [jnp.size(x) for x in leaves]
+
+    def beside(power: jax.Array) -> list[jax.Array]:
+        return [sum_of_squares(x, along, power) for x, along in zip(leaves, axes, strict=True)]
+
     if axes[0] is None:
 
         def every(powers: list[jax.Array]) -> list[jax.Array]:
             return [sum_of_squares(x, power=power) for x, power in zip(leaves, powers, strict=True)]
 
-        return _roots(squares, every, sizes)
+        return _roots(squares, every, beside, sizes)
 
     def again(powers: list[jax.Array]) -> list[jax.Array]:
         # Twice, each time with one power for all: a power for each norm would be written out in the leaf's shape.
@@ -539,7 +543,7 @@ def _norms(leaves: list[Any], axes: list[Any], squares: list[jax.Array]) -> list
             for x, along, square, power in zip(leaves, axes, squares, powers, strict=True)
         ]
 
-    return _roots(squares, again, sizes)
+    return _roots(squares, again, beside, sizes)
 
 
 def global_norm(updates: Tree | Scaled, axis_name: str | tuple[str, ...] | None = None) -> jax.Array:
@@ -572,8 +576,11 @@ def norm_of(
         def again(powers: list[jax.Array], places: list[int] = places) -> list[jax.Array]:
             return [summed([_with_power_of_its_own(leaves[i], None, powers[0]) for i in places])]
 
+        def beside(power: jax.Array, places: list[int] = places) -> list[jax.Array]:
+            return [summed([sum_of_squares(leaves[i], power=power) for i in places])]
+
         size = sum(jnp.size(leaves[i]) for i in places)
-        (part,) = _roots([summed([squares[i] for i in places])], again, [size], dtype)
+        (part,) = _roots([summed([squares[i] for i in places])], again, beside, [size], dtype)
         norm = part if norm is None else _hypotenuse(norm, part)
     return Factor.of(jnp.zeros((), default_float())) if norm is None else norm
 
@@ -585,14 +592,18 @@ RARELY = "norm_of_extremes"
 def _roots(
     squares: list[jax.Array],
     again: Callable[[list[jax.Array]], list[jax.Array]],
+    beside: Callable[[jax.Array], list[jax.Array]],
     sizes: list[Any],
     dtype: Any = None,
 ) -> list[Factor]:
-    """The roots of sums of squares; `again` gives the sums of the same numbers times powers of two.
+    """The roots of sums of squares; `again` gives the sums of the same numbers times powers of two, `beside` times one of two.
 
     It is called in a branch, taken when a sum is infinite or so small that squares may have been lost, as in a leaf of
     zeros: else the numbers are read once. With powers that depend on that alone no maximum is needed: whatever float32
     holds, its squares are in range after one of the two.
+
+    A TPU's compiler keeps a gradient in vector memory from its norm to its update, but not across a branch: there the three sums
+    are taken in one pass.
     """
 
     def power(square: jax.Array, size: Any) -> jax.Array:
@@ -608,9 +619,20 @@ def _roots(
 
     powers = powers_of(squares)
     needed = functools.reduce(jnp.logical_or, (jnp.any(power != 0) for power in powers))
-    with jax.named_scope(RARELY):
-        # In the branch the powers are computed again: handed in, each would be kept in memory.
-        squares = lax.cond(needed, lambda squares: again(powers_of(squares)), lambda squares: squares, squares)
+
+    def in_a_branch(squares: list[jax.Array]) -> list[jax.Array]:
+        with jax.named_scope(RARELY):
+            # In the branch the powers are computed again: handed in, each would be kept in memory.
+            return lax.cond(needed, lambda squares: again(powers_of(squares)), lambda squares: squares, squares)
+
+    def in_one_pass(squares: list[jax.Array]) -> list[jax.Array]:
+        up, down = (beside(jnp.asarray(power, jnp.int32)) for power in _powers_of_rescue(dtype or squares[0].dtype))
+        return [
+            jnp.where(power == 0, square, jnp.where(power > 0, larger, smaller))
+            for power, square, larger, smaller in zip(powers, squares, up, down, strict=True)
+        ]
+
+    squares = lax.platform_dependent(squares, tpu=in_one_pass, default=in_a_branch)
     return [Factor.of(root(square), -power) for square, power in zip(squares, powers, strict=True)]
 
 

@@ -274,7 +274,8 @@ def test_a_gate_is_a_loop_on_a_gpu_and_a_condition_elsewhere(platform: str, loop
     traced = jax.jit(lambda p, s, g: tx.apply(p, s, grads=g)).trace(PARAMS, tx.init(PARAMS), GRADS)
     text = traced.lower(lowering_platforms=(platform,)).as_text()
     assert text.count("stablehlo.while") == loops
-    assert text.count("stablehlo.case") == 3 - loops + 1  # the branch of a norm that overflowed
+    of_a_norm = platform != "tpu"  # where one that overflowed is taken again in a branch
+    assert text.count("stablehlo.case") == 3 - loops + of_a_norm
 
 
 def test_a_branch_that_changes_the_structure_is_refused() -> None:
