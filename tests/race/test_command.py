@@ -144,7 +144,7 @@ def test_a_rate_is_searched_for_on_seeds_that_are_not_compared(tmp_path: Path):
 )
 def test_a_planted_fault_is_called_worse(task: str, recipes: list[str], tmp_path: Path):
     """β₂ off by ten, a rate three times as high as the best, decay that acts on norms and biases too."""
-    race("--tasks", task, "--recipes", ",".join(recipes), "--seeds", "8", "--out", tmp_path / "out")
+    race("--tasks", task, "--recipes", ",".join(recipes), "--seeds", "16", "--out", tmp_path / "out")
     found = results(tmp_path / "out")
     for name, result in found.items():
         assert result.comparison is None if name == "good" else result.comparison.verdict == "worse", name
