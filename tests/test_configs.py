@@ -611,7 +611,7 @@ HOSTILE: dict[str, tuple[Any, str]] = {
     # Keras's.
     "keras unknown": (
         theirs("Adagrad2"),
-        "config: Keras's 'Adagrad2' has no counterpart here .did you mean 'Adagrad'...; there are: Adadelta, Adafactor, ",
+        r"config: Keras's 'Adagrad2' has no counterpart here \(did you mean 'Adagrad'\?\); there are: Adadelta, Adafactor, ",
     ),
     "keras dotted": (theirs("os.system", command="true"), "config: Keras's 'os.system' has no counterpart"),
     "keras lambda": (theirs("__lambda__", value="x"), "config: Keras's '__lambda__' has no counterpart"),

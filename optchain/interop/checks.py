@@ -1,7 +1,7 @@
 """What a value that was read must be, whichever library wrote it."""
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import jax
@@ -88,7 +88,7 @@ def entry(names: Names, value: Any, dtype: Any, siblings: Callable[[Names], Coll
 
     Args:
       names: where it is.
-      value: what was read.
+      value: what was read. In the state of a `sweep` a number has the axis of members.
       dtype: what it is kept in.
       siblings: the entries beside one in a tree, by the place of their owner. A parameter may be called `v`.
     """
@@ -99,16 +99,18 @@ def entry(names: Names, value: Any, dtype: Any, siblings: Callable[[Names], Coll
     what = "/".join(names)
     if field in MOMENTS:
         moment(what, field, value, dtype)
-    elif field == "mu_product" and not below:
-        number(what, value, arguments.FRACTION)
-    elif field in COUNTS and not below:
-        count(what, value)
-    elif field == "hyperparams" and below:
-        hyperparam(what, below[-1], value)
-    elif field == "loss_scale" and "good_steps" in beside:
-        number(what, value, arguments.RANGES["initial_scale"])
-    elif field == "weight" and "grads" in beside:
-        number(what, value, arguments.NON_NEGATIVE)
+        return
+    for where, each in _members(what, value):
+        if field == "mu_product" and not below:
+            number(where, each, arguments.FRACTION)
+        elif field in COUNTS and not below:
+            count(where, each)
+        elif field == "hyperparams" and below:
+            hyperparam(where, below[-1], each)
+        elif field == "loss_scale" and "good_steps" in beside:
+            number(where, each, arguments.RANGES["initial_scale"])
+        elif field == "weight" and "grads" in beside:
+            number(where, each, arguments.NON_NEGATIVE)
 
 
 def kind(what: str, dtype: Any, wanted: Any) -> None:
@@ -125,6 +127,16 @@ def kind(what: str, dtype: Any, wanted: Any) -> None:
 
 def _is_link(name: str) -> bool:
     return name.rstrip("_0123456789") in FACTORIES
+
+
+def _members(what: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """A number and what to call it; each member's where there are several."""
+    if np.ndim(value) == 0:
+        yield what, value
+    else:
+        members = np.asarray(value)
+        for index in np.ndindex(members.shape):
+            yield f"{what}[{', '.join(map(str, index))}]", members[index]
 
 
 def _scalar(value: Any) -> int | float | None:

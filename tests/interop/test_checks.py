@@ -244,3 +244,16 @@ def test_moments_of_a_narrow_parameter_keep_the_digits_that_the_state_has():
     slot = {"step": 1.0, "exp_avg": np.full(2, 0.1234567, np.float32), "exp_avg_sq": np.full(2, 1e-3, np.float32)}
     state = load_state_dict(tx, params, {"state": {0: slot}, "param_groups": [{"lr": 0.1, "params": [0]}]}, ["w"])
     np.testing.assert_array_equal(state["scale_by_adam"]["mu"]["w"], slot["exp_avg"])
+
+
+def test_the_state_of_a_sweep_comes_back_and_each_member_is_looked_at(tmp_path: Path):
+    rates = jnp.array([0.1, 0.2])
+    states, _ = optchain.sweep(TX.init(PARAMS), learning_rate=rates)
+    saved = {"params": PARAMS, "state": states}
+    orbax.save(tmp_path, 1, saved)
+    restored, _ = orbax.restore(tmp_path, saved, hyperparams="saved")
+    np.testing.assert_array_equal(restored["state"]["hyperparams"]["learning_rate"], rates)
+    states["hyperparams"]["learning_rate"] = jnp.array([0.1, jnp.nan])
+    orbax.save(tmp_path, 2, saved)
+    with pytest.raises(ValueError, match=r"state/hyperparams/learning_rate\[1\] must be .* it is nan"):
+        orbax.restore(tmp_path, saved, hyperparams="saved")
