@@ -1,13 +1,17 @@
-"""Settings for every test, and the tables of errors at the end of a run."""
+"""Settings for every test, the tiers, and the tables of errors at the end of a run."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import hypothesis
 import jax
 import numpy as np
 import pytest
+from sampling import each_value
 
 os.environ["KERAS_BACKEND"] = "jax"  # read when Keras is first imported
 jax.config.update(
@@ -26,6 +30,66 @@ for profile, max_examples in {"ci": 100, "full": 840}.items():
         print_blob=True,
     )
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+# Tiers ----------------------------------------------------------------------------------------------------------------
+
+TIERS = {
+    "quick": "every claim in minutes: of the tests marked `each_value` only so many cases, none that is marked `thorough`",
+    "rest": "what `quick` leaves out",
+    "all": "both, the default: so a file or a test that is named runs whole",
+    "exhaustive": "the full product of the contract table, an hour",
+}
+
+
+NO_PARAMETERS = SimpleNamespace(params={})
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--tier", choices=TIERS, default="all", help="; ".join(f"{k}: {v}" for k, v in TIERS.items()))
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """To collect the full product takes longer than many a test."""
+    if collection_path.suffix == ".py":
+        exhaustive = collection_path.name == "test_exhaustive.py"
+        if exhaustive != (config.getoption("--tier") == "exhaustive") and collection_path.name.startswith("test_"):
+            return True
+    return None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    tier = config.getoption("--tier")
+    if tier not in ("quick", "rest"):
+        return
+    quick = set(_quick(items))
+    left_out = [item for item in items if (item in quick) != (tier == "quick")]
+    items[:] = [item for item in items if (item in quick) == (tier == "quick")]
+    config.hook.pytest_deselected(items=left_out)
+
+
+def _quick(items: Sequence[pytest.Item]) -> Iterator[pytest.Item]:
+    products = defaultdict[tuple[Path, int], list[pytest.Item]](list)
+    for item in items:
+        if item.get_closest_marker("thorough"):
+            continue
+        if marker := item.get_closest_marker("each_value"):
+            products[item.path, *marker.args].append(item)
+        else:
+            yield item
+    for (_, times), cases in products.items():
+        for index in each_value([list(_values(case)) for case in cases], times):
+            yield cases[index]
+
+
+def _values(case: pytest.Item) -> Iterator[tuple[str, int | str]]:
+    """What a case is made of: the test and its parameters. A parameter stands for itself, whatever it is."""
+    yield "test", case.nodeid.partition("[")[0]
+    for name, value in getattr(case, "callspec", NO_PARAMETERS).params.items():
+        yield name, id(value)
+
+
+# Tables of errors -----------------------------------------------------------------------------------------------------
 
 ErrorKey = tuple[str, ...]
 Record = Callable[[ErrorKey, float], None]

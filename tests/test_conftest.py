@@ -1,12 +1,17 @@
-"""What `conftest.py` adds to a run: tables of errors that cross from worker to worker, and red where a worker crashed."""
+"""What `conftest.py` adds to a run: tiers, tables of errors that cross from worker to worker, and red where a worker crashed."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
+import hypothesis
+import hypothesis.strategies as st
 import pytest
+from sampling import each_value
 
 pytest.importorskip("xdist")
 
@@ -44,16 +49,75 @@ def test_dies():
 
 def run(code: str, folder: Path, *options: str) -> tuple[int, str]:
     """A run of its own of one test file, with our `conftest.py`."""
-    shutil.copy(Path(__file__).with_name("conftest.py"), folder)
+    for ours in ("conftest.py", "sampling.py"):
+        shutil.copy(Path(__file__).with_name(ours), folder)
     (folder / "test_it.py").write_text(code)
-    command = [sys.executable, "-m", "pytest", "-n", "1", "-p", "no:cacheprovider", *options, "test_it.py"]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *options, "test_it.py"]
     env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300, check=False)
     return done.returncode, done.stdout + done.stderr
 
 
+TIERED = """
+import pytest
+
+@pytest.mark.each_value(1)
+@pytest.mark.parametrize("first", range(6))
+@pytest.mark.parametrize("second", range(4))
+def test_product(first, second): ...
+
+@pytest.mark.parametrize("first", range(3))
+@pytest.mark.parametrize("second", range(2))
+def test_whole(first, second): ...
+
+@pytest.mark.thorough
+def test_slow(): ...
+"""
+
+
+def test_the_tiers_share_the_tests_out(tmp_path: Path):
+    markers = ("-o", "markers=each_value\nthorough")
+    names = {}
+    for tier in ("quick", "rest", "all"):
+        code, output = run(TIERED, tmp_path, *markers, "--tier", tier, "-v")
+        assert code == 0, output
+        found = re.findall(r"test_it\.py::(\S+) PASSED", output)
+        names[tier] = set(found)
+        assert len(found) == len(names[tier])
+    assert names["quick"] | names["rest"] == names["all"]
+    assert not names["quick"] & names["rest"]
+    assert "test_slow" in names["rest"]
+    assert {name.partition("[")[0] for name in names["quick"]} == {"test_product", "test_whole"}
+    assert sum(name.startswith("test_whole") for name in names["quick"]) == 6
+    product = [name[13:-1].split("-") for name in names["quick"] if name.startswith("test_product")]
+    assert len(product) == 6
+    assert {second for second, _ in product} == set("0123")
+    assert {first for _, first in product} == set("012345")
+
+
+cases_of_values = st.lists(
+    st.fixed_dictionaries({"a": st.integers(0, 4), "b": st.integers(0, 3)}, optional={"c": st.integers(0, 2)}),
+    max_size=40,
+)
+
+
+@hypothesis.given(cases_of_values, st.integers(1, 4))
+def test_each_value_is_taken_as_often_as_was_asked_or_as_there_are_cases(cases: list[dict[str, int]], times: int):
+    taken = each_value([case.items() for case in cases], times)
+    assert taken == sorted(set(taken))
+    everywhere = Counter(value for case in cases for value in case.items())
+    here = Counter(value for index in taken for value in cases[index].items())
+    assert all(here[value] >= min(times, everywhere[value]) for value in everywhere)
+
+
+def test_of_a_product_the_longest_side_is_taken():
+    product = [(("row", i), ("check", j)) for i in range(84) for j in range(42)]
+    assert len(each_value(product)) == 84
+    assert len(each_value(product, times=6)) == 504
+
+
 def test_errors_of_any_float_reach_the_table_from_a_worker(tmp_path: Path):
-    code, output = run(RECORDS, tmp_path)
+    code, output = run(RECORDS, tmp_path, "-n", "1")
     assert code == 0, output
     assert "Traceback" not in output
     assert "Keras  adam   float32  apply  3.0e-07" in output
@@ -62,7 +126,7 @@ def test_errors_of_any_float_reach_the_table_from_a_worker(tmp_path: Path):
 
 @pytest.mark.parametrize("crash", [DIES_AT_ITS_END, DIES_IN_A_TEST], ids=["at its end", "in a test"])
 def test_a_crash_of_a_worker_makes_the_run_red(crash: str, tmp_path: Path):
-    code, output = run(crash, tmp_path, "--max-worker-restart", "1")
+    code, output = run(crash, tmp_path, "-n", "1", "--max-worker-restart", "1")
     assert code != 0, output
     assert "Crashed workers" in output
     assert "gw0" in output

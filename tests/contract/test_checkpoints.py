@@ -10,6 +10,8 @@ from .steps import apply_step, assert_same, run
 from .table import rows_where
 from .trees import grads_of, params_of
 
+pytestmark = pytest.mark.each_value(1)
+
 # Orbax keeps arrays and dicts; of an Optax link it makes what it makes of any named tuple.
 ours = rows_where(lambda row: row.owns_all_state)
 

@@ -12,6 +12,8 @@ from . import table
 from .table import ROWS, every_row, rows_where
 from .trees import PLAIN, TREES, params_of
 
+pytestmark = pytest.mark.each_value(5)
+
 every_check = pytest.mark.parametrize("check", CHECKS)
 
 

@@ -11,6 +11,8 @@ from .steps import STEPS, apply_step, assert_same, run
 from .table import every_row
 from .trees import TREES, grads_of, params_of
 
+pytestmark = pytest.mark.each_value(1)
+
 
 @pytest.mark.parametrize("tree", ["bare_array", "scalars", "nnx_state"])
 @every_row

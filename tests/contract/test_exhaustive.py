@@ -1,4 +1,4 @@
-"""The full product of rows, trees, dtypes and JAX transforms: `pytest -m exhaustive`."""
+"""The full product of rows, trees, dtypes and JAX transforms: `pytest --tier exhaustive`."""
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +8,6 @@ import pytest
 from .steps import apply_step, assert_close, avals, run, update_step
 from .table import every_row
 from .trees import TREES, grads_of, params_of
-
-pytestmark = pytest.mark.exhaustive
 
 every_tree = pytest.mark.parametrize("tree", TREES)
 every_dtype = pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64", "complex64", "complex128"])

@@ -13,6 +13,8 @@ from .steps import STEPS, apply_step, assert_close, avals, run, update_step
 from .table import every_row
 from .trees import grads_of, params_of
 
+pytestmark = pytest.mark.each_value(1)
+
 
 class Model(nnx.Module):
     """A module whose parameters are the plain tree of the table."""

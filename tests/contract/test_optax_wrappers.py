@@ -15,6 +15,8 @@ from .steps import STEPS, assert_close, assert_same, avals, run, update_step
 from .table import every_row, rows_where
 from .trees import PLAIN, TREES, grads_of, params_of
 
+pytestmark = pytest.mark.each_value(1)
+
 
 def run_wrapped(tx, tree=PLAIN, steps=STEPS):
     return wrappers.run_wrapped(tx, Subject("wrapped", lambda: tx, tree=tree), steps)

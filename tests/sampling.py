@@ -1,0 +1,35 @@
+"""Which cases of a parametrized test a quick run takes: every value of every parameter, but not their whole product."""
+
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterable, Sequence
+
+Value = tuple[str, Hashable]
+"""A parameter's name and which of its values."""
+
+
+def each_value(cases: Sequence[Iterable[Value]], times: int = 1) -> list[int]:
+    """The indices of cases that together have every value at least `times` times, or as often as there are cases with it.
+
+    Of a product of 84 rows and 42 checks these are 84 cases: each row once, each check twice. The cases are taken in order,
+    first those of which every value is still wanted, so that the same ones are taken in every run.
+    """
+    values = [frozenset(case) for case in cases]
+    having = defaultdict[Value, list[int]](list)
+    for index, case in enumerate(values):
+        for value in case:
+            having[value].append(index)
+    wanted = {value: min(times, len(indices)) for value, indices in having.items()}
+    seen = Counter[Value]()
+    taken = set[int]()
+
+    def take(index: int) -> None:
+        taken.add(index)
+        seen.update(values[index])
+
+    for index, case in enumerate(values):
+        if all(seen[value] < wanted[value] for value in case):
+            take(index)
+    for value, indices in having.items():
+        while seen[value] < wanted[value]:
+            take(min((i for i in indices if i not in taken), key=lambda i: sum(seen[other] for other in values[i])))
+    return sorted(taken)
