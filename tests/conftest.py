@@ -18,19 +18,17 @@ jax.config.update(
     "jax_num_cpu_devices", 8
 )  # read when JAX first looks for devices; the default is still the first of them
 
-for profile, max_examples in {"ci": 100, "full": 840}.items():
+for profile, max_examples in {"quick": 30, "ci": 100, "full": 840}.items():
     hypothesis.settings.register_profile(
         profile,
         max_examples=max_examples,
-        derandomize=profile == "ci",
+        derandomize=profile != "full",
         deadline=None,  # the first example compiles
         suppress_health_check=[hypothesis.HealthCheck.too_slow],
         # A failing recipe is printed as it was found: to simplify one takes minutes of compiling.
         phases=[phase for phase in hypothesis.Phase if phase is not hypothesis.Phase.shrink or profile == "full"],
         print_blob=True,
     )
-hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
-
 
 # Tiers ----------------------------------------------------------------------------------------------------------------
 
@@ -47,6 +45,14 @@ NO_PARAMETERS = SimpleNamespace(params={})
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--tier", choices=TIERS, default="all", help="; ".join(f"{k}: {v}" for k, v in TIERS.items()))
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    tier = session.config.getoption("--tier")
+    profile = {"quick": "quick", "exhaustive": "full"}.get(tier, "ci")
+    hypothesis.settings.load_profile(
+        os.environ.get("HYPOTHESIS_PROFILE", profile)
+    )  # before a module asks for a share of it
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

@@ -218,7 +218,7 @@ def test_a_recipe_comes_back_from_json_the_same(tx: oc.Transformation) -> None:
 
 
 @given(tx=RECIPES)
-@hypothesis.settings(max_examples=40)
+@hypothesis.settings(max_examples=hypothesis.settings.default.max_examples // 10)
 def test_a_recipe_that_came_back_takes_the_same_steps_to_the_bit(tx: oc.Transformation) -> None:
     back = oc.from_config(json.loads(json.dumps(oc.to_config(tx))))
     rng = np.random.default_rng(0)

@@ -32,6 +32,7 @@ def bench(*arguments: str) -> dict:
     return json.loads(result.stdout)
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("small")
 def test_every_contender_has_a_row_and_the_files_say_what_the_report_says(tmp_path: Path) -> None:
     report = bench("--recipe", "adamw", "--recipe", "accumulate", "--out", str(tmp_path), *only(ON_JAX))
@@ -47,6 +48,7 @@ def test_every_contender_has_a_row_and_the_files_say_what_the_report_says(tmp_pa
         assert (row["waiting_milliseconds"] is None) == (row["recipe"] == "adamw")
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("small")
 def test_what_cannot_run_is_named_and_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.import_module

@@ -15,6 +15,8 @@ import optchain
 from .helpers import BOUNDS, DTYPES, Tree, few, precision, random_grads, random_params, run_forms, worst_error
 from .recipes import Recipe, log_uniform, recipes
 
+pytestmark = pytest.mark.each_value(1)
+
 OWN: dict[str, tuple[Callable[..., optchain.Transformation], dict[str, Any]]] = {
     "NonNeg": (optchain.project_non_negative, {}),
     "UnitNorm": (optchain.project_unit_norm, {}),

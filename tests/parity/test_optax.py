@@ -15,6 +15,8 @@ import optchain
 from .helpers import BOUNDS, DTYPES, fewer, precision, random_grads, random_params, run, run_forms, worst_error
 from .recipes import log_uniform
 
+pytestmark = pytest.mark.each_value(1)
+
 SEEDS = st.integers(0, 2**32 - 1)
 RATES = log_uniform(-4, -1)
 ADAM = {"b1": st.floats(0, 0.99), "b2": st.floats(0.5, 0.999), "eps": log_uniform(-8, -1)}

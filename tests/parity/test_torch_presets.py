@@ -15,6 +15,8 @@ from .helpers import DTYPES, few
 from .recipes import log_uniform
 from .torch_runs import STEPS, check, torch
 
+pytestmark = pytest.mark.each_value(1)
+
 presets = optchain.presets.torch
 
 # Two roundings of float32 are systematic, and 50 steps sum them up. PyTorch computes bias corrections in double precision,

@@ -21,6 +21,8 @@ from .runs import (
     worst_difference,
 )
 
+pytestmark = pytest.mark.each_value(1)
+
 TOLERANCE = 1e-10
 
 
