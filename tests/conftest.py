@@ -33,7 +33,7 @@ for profile, max_examples in {"quick": 30, "ci": 100, "full": 840}.items():
 # Tiers ----------------------------------------------------------------------------------------------------------------
 
 TIERS = {
-    "quick": "every claim in minutes: of the tests marked `each_value` only so many cases, none that is marked `thorough`",
+    "quick": "in minutes: of the tests marked `each_value` only so many cases, none that is marked `thorough`",
     "rest": "what `quick` leaves out",
     "all": "both, the default: so a file or a test that is named runs whole",
     "exhaustive": "the full product of the contract table, an hour",

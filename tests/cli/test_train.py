@@ -138,6 +138,7 @@ def test_a_diverging_run_says_so_and_still_draws_its_report(tmp_path: Path, caps
     assert (tmp_path / "run" / "report.png").stat().st_size > 10_000
 
 
+@pytest.mark.thorough
 def test_a_single_step_makes_a_run(tmp_path: Path):
     train("--out", tmp_path / "run", "--steps", 1)
     assert len(lines(tmp_path / "run")) == 1
@@ -156,6 +157,7 @@ def test_on_a_terminal_without_colours_the_bar_has_none(tmp_path: Path):
 # Going on -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("options", [["adamw", "cosine"], ["adam", "constant"], ["sgd", "cosine"]])
 def test_a_resumed_run_has_the_numbers_of_an_uninterrupted_one(options: list[str], tmp_path: Path):
     optimizer, schedule = options
@@ -168,6 +170,7 @@ def test_a_resumed_run_has_the_numbers_of_an_uninterrupted_one(options: list[str
     assert_same_run(tmp_path / "whole", tmp_path / "halves")
 
 
+@pytest.mark.thorough
 def test_ctrl_c_leaves_a_checkpoint_from_which_the_run_goes_on_as_if_nothing_had_happened(long: Path, tmp_path: Path):
     folder = tmp_path / "run"
     process = start("--out", folder, "--steps", 800)
@@ -204,6 +207,7 @@ def lines_so_far(folder: Path) -> list[str]:
     return (folder / "metrics.jsonl").read_text().splitlines()
 
 
+@pytest.mark.thorough
 def test_another_learning_rate_on_resume_is_said_and_scales_the_rest_of_the_schedule(
     run: Path, finished: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -218,6 +222,7 @@ def test_another_learning_rate_on_resume_is_said_and_scales_the_rest_of_the_sche
         assert new["learning_rate"] == pytest.approx(old["learning_rate"] / 2, rel=1e-5)
 
 
+@pytest.mark.thorough
 def test_another_learning_rate_on_resume_is_said_and_set_where_the_rate_is_constant(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -516,6 +521,7 @@ def test_all_that_a_recipe_measures_is_in_the_record_at_every_step(tmp_path: Pat
         assert line["update_norm"] == pytest.approx(line["learning_rate"] * min(line["global_norm"], 0.5), rel=1e-4)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "tx", [optchain.sgd(0.1, loss_scale_factor=1024.0), optchain.dynamic_loss_scale(PLAIN)], ids=["static", "dynamic"]
 )

@@ -250,6 +250,7 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.thorough
 def test_sigterm_finishes_the_step_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path: Path):
     folder = tmp_path / "run"
     process = subprocess.Popen(

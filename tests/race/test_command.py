@@ -129,6 +129,7 @@ def test_a_rate_is_searched_for_on_seeds_that_are_not_compared(tmp_path: Path):
     assert tuned.isdisjoint(compared)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("task", "recipes"),
     [
@@ -158,6 +159,7 @@ def start(*arguments: object) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
 
 
+@pytest.mark.thorough
 def wait_for(path: Path, pattern: str, process: subprocess.Popen[str]) -> None:
     while not list(path.rglob(pattern)):
         assert process.poll() is None, process.communicate()

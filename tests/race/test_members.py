@@ -73,6 +73,7 @@ def test_an_accumulation_stays_a_branch_of_the_one_program(monkeypatch: pytest.M
     assert "cond[" in program_text
 
 
+@pytest.mark.thorough
 def test_rates_and_seeds_are_one_program(monkeypatch: pytest.MonkeyPatch):
     task, compiled = line(4, 1), []
     program = Program(task, Entrant("it", oc.sgd(0.1)), 8, cosine(4))

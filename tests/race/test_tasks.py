@@ -28,6 +28,7 @@ def task(request: pytest.FixtureRequest) -> Task:
     return TASKS[request.param]()
 
 
+@pytest.mark.thorough
 def size(tree: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
@@ -64,6 +65,7 @@ def test_it_is_as_large_as_it_says(task: Task):
     assert task.about
 
 
+@pytest.mark.thorough
 def test_the_text_is_split_once_and_for_all():
     numbers, characters = text.characters()
     train, held_out = text.split(numbers)
