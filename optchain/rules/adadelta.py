@@ -10,7 +10,7 @@ from optchain.core.rule import Leaf, LeafUpdate, rule
 from optchain.core.slot import Slot, declare, stored
 from optchain.core.transformation import Transformation
 from optchain.core.trees import abs_square, root
-from optchain.transforms.moments import scaled_square
+from optchain.rules.moments import scaled_square
 
 SLOTS = declare(
     e_g=Slot(real=True, decay="rho"),  # the average of the squared gradients

@@ -12,7 +12,7 @@ from optchain.core.rule import Leaf, LeafUpdate, rule
 from optchain.core.slot import Slot, declare, stored
 from optchain.core.transformation import Transformation
 from optchain.core.trees import root
-from optchain.transforms.moments import average, average_of_squares, one_minus_power
+from optchain.rules.moments import average, average_of_squares, one_minus_power
 
 SLOTS = declare(
     mu=Slot(decay="beta_1"),  # the average of the gradients

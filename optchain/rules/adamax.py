@@ -11,7 +11,7 @@ from optchain.core.registry import register
 from optchain.core.rule import Leaf, LeafUpdate, rule
 from optchain.core.slot import Slot, declare, stored
 from optchain.core.transformation import Transformation
-from optchain.transforms.moments import average, magnitude, one_minus_power
+from optchain.rules.moments import average, magnitude, one_minus_power
 
 SLOTS = declare(
     mu=Slot(decay="beta_1"),  # the average of the gradients

@@ -13,7 +13,7 @@ from optchain.core.rule import Leaf, LeafUpdate, rule
 from optchain.core.slot import Slot, declare, stored
 from optchain.core.transformation import Transformation
 from optchain.core.trees import root
-from optchain.transforms.moments import average, average_of_squares
+from optchain.rules.moments import average, average_of_squares
 
 SLOTS = declare(
     mu=Slot(decay="beta_1"),  # the average of the gradients

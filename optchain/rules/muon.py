@@ -15,7 +15,7 @@ from optchain.core.registry import register
 from optchain.core.slot import Slot, declare, stored
 from optchain.core.transformation import Transformation
 from optchain.core.trees import Tree
-from optchain.transforms.moments import average, average_of_squares, bias_corrections
+from optchain.rules.moments import average, average_of_squares, bias_corrections
 
 QUINTIC = (3.4445, -4.7750, 2.0315)
 """The coefficients of Jordan et al.: the steepest at 0 of those that stay near 1."""

@@ -12,7 +12,7 @@ from optchain.core.rule import Leaf, LeafUpdate, rule
 from optchain.core.slot import Slot, declare
 from optchain.core.transformation import Transformation
 from optchain.core.trees import abs_square, is_complex, root
-from optchain.transforms.moments import magnitude
+from optchain.rules.moments import magnitude
 
 SLOTS = declare(
     sum_of_squares=Slot(real=True),  # the initial value and the squares of all gradients: `n` in the paper
