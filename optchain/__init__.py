@@ -55,8 +55,6 @@ from optchain.rules.trust_ratio import scale_by_trust_ratio as scale_by_trust_ra
 from optchain.sharding import init_sharded as init_sharded
 from optchain.sharding import state_shardings as state_shardings
 from optchain.training import make_step as make_step
-from optchain.transforms.accumulation import accumulate as accumulate
-from optchain.transforms.accumulation import flush as flush
 from optchain.transforms.adaptive_clipping import adaptive_grad_clip as adaptive_grad_clip
 from optchain.transforms.averaging import average_params as average_params
 from optchain.transforms.averaging import averaged_params as averaged_params
@@ -67,24 +65,14 @@ from optchain.transforms.centralization import centralize_gradients as centraliz
 from optchain.transforms.clipping import clip_by_global_norm as clip_by_global_norm
 from optchain.transforms.clipping import clip_by_norm as clip_by_norm
 from optchain.transforms.clipping import clip_by_value as clip_by_value
-from optchain.transforms.decay import decay_first as decay_first
 from optchain.transforms.decay import decay_weights as decay_weights
 from optchain.transforms.decay_by_path import decay_by_path as decay_by_path
 from optchain.transforms.lazy_rows import lazy_rows as lazy_rows
 from optchain.transforms.learning_rate import scale_by_learning_rate as scale_by_learning_rate
 from optchain.transforms.learning_rate import scale_by_relative_step as scale_by_relative_step
-from optchain.transforms.loss_scale import dynamic_loss_scale as dynamic_loss_scale
-from optchain.transforms.loss_scale import scale_loss as scale_loss
-from optchain.transforms.loss_scale import unscale_gradients as unscale_gradients
-from optchain.transforms.masking import freeze as freeze
-from optchain.transforms.masking import masked as masked
 from optchain.transforms.monitoring import monitor as monitor
-from optchain.transforms.multi_optimizer import multi_optimizer as multi_optimizer
 from optchain.transforms.noise import add_noise as add_noise
-from optchain.transforms.nonfinite import check as check
-from optchain.transforms.nonfinite import skip_nonfinite as skip_nonfinite
 from optchain.transforms.penalty import add_l2_penalty as add_l2_penalty
-from optchain.transforms.per_example import per_example as per_example
 from optchain.transforms.projections import project_max_norm as project_max_norm
 from optchain.transforms.projections import project_min_max_norm as project_min_max_norm
 from optchain.transforms.projections import project_non_negative as project_non_negative
@@ -92,7 +80,19 @@ from optchain.transforms.projections import project_unit_norm as project_unit_no
 from optchain.transforms.replicas import cross_replica_mean as cross_replica_mean
 from optchain.transforms.scaling import scale as scale
 from optchain.transforms.scaling import scale_by_path as scale_by_path
-from optchain.transforms.schedule_free import schedule_free as schedule_free
-from optchain.transforms.schedule_free import schedule_free_params as schedule_free_params
+from optchain.wrappers.accumulation import accumulate as accumulate
+from optchain.wrappers.accumulation import flush as flush
+from optchain.wrappers.decay_first import decay_first as decay_first
+from optchain.wrappers.loss_scale import dynamic_loss_scale as dynamic_loss_scale
+from optchain.wrappers.loss_scale import scale_loss as scale_loss
+from optchain.wrappers.loss_scale import unscale_gradients as unscale_gradients
+from optchain.wrappers.masking import freeze as freeze
+from optchain.wrappers.masking import masked as masked
+from optchain.wrappers.multi_optimizer import multi_optimizer as multi_optimizer
+from optchain.wrappers.nonfinite import check as check
+from optchain.wrappers.nonfinite import skip_nonfinite as skip_nonfinite
+from optchain.wrappers.per_example import per_example as per_example
+from optchain.wrappers.schedule_free import schedule_free as schedule_free
+from optchain.wrappers.schedule_free import schedule_free_params as schedule_free_params
 
 __version__ = "0.1.0"

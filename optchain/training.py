@@ -15,7 +15,7 @@ from optchain.core.transformation import State, Transformation
 from optchain.core.trees import Tree
 from optchain.embedding import value_and_grad
 from optchain.sharding import Layout, StepOverMesh
-from optchain.transforms.loss_scale import scale_loss
+from optchain.wrappers.loss_scale import scale_loss
 
 Step = Callable[..., tuple[Tree, State, dict[str, Any]]]
 

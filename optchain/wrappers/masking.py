@@ -1,18 +1,15 @@
 """Transformations of some parameters only: `masked` and `freeze`."""
 
-from collections.abc import Callable
-from typing import Any, Self
-
 import jax
 import jax.numpy as jnp
 import optax
 
 from optchain.core import trees
-from optchain.core.composite import Composite, entries
-from optchain.core.masks import Mask, check_mask, invert, merge, resolve_mask, select
+from optchain.core.masks import Mask, check_mask, invert, resolve_mask
 from optchain.core.optax_link import as_transformation
+from optchain.core.part import Part, of_some
 from optchain.core.registry import register
-from optchain.core.transformation import State, Transformation
+from optchain.core.transformation import Transformation
 from optchain.core.trees import Tree
 from optchain.core.walk import walk
 
@@ -46,15 +43,7 @@ def masked(inner: optax.GradientTransformation, mask: Mask) -> Transformation:
     """
     wrapped = as_transformation(inner, "inner")
     refuse_loss_scale("masked", wrapped)
-    check_mask("mask", mask)
-
-    return Part.of(
-        wrapped,
-        chosen=lambda params: resolve_mask("mask", mask, params),
-        update_others=trees.widened,
-        apply_others=lambda params, grads: trees.add(params, trees.force(grads)),
-        others="passed",
-    )
+    return of_some(wrapped, mask)
 
 
 @register
@@ -101,71 +90,6 @@ def freeze(inner: optax.GradientTransformation, mask: Mask) -> Transformation:
         apply_others=lambda params, grads: params,
         others="frozen",
     )
-
-
-class Part(Composite):
-    """A transformation of the leaves that `chosen` names; the others' new updates and parameters by a function each.
-
-    Everything here is done when a step is traced: trees are taken apart and put together, and no operation is added.
-    """
-
-    _chosen: Callable[[Tree], Tree]
-    _update_others: Callable[[Tree], Tree]
-    _apply_others: Callable[[Tree, Tree], Tree]
-
-    @classmethod
-    def of(
-        cls,
-        inner: Transformation,
-        *,
-        chosen: Callable[[Tree], Tree],
-        update_others: Callable[[Tree], Tree],
-        apply_others: Callable[[Tree, Tree], Tree],
-        others: str,
-    ) -> Self:
-        return cls._of(
-            {"inner": inner},
-            kind=inner.kind,
-            projects=inner.projects,
-            labels=lambda params: jax.tree.map(lambda flag: "inner" if flag else others, chosen(params)),
-            _chosen=chosen,
-            _update_others=update_others,
-            _apply_others=apply_others,
-        )
-
-    def _init(self, params: Tree) -> dict[str, Any]:
-        return super()._init(select(self._chosen(params), params))
-
-    def _update(
-        self, updates: Tree, state: dict[str, Any], params: Tree | None, **extra: Any
-    ) -> tuple[Tree, dict[str, Any]]:
-        mask = self._chosen(trees.force(updates) if params is None else params)
-        part = None if params is None else select(mask, params)
-        inner_state = state.get("inner", {})
-        new, inner_state = self.parts["inner"].run_update(select(mask, updates), inner_state, part, extra)
-        rest = self._update_others(select(invert(mask), updates))
-        return merge(mask, trees.widened(new), rest), entries({"inner": inner_state})
-
-    def _apply(self, params: Tree, state: dict[str, Any], grads: Tree, **extra: Any) -> tuple[Tree, dict[str, Any]]:
-        mask = self._chosen(params)
-        others = invert(mask)
-        inner_state = state.get("inner", {})
-        new, inner_state = self.parts["inner"].run_apply(select(mask, params), inner_state, select(mask, grads), extra)
-        rest = self._apply_others(select(others, params), select(others, grads))
-        return merge(mask, new, rest), entries({"inner": inner_state})
-
-    def _project(self, params: Tree, state: dict[str, Any], **extra: Any) -> tuple[Tree, dict[str, Any]]:
-        return self._on_part(self.parts["inner"].run_project, params, state, extra)
-
-    def _flush(self, params: Tree, state: dict[str, Any], **extra: Any) -> tuple[Tree, dict[str, Any]]:
-        return self._on_part(self.parts["inner"].run_flush, params, state, extra)
-
-    def _on_part(
-        self, act: Callable[[Tree, State, Any], tuple[Tree, State]], params: Tree, state: dict[str, Any], extra: Any
-    ) -> tuple[Tree, dict[str, Any]]:
-        mask = self._chosen(params)
-        new, inner_state = act(select(mask, params), state.get("inner", {}), extra)
-        return merge(mask, new, params), entries({"inner": inner_state})
 
 
 def refuse_loss_scale(owner: str, link: Transformation) -> None:

@@ -13,7 +13,7 @@ from optchain.core.optax_link import as_transformation
 from optchain.core.registry import register
 from optchain.core.transformation import State, Transformation
 from optchain.core.trees import Tree
-from optchain.transforms.loss_scale import unscaling
+from optchain.wrappers.loss_scale import unscaling
 
 
 class SkipNonfiniteState(TypedDict):

@@ -14,7 +14,7 @@ from optchain.core.optax_link import as_transformation
 from optchain.core.registry import register
 from optchain.core.transformation import Kind, State, Transformation
 from optchain.core.trees import Tree
-from optchain.transforms.masking import refuse_loss_scale
+from optchain.wrappers.masking import refuse_loss_scale
 
 Group: TypeAlias = tuple[str, str | Mask, optax.GradientTransformation]
 """A name, the parameters (a pattern or a mask), and what they are trained by."""
