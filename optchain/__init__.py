@@ -15,15 +15,13 @@ from optchain.core.masks import matrices as matrices
 from optchain.core.metrics import metrics as metrics
 from optchain.core.parameter_link import ParameterLink as ParameterLink
 from optchain.core.registry import register as register
-from optchain.core.rows import RowGradient as RowGradient
+from optchain.core.row_gradient import RowGradient as RowGradient
 from optchain.core.rule import rule as rule
 from optchain.core.slot import Slot as Slot
 from optchain.core.steps import steps_taken as steps_taken
 from optchain.core.sweep import sweep as sweep
 from optchain.core.transformation import Transformation as Transformation
 from optchain.description import describe as describe
-from optchain.embedding import rows_of as rows_of
-from optchain.embedding import value_and_grad as value_and_grad
 from optchain.presets.keras import adadelta as adadelta
 from optchain.presets.keras import adafactor as adafactor
 from optchain.presets.keras import adagrad as adagrad
@@ -39,6 +37,9 @@ from optchain.presets.keras import nadam as nadam
 from optchain.presets.keras import rmsprop as rmsprop
 from optchain.presets.keras import schedule_free_adamw as schedule_free_adamw
 from optchain.presets.keras import sgd as sgd
+from optchain.rows.embedding import rows_of as rows_of
+from optchain.rows.embedding import value_and_grad as value_and_grad
+from optchain.rows.lazy_rows import lazy_rows as lazy_rows
 from optchain.rules.adadelta import scale_by_adadelta as scale_by_adadelta
 from optchain.rules.adagrad import scale_by_rss as scale_by_rss
 from optchain.rules.adam import scale_by_adam as scale_by_adam
@@ -67,7 +68,6 @@ from optchain.transforms.clipping import clip_by_norm as clip_by_norm
 from optchain.transforms.clipping import clip_by_value as clip_by_value
 from optchain.transforms.decay import decay_weights as decay_weights
 from optchain.transforms.decay_by_path import decay_by_path as decay_by_path
-from optchain.transforms.lazy_rows import lazy_rows as lazy_rows
 from optchain.transforms.learning_rate import scale_by_learning_rate as scale_by_learning_rate
 from optchain.transforms.learning_rate import scale_by_relative_step as scale_by_relative_step
 from optchain.transforms.monitoring import monitor as monitor

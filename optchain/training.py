@@ -13,7 +13,7 @@ from optchain.core.metrics import metrics
 from optchain.core.optax_link import as_transformation
 from optchain.core.transformation import State, Transformation
 from optchain.core.trees import Tree
-from optchain.embedding import value_and_grad
+from optchain.rows.embedding import value_and_grad
 from optchain.sharding import Layout, StepOverMesh
 from optchain.wrappers.loss_scale import scale_loss
 

@@ -27,7 +27,7 @@ from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
 from optchain.core import devices
 from optchain.core.arguments import is_traced
 from optchain.core.factors import Factor, power_of_two
-from optchain.core.rows import densified, is_rows, values
+from optchain.core.row_gradient import densified, is_rows, values
 
 Tree: TypeAlias = Any
 """A pytree of arrays with the structure of the parameters; among gradients a `RowGradient` is a leaf too."""

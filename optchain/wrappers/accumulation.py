@@ -16,7 +16,7 @@ from optchain.core.gates import Decision, Gate
 from optchain.core.hyperparams import scheduled_number
 from optchain.core.optax_link import as_transformation
 from optchain.core.registry import register
-from optchain.core.rows import is_rows
+from optchain.core.row_gradient import is_rows
 from optchain.core.slot import Slot, declare, stored
 from optchain.core.transformation import State, Transformation
 from optchain.core.trees import Tree

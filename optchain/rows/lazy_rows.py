@@ -11,7 +11,7 @@ from optchain.core import arguments, trees
 from optchain.core.composite import Composite, entries
 from optchain.core.optax_link import as_transformation
 from optchain.core.registry import register
-from optchain.core.rows import RowGradient, is_rows, values
+from optchain.core.row_gradient import RowGradient, is_rows, values
 from optchain.core.slot import Slot, declare
 from optchain.core.transformation import State, Transformation
 from optchain.core.trees import Path, Tree

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
-from optchain.core.rows import RowGradient
+from optchain.core.row_gradient import RowGradient
 from optchain.core.trees import Tree
 
 NAME = "optchain_rows_of"
