@@ -4,8 +4,6 @@ from optchain import presets as presets
 from optchain import schedules as schedules
 from optchain.callbacks import EarlyStopping as EarlyStopping
 from optchain.callbacks import ReduceLROnPlateau as ReduceLROnPlateau
-from optchain.configs import from_config as from_config
-from optchain.configs import to_config as to_config
 from optchain.core.chain import chain as chain
 from optchain.core.hyperparams import get_hyperparams as get_hyperparams
 from optchain.core.hyperparams import set_hyperparams as set_hyperparams
@@ -21,7 +19,6 @@ from optchain.core.slot import Slot as Slot
 from optchain.core.steps import steps_taken as steps_taken
 from optchain.core.sweep import sweep as sweep
 from optchain.core.transformation import Transformation as Transformation
-from optchain.description import describe as describe
 from optchain.presets.keras import adadelta as adadelta
 from optchain.presets.keras import adafactor as adafactor
 from optchain.presets.keras import adagrad as adagrad
@@ -37,6 +34,9 @@ from optchain.presets.keras import nadam as nadam
 from optchain.presets.keras import rmsprop as rmsprop
 from optchain.presets.keras import schedule_free_adamw as schedule_free_adamw
 from optchain.presets.keras import sgd as sgd
+from optchain.recipes.config import from_config as from_config
+from optchain.recipes.config import to_config as to_config
+from optchain.recipes.description import describe as describe
 from optchain.rows.embedding import rows_of as rows_of
 from optchain.rows.embedding import value_and_grad as value_and_grad
 from optchain.rows.lazy_rows import lazy_rows as lazy_rows

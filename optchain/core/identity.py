@@ -9,7 +9,7 @@ from typing import Any, Self
 import jax
 import optax
 
-from optchain.core.config import call_code, freeze, given_arguments, on_host, registered_name
+from optchain.core.values import call_code, freeze, given_arguments, on_host, registered_name
 
 
 class Identity(optax.GradientTransformationExtraArgs):

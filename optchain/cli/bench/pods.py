@@ -24,7 +24,7 @@ from optchain.cli.bench.contenders.steps import UnavailableError
 from optchain.cli.bench.results import place, rounded
 from optchain.cli.bench.table import described
 from optchain.core.trees import Tree
-from optchain.description import describe
+from optchain.recipes.description import describe
 from optchain.sharding import state_shardings
 from optchain.training import make_step
 

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optchain.configs import from_config
 from optchain.core import arguments
 from optchain.core.transformation import State, Transformation
 from optchain.core.trees import Tree
@@ -17,6 +16,7 @@ from optchain.interop.keras import layout, sources
 from optchain.interop.keras.layout import Cell
 from optchain.interop.keras.recipes import keras_class
 from optchain.interop.mapping import Correspondence, Entry, both_sides, check_shapes, entries, given_order, match
+from optchain.recipes.config import from_config
 
 
 def check_preset(tx: Any) -> None:

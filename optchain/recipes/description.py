@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
-from optchain.core.config import to_code
 from optchain.core.masks import select
 from optchain.core.optax_link import as_transformation
 from optchain.core.transformation import Transformation
 from optchain.core.trees import Tree, dtype_of, leaves_with_paths, path_names, path_string
+from optchain.core.values import to_code
 from optchain.core.walk import Node, walk
 from optchain.sharding import mirrored, parameter_shardings, state_shardings
 

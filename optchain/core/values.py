@@ -1,4 +1,4 @@
-"""A configuration: printed as the code that builds it, compared by value, kept apart from its caller's arrays."""
+"""The values of a configuration: printed as the code that builds them, compared by value, kept apart from the caller's arrays."""
 
 import inspect
 from collections.abc import Callable, Mapping
