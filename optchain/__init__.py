@@ -2,8 +2,6 @@
 
 from optchain import presets as presets
 from optchain import schedules as schedules
-from optchain.callbacks import EarlyStopping as EarlyStopping
-from optchain.callbacks import ReduceLROnPlateau as ReduceLROnPlateau
 from optchain.core.chain import chain as chain
 from optchain.core.hyperparams import get_hyperparams as get_hyperparams
 from optchain.core.hyperparams import set_hyperparams as set_hyperparams
@@ -53,9 +51,11 @@ from optchain.rules.nadam import scale_by_nadam as scale_by_nadam
 from optchain.rules.radam import scale_by_radam as scale_by_radam
 from optchain.rules.rms import scale_by_rms as scale_by_rms
 from optchain.rules.trust_ratio import scale_by_trust_ratio as scale_by_trust_ratio
-from optchain.sharding import init_sharded as init_sharded
-from optchain.sharding import state_shardings as state_shardings
-from optchain.training import make_step as make_step
+from optchain.training.callbacks import EarlyStopping as EarlyStopping
+from optchain.training.callbacks import ReduceLROnPlateau as ReduceLROnPlateau
+from optchain.training.sharding import init_sharded as init_sharded
+from optchain.training.sharding import state_shardings as state_shardings
+from optchain.training.step import make_step as make_step
 from optchain.transforms.adaptive_clipping import adaptive_grad_clip as adaptive_grad_clip
 from optchain.transforms.averaging import average_params as average_params
 from optchain.transforms.averaging import averaged_params as averaged_params

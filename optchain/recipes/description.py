@@ -17,7 +17,7 @@ from optchain.core.transformation import Transformation
 from optchain.core.trees import Tree, dtype_of, leaves_with_paths, path_names, path_string
 from optchain.core.values import to_code
 from optchain.core.walk import Node, walk
-from optchain.sharding import mirrored, parameter_shardings, state_shardings
+from optchain.training.sharding import mirrored, parameter_shardings, state_shardings
 
 
 @dataclasses.dataclass(frozen=True)

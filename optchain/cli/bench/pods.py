@@ -25,8 +25,8 @@ from optchain.cli.bench.results import place, rounded
 from optchain.cli.bench.table import described
 from optchain.core.trees import Tree
 from optchain.recipes.description import describe
-from optchain.sharding import state_shardings
-from optchain.training import make_step
+from optchain.training.sharding import state_shardings
+from optchain.training.step import make_step
 
 LAYOUTS: dict[str, str | None] = {"data-parallel": None, "data-parallel, ZeRO-1": "data"}
 """The axis over which each splits the state besides."""

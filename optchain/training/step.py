@@ -14,7 +14,7 @@ from optchain.core.optax_link import as_transformation
 from optchain.core.transformation import State, Transformation
 from optchain.core.trees import Tree
 from optchain.rows.embedding import value_and_grad
-from optchain.sharding import Layout, StepOverMesh
+from optchain.training.sharding import Layout, StepOverMesh
 from optchain.wrappers.loss_scale import scale_loss
 
 Step = Callable[..., tuple[Tree, State, dict[str, Any]]]
