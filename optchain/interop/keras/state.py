@@ -10,8 +10,8 @@ from optchain.core import trees
 from optchain.core.transformation import State, Transformation
 from optchain.core.trees import Tree
 from optchain.core.walk import walk
-from optchain.interop.keras import layout, plan, sources
-from optchain.interop.keras.layout import Cell
+from optchain.interop.keras import plan, rules, sources
+from optchain.interop.keras.rules import Cell
 from optchain.interop.mapping import Correspondence
 
 
@@ -65,7 +65,7 @@ def load_state(
     # Before the first call Keras's average is zero, which it never reads; ours is the parameters.
     left = {"iteration", *["learning_rate"] * (not saved), *["average"] * (not calls)}
     for place, given in _by_place([(cell, value) for cell, value in values if cell.slot not in left]).items():
-        state = layout.with_entry(state, place, _filled(layout.entry(state, place), given))
+        state = rules.with_entry(state, place, _filled(rules.entry(state, place), given))
     return _resumed(tx, _counted(tx, state, calls))
 
 
@@ -102,7 +102,7 @@ def save_state(
     trees.check_match("state", state, "the states of tx", shapes)
     plan.check_unchanged(tx, state)
     planned = plan.planned(tx, shapes, params, sources.of_live(target), mapping, same_rate=True)
-    values = _values([cell for cell, _ in planned], state, _calls(tx, state, calls), layout.window_length(tx))
+    values = _values([cell for cell, _ in planned], state, _calls(tx, state, calls), rules.window_length(tx))
     for (_, variable), value in zip(planned, values, strict=True):
         if value is not None:
             assert isinstance(variable, sources.Live)
@@ -112,8 +112,8 @@ def save_state(
 # From variables to a state --------------------------------------------------------------------------------------------
 
 
-def _by_place(values: list[tuple[Cell, np.ndarray]]) -> dict[layout.Place, list[tuple[Cell, np.ndarray]]]:
-    grouped: dict[layout.Place, list[tuple[Cell, np.ndarray]]] = {}
+def _by_place(values: list[tuple[Cell, np.ndarray]]) -> dict[rules.Place, list[tuple[Cell, np.ndarray]]]:
+    grouped: dict[rules.Place, list[tuple[Cell, np.ndarray]]] = {}
     for cell, value in values:
         assert cell.place is not None
         grouped.setdefault(cell.place, []).append((cell, value))
@@ -131,12 +131,12 @@ def _filled(old: Any, given: list[tuple[Cell, np.ndarray]]) -> Any:
 
 def _counted(tx: Transformation, state: State, calls: int) -> State:
     """The state with all its counts."""
-    found, window = layout.counts(tx, state), layout.window_length(tx)
+    found, window = rules.counts(tx, state), rules.window_length(tx)
     values = dict.fromkeys(found.calls, calls) | dict.fromkeys(found.updates, calls // window)
     if found.window is not None:
         values |= {(*found.window, name): calls % window for name in ("count", "weight")}
     for place, value in values.items():
-        state = layout.with_entry(state, place, jnp.array(value, layout.entry(state, place).dtype))
+        state = rules.with_entry(state, place, jnp.array(value, rules.entry(state, place).dtype))
     return state
 
 
@@ -156,8 +156,8 @@ def _resumed(tx: Transformation, state: State) -> State:
     return state
 
 
-def _with_scalar(state: State, place: layout.Place, value: Any) -> State:
-    return layout.with_entry(state, place, jnp.array(value, layout.entry(state, place).dtype, copy=True))
+def _with_scalar(state: State, place: rules.Place, value: Any) -> State:
+    return rules.with_entry(state, place, jnp.array(value, rules.entry(state, place).dtype, copy=True))
 
 
 # From a state to variables --------------------------------------------------------------------------------------------
@@ -165,7 +165,7 @@ def _with_scalar(state: State, place: layout.Place, value: Any) -> State:
 
 def _values(cells: list[Cell], state: State, calls: int, window: int) -> list[np.ndarray | None]:
     """What the variables of Keras's are to be; None where Keras does not look at them."""
-    leaves = {cell.place: jax.tree.leaves(layout.entry(state, cell.place)) for cell in cells if cell.place is not None}
+    leaves = {cell.place: jax.tree.leaves(rules.entry(state, cell.place)) for cell in cells if cell.place is not None}
 
     def value(cell: Cell) -> np.ndarray | None:
         if cell.slot == "iteration":
@@ -179,9 +179,9 @@ def _values(cells: list[Cell], state: State, calls: int, window: int) -> list[np
 
 def _calls(tx: Transformation, state: State, given: int | None) -> int:
     """How many calls were made, by all counts in the state, which must agree."""
-    found, window = layout.counts(tx, state), layout.window_length(tx)
-    calls, updates = ({int(layout.entry(state, place)) for place in places} for places in (found.calls, found.updates))
-    accumulator = {"count": 0, "weight": 0} if found.window is None else layout.entry(state, found.window)
+    found, window = rules.counts(tx, state), rules.window_length(tx)
+    calls, updates = ({int(rules.entry(state, place)) for place in places} for places in (found.calls, found.updates))
+    accumulator = {"count": 0, "weight": 0} if found.window is None else rules.entry(state, found.window)
     held, weight = int(accumulator["count"]), float(accumulator["weight"])
     if held and weight != held:
         raise ValueError(
