@@ -10,10 +10,8 @@ The dictionaries of `keras.optimizers.serialize` are understood too.
 """
 
 import dataclasses
-import difflib
 import inspect
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,61 +19,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optchain import schedules
 from optchain.core import arguments
 from optchain.core.keys import is_raw_key
 from optchain.core.masks import AsMask, Choice, Common, Matching, Matrices, Others, as_mask
 from optchain.core.registry import FACTORIES
 from optchain.core.transformation import Transformation
-from optchain.presets import keras as keras_presets
-from optchain.schedules.base import REGISTERED
+from optchain.recipes.building import ConfigError, built, check_arguments, look_up, registered_schedule, text_key
+from optchain.recipes.keras import from_keras_config
+from optchain.schedules.base import REGISTERED, Schedule
 
 VERSION = 1
 MAX_DEPTH = 64
 MAX_NODES = 100_000
-
-SCHEDULES: dict[str, type[schedules.Schedule]] = {
-    kind.__name__: kind
-    for kind in (
-        schedules.CosineAnnealingLR,
-        schedules.CosineAnnealingWarmRestarts,
-        schedules.CosineDecay,
-        schedules.CosineDecayRestarts,
-        schedules.CosineMultiplier,
-        schedules.ExponentialDecay,
-        schedules.ExponentialLR,
-        schedules.InverseTimeDecay,
-        schedules.Join,
-        schedules.LegacyDecay,
-        schedules.LinearLR,
-        schedules.LinearWarmupDecay,
-        schedules.MultiStepLR,
-        schedules.OneCycleLR,
-        schedules.OneCycleMomentum,
-        schedules.PerEpoch,
-        schedules.PiecewiseConstantDecay,
-        schedules.PolynomialDecay,
-        schedules.PolynomialLR,
-        schedules.Scaled,
-        schedules.StepLR,
-    )
-}
-KERAS_CLASSES: dict[str, Callable[..., Transformation]] = {
-    "Adadelta": keras_presets.adadelta,
-    "Adafactor": keras_presets.adafactor,
-    "Adagrad": keras_presets.adagrad,
-    "Adam": keras_presets.adam,
-    "AdamW": keras_presets.adamw,
-    "Adamax": keras_presets.adamax,
-    "Ftrl": keras_presets.ftrl,
-    "Lamb": keras_presets.lamb,
-    "Lion": keras_presets.lion,
-    "Muon": keras_presets.muon,
-    "Nadam": keras_presets.nadam,
-    "RMSprop": keras_presets.rmsprop,
-    "SGD": keras_presets.sgd,
-    "ScheduleFreeAdamW": keras_presets.schedule_free_adamw,
-}
 
 
 def to_config(tx: optax.GradientTransformation) -> dict[str, Any]:
@@ -121,7 +76,7 @@ def from_config(config: Mapping[str, Any]) -> Transformation:
     if not isinstance(config, Mapping):
         raise ValueError(f"a config must be a mapping; got {type(config).__name__}")
     if "class_name" in config:
-        return _from_keras(config, "config")
+        return from_keras_config(config, "config")
     version = config.get("optchain")
     if version != VERSION or isinstance(version, bool):
         raise ValueError(f'config["optchain"] must be {VERSION}, the version of the format; got {version!r}')
@@ -150,8 +105,8 @@ def _encode(value: Any, where: str) -> Any:
             raise TypeError(
                 f"{where} is {value!r}, which has no config: decorate the function that builds it with optchain.register"
             )
-        case schedules.Schedule():
-            if _schedule_kinds().get(type(value).__name__) is not type(value):
+        case Schedule():
+            if REGISTERED.get(type(value).__name__) is not type(value):
                 raise TypeError(
                     f"{where} is {value!r}, a schedule that no config can name: decorate its class with "
                     "optchain.schedules.register"
@@ -211,68 +166,34 @@ def _decode(value: Any, where: str) -> Any:
         return [_decode(item, f"{where}[{i}]") for i, item in enumerate(value)]
     if not isinstance(value, Mapping):
         raise ValueError(f"{where} is {type(value).__name__}, which a config cannot hold")
-    kinds = {"transformation": _transformation, "schedule": _schedule, "mask": _mask}
+    kinds = {"transformation": _transformation, "schedule": registered_schedule, "mask": _mask}
     for kind, build in kinds.items():
         if kind in value:
             name, given = _named(value, kind, where)
-            return _build(where, name, build, name, given, where)
+            return built(where, name, build, name, given, where)
     if set(value) == {"array", "dtype"}:
-        return _build(where, "array", _array, value)
+        return built(where, "array", _array, value)
     if set(value) == {"tuple"} and isinstance(value["tuple"], list | tuple):
         return tuple(_decode(list(value["tuple"]), where))
     if set(value) == {"tree"} and isinstance(value["tree"], Mapping):
-        return {_key(key, where): _decode(item, f"{where}.{key}") for key, item in value["tree"].items()}
+        return {text_key(key, where): _decode(item, f"{where}.{key}") for key, item in value["tree"].items()}
     raise ValueError(
         f"{where} must have one of the keys {', '.join(map(repr, kinds))}, 'array', 'tree', 'tuple'; it has {sorted(map(str, value))}"
     )
 
 
-def _build(where: str, name: str, build: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-    """Calls a builder, and says of its errors where they come from."""
-    try:
-        return build(*args, **kwargs)
-    except _ConfigError:
-        raise
-    except (TypeError, ValueError, OverflowError) as error:
-        raise _ConfigError(f"{where}: {name}: {error}") from error
-
-
-class _ConfigError(ValueError):
-    """An error that says where it happened."""
-
-
 def _named(value: Mapping[str, Any], kind: str, where: str) -> tuple[str, dict[str, Any]]:
     surplus = set(value) - {kind, "arguments"}
     if surplus:
-        raise _ConfigError(f"{where} has keys that are not known: {sorted(map(str, surplus))}")
+        raise ConfigError(f"{where} has keys that are not known: {sorted(map(str, surplus))}")
     name, given = value[kind], value.get("arguments", {})
     if not isinstance(name, str) or not isinstance(given, Mapping):
-        raise _ConfigError(f"{where}: {kind!r} must be a string and 'arguments' a mapping")
-    return name, {_key(key, where): _decode(item, f"{where}.{key}") for key, item in given.items()}
-
-
-def _key(key: Any, where: str) -> str:
-    if not isinstance(key, str):
-        raise _ConfigError(f"{where} has a key that is not a string: {key!r}")
-    return key
-
-
-def _look_up(table: Mapping[str, Any], kind: str, name: str, where: str) -> Any:
-    if name not in table:
-        known = f"{_meant(name, table)}; there are: {', '.join(sorted(table))}"
-        raise _ConfigError(f"{where}: no {kind} is registered as {name!r}{known}")
-    return table[name]
-
-
-def _meant(name: str, known: Iterable[str]) -> str:
-    """The nearest name, as the end of a sentence, if one is near: whichever case it is written in."""
-    by_lower = {each.lower(): each for each in known}
-    near = difflib.get_close_matches(name.lower(), by_lower, n=1)
-    return f" (did you mean {by_lower[near[0]]!r}?)" if near else ""
+        raise ConfigError(f"{where}: {kind!r} must be a string and 'arguments' a mapping")
+    return name, {text_key(key, where): _decode(item, f"{where}.{key}") for key, item in given.items()}
 
 
 def _transformation(name: str, given: dict[str, Any], where: str) -> Transformation:
-    factory = _look_up(FACTORIES, "transformation", name, where)
+    factory = look_up(FACTORIES, "transformation", name, where)
     signature = inspect.signature(factory)
     positional: list[Any] = []
     for parameter in signature.parameters.values():
@@ -281,27 +202,8 @@ def _transformation(name: str, given: dict[str, Any], where: str) -> Transformat
             if not isinstance(items, list):
                 raise ValueError(f"{parameter.name} must be a list")
             positional = [tuple(item) if isinstance(item, list) else item for item in items]
-    _check_names(signature, given)
+    check_arguments(factory, given)
     return factory(*positional, **given)
-
-
-def _check_names(signature: inspect.Signature, given: Mapping[str, Any]) -> None:
-    known = signature.parameters
-    for name in given:
-        if name not in known and not any(p.kind is p.VAR_KEYWORD for p in known.values()):
-            raise TypeError(f"there is no argument {name!r}{_meant(name, known)}; there are: {', '.join(known)}")
-
-
-def _schedule(name: str, given: dict[str, Any], where: str) -> schedules.Schedule:
-    kind = _look_up(_schedule_kinds(), "schedule", name, where)
-    given = {key: tuple(item) if isinstance(item, list) else item for key, item in given.items()}
-    if kind is not schedules.PerEpoch:
-        _check_names(inspect.signature(kind), given)
-    return schedules.PerEpoch.from_table(**given) if kind is schedules.PerEpoch else kind(**given)
-
-
-def _schedule_kinds() -> Mapping[str, type[schedules.Schedule]]:
-    return {**REGISTERED, **SCHEDULES}
 
 
 MASKS: dict[str, Callable[..., Choice]] = {
@@ -314,7 +216,7 @@ MASKS: dict[str, Callable[..., Choice]] = {
 
 
 def _mask(name: str, given: dict[str, Any], where: str) -> Choice:
-    return _look_up(MASKS, "mask", name, where)(**given)
+    return look_up(MASKS, "mask", name, where)(**given)
 
 
 def _array(value: Mapping[str, Any]) -> np.ndarray:
@@ -350,59 +252,3 @@ def _check_size(config: Any) -> None:
             )
         ]
     raise ValueError(f"the config is nested more than {MAX_DEPTH} deep")
-
-
-# Keras's dictionaries ------------------------------------------------------------------------------------------------
-
-
-def _from_keras(config: Mapping[str, Any], where: str) -> Transformation:
-    name, given = _keras_object(config, where)
-    if name == "LossScaleOptimizer":
-        config, inner_where = _keras_part(given, "inner_optimizer", where), f"{where}.inner_optimizer"
-        if config.get("class_name") == name:
-            raise _ConfigError(f"{inner_where} must not be a {name} too")
-        inner = _from_keras(config, inner_where)
-        del given["inner_optimizer"]
-        return _build(where, name, keras_presets.loss_scale_optimizer, inner, **_with_identifier(given))
-    if name not in KERAS_CLASSES:
-        known = sorted([*KERAS_CLASSES, "LossScaleOptimizer"])
-        raise _ConfigError(
-            f"{where}: Keras's {name!r} has no counterpart here{_meant(name, known)}; there are: {', '.join(known)}"
-        )
-    rate = given.get("learning_rate")
-    if isinstance(rate, Mapping):
-        given["learning_rate"] = _keras_schedule(rate, f"{where}.learning_rate")
-    if given.get("weight_decay") is False:
-        given["weight_decay"] = None
-    if given.get("exclude_layers") == []:  # what Keras makes of None
-        given["exclude_layers"] = None
-    _build(where, name, _check_names, inspect.signature(KERAS_CLASSES[name]), given)
-    return _build(where, name, KERAS_CLASSES[name], **_with_identifier(given))
-
-
-def _with_identifier(given: dict[str, Any]) -> dict[str, Any]:
-    """The arguments, with the name, which in Keras may be any string, as an identifier."""
-    name = given.get("name")
-    return given if name is None else given | {"name": re.sub(r"\W", "_", str(name))}
-
-
-def _keras_schedule(config: Mapping[str, Any], where: str) -> schedules.Schedule:
-    name, given = _keras_object(config, where)
-    given.pop("name", None)
-    return _build(where, name, _schedule, name, given, where)
-
-
-def _keras_object(config: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:
-    known = {"module", "class_name", "config", "registered_name", "build_config", "compile_config", "shared_object_id"}
-    surplus = set(config) - known
-    name, given = config.get("class_name"), config.get("config")
-    if surplus or not isinstance(name, str) or not isinstance(given, Mapping):
-        raise _ConfigError(f"{where} is not one of Keras's: it has the keys {sorted(map(str, config))}")
-    return name, {_key(key, where): value for key, value in given.items()}
-
-
-def _keras_part(given: Mapping[str, Any], name: str, where: str) -> Mapping[str, Any]:
-    part = given.get(name)
-    if not isinstance(part, Mapping):
-        raise _ConfigError(f"{where}.{name} must be a mapping")
-    return part
