@@ -122,21 +122,33 @@ def test_no_modules_import_each_other_in_a_circle():
     assert circle_in(graph_of((found.module, found.imported) for found in OURS)) == []
 
 
-def test_what_import_optchain_loads_needs_jax_and_optax_only():
-    loaded, left = set(), ["optchain"]
-    by_module: dict[str, list[str]] = {}
-    for found in IMPORTS:
-        if not found.deferred:
-            by_module.setdefault(found.module, []).append(found.imported)
+def loaded_by(*modules: str, at_once: bool) -> set[str]:
+    """The modules of ours that these import, and those import; with what functions import, or what is imported at once."""
+    below: dict[str, list[str]] = {}
+    for found in OURS:
+        if not (at_once and found.deferred):
+            below.setdefault(found.module, []).append(found.imported)
+    loaded, left = set(), [*modules]
     while left:
         module = left.pop()
         if module not in loaded:
             loaded.add(module)
-            names = by_module.get(module, [])
-            left += [name for name in names if name in MODULES]
-            others = {name.partition(".")[0] for name in names} - {"optchain"} - sys.stdlib_module_names
-            assert others <= BELOW, f"{module} imports {sorted(others - BELOW)}"
+            left += below.get(module, [])
+    return loaded
+
+
+def test_what_import_optchain_loads_needs_jax_and_optax_only():
+    loaded = loaded_by("optchain", at_once=True)
     assert "optchain.core.transformation" in loaded
+    needed = {f.imported.partition(".")[0]: str(f) for f in IMPORTS if f.module in loaded and not f.deferred}
+    assert needed.keys() - {"optchain", *BELOW} - sys.stdlib_module_names == set(), needed
+
+
+def test_the_command_line_has_no_module_that_no_command_runs():
+    """What only benchmarks or tests import stands in `benchmarks/`, which is not installed."""
+    run = loaded_by("optchain.cli.__main__", at_once=False)
+    parents = {module.rpartition(".")[0] for module in MODULES}
+    assert {module for module in MODULES if package_of(module) == "cli"} - run - parents == set()
 
 
 @pytest.mark.parametrize("deferred", [False, True])

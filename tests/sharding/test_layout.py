@@ -12,7 +12,7 @@ from jax.sharding import AbstractMesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import optchain as oc
-from optchain.cli.bench.collectives import collectives
+from benchmarks.collectives import collectives
 from optchain.core.trees import path_string
 from optchain.training.sharding import mirrored, split
 

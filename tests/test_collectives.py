@@ -1,6 +1,6 @@
 """What devices tell each other, counted in a program's text; `tests/sharding` counts in real ones."""
 
-from optchain.cli.bench.collectives import Collective, collectives
+from benchmarks.collectives import Collective, collectives
 
 PROGRAM = """\
 HloModule step

@@ -1,6 +1,6 @@
 """A whole training step compiled for pods that are not there: what a device holds, and what the devices tell each other.
 
-python -m optchain.cli.bench.pods --topology v5e:4x4 --topology v4:4x4x4 --out benchmarks/results/tpu
+python -m benchmarks.pods --topology v5e:4x4 --topology v4:4x4x4 --out benchmarks/results/tpu
 """
 
 import dataclasses
@@ -18,8 +18,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rich.console import Console
 from rich.table import Table
 
-from optchain.cli.bench import ahead, pod_model
-from optchain.cli.bench.collectives import Collective, collectives
+from benchmarks import pod_model
+from benchmarks.collectives import Collective, collectives
+from optchain.cli.bench import ahead
 from optchain.cli.bench.contenders.steps import UnavailableError
 from optchain.cli.bench.results import place, rounded
 from optchain.cli.bench.table import described
