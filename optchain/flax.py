@@ -10,7 +10,7 @@ from flax.linen.fp8_ops import OVERWRITE_WITH_GRADIENT
 from flax.training import train_state
 
 from optchain.core.optax_link import as_transformation
-from optchain.embedding import rows_of
+from optchain.rows.embedding import rows_of
 
 
 class TrainState(train_state.TrainState):

@@ -8,7 +8,8 @@ import functools
 import jax.numpy as jnp
 import pytest
 
-from optchain.cli.bench import ahead, pods, trees
+from benchmarks import pods
+from optchain.cli.bench import ahead, trees
 from optchain.cli.bench.names import ContenderName, RecipeName
 from optchain.cli.bench.recipes import RECIPES
 from optchain.cli.bench.results import CompiledRow

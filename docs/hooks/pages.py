@@ -59,7 +59,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         files.append(File.generated(config, place, abs_src_path=str(chart)))
     for name in ("CHANGELOG", "CONTRIBUTING"):
         text = (ROOT / f"{name}.md").read_text(encoding="utf-8")
-        files.append(File.generated(config, f"{name.lower()}.md", content=text))
+        files.append(File.generated(config, f"{name.lower()}.md", content=text.replace("](docs/", "](")))
     for notebook in sorted((ROOT / "notebooks").glob("*.ipynb")):
         for made_file in _notebook(notebook, config):
             files.append(made_file)

@@ -9,7 +9,10 @@ from typing import Any, Self
 import jax
 import optax
 
-from optchain.core.config import call_code, freeze, given_arguments, on_host, registered_name
+from optchain.core.values import call_code, freeze, given_arguments, on_host, registered_name
+
+FACTORIES: dict[str, Callable[..., Any]] = {}
+"""The functions that build transformations, by their registered names: `register` fills it."""
 
 
 class Identity(optax.GradientTransformationExtraArgs):
@@ -132,7 +135,10 @@ class Identity(optax.GradientTransformationExtraArgs):
             raise TypeError(
                 f"{self!r} cannot be pickled: it has no config. Build it by a function decorated with register"
             )
-        return _rebuild, (self._factory, self._arguments.args, self._arguments.kwargs)
+        args, kwargs = self._arguments.args, self._arguments.kwargs
+        if FACTORIES.get(self.registered_name) is self._factory and self._factory.__module__.startswith("optchain."):
+            return _rebuild_named, (self.registered_name, args, kwargs)  # which stays when a file moves
+        return _rebuild, (self._factory, args, kwargs)
 
 
 def _is_cached(cls: type, name: str) -> bool:
@@ -141,3 +147,7 @@ def _is_cached(cls: type, name: str) -> bool:
 
 def _rebuild(factory: Callable[..., Identity], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Identity:
     return factory(*args, **kwargs)
+
+
+def _rebuild_named(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Identity:
+    return FACTORIES[name](*args, **kwargs)

@@ -11,8 +11,8 @@ import numpy as np
 import optax
 
 from optchain.core import arguments, trees
-from optchain.core.config import freeze, to_code
 from optchain.core.trees import Tree
+from optchain.core.values import freeze, to_code
 
 Mask: TypeAlias = Callable[[Tree], Tree] | Tree
 """A tree of bools, a prefix of the parameters' tree (a single bool is one), or a callable of the parameters that returns one."""

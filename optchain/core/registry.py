@@ -11,14 +11,13 @@ from typing import Any, ParamSpec, overload
 import optax
 
 from optchain.core.calls import bind
-from optchain.core.config import NAME
+from optchain.core.identity import FACTORIES
 from optchain.core.optax_link import as_transformation
 from optchain.core.transformation import Transformation
+from optchain.core.values import NAME
 
 P = ParamSpec("P")
 Builder = Callable[P, Transformation]
-
-FACTORIES: dict[str, Callable[..., Transformation]] = {}
 
 
 @overload

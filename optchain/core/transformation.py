@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from optchain.core import arguments, trees
 from optchain.core.hyperparams import Hyperparams
 from optchain.core.identity import Identity
-from optchain.core.rows import is_rows
+from optchain.core.row_gradient import is_rows
 from optchain.core.slot import Slot, declare
 from optchain.core.trees import Tree
 

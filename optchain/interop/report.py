@@ -6,7 +6,7 @@ from typing import Literal, TypeAlias
 
 from optchain.core.chain import OWN_ENTRIES
 from optchain.core.slot import slot_names
-from optchain.description import aligned
+from optchain.recipes.description import aligned
 
 Names: TypeAlias = tuple[str, ...]
 """A path in a state, `("scale_by_adam", "mu", "dense", "kernel")`."""

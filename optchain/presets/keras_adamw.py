@@ -21,12 +21,12 @@ from optchain.core.chain import Link, chain
 from optchain.core.hyperparams import Hyperparam
 from optchain.core.registry import register
 from optchain.core.transformation import Transformation
+from optchain.rules.adam import scale_by_adam
+from optchain.rules.momentum import momentum_unless_zero
+from optchain.rules.nadam import scale_by_nadam
 from optchain.schedules import CosineMultiplier
-from optchain.transforms.adam import scale_by_adam
 from optchain.transforms.decay_by_path import check_decays, decay_by_path
 from optchain.transforms.learning_rate import scale_by_learning_rate
-from optchain.transforms.momentum import momentum_unless_zero
-from optchain.transforms.nadam import scale_by_nadam
 from optchain.transforms.scaling import scale, scale_by_path
 
 

@@ -12,12 +12,13 @@ from optchain.core.hyperparams import Hyperparam
 from optchain.core.masks import AsMask, Choice, Mask, check_mask, matching
 from optchain.core.registry import register
 from optchain.core.transformation import Transformation
-from optchain.transforms.accumulation import accumulate
+from optchain.rows.lazy_rows import lazy_rows
 from optchain.transforms.averaging import average_params
 from optchain.transforms.clipping import clip_by_global_norm, clip_by_norm, clip_by_value
-from optchain.transforms.decay import decay_first, decay_weights
-from optchain.transforms.lazy_rows import lazy_rows
-from optchain.transforms.loss_scale import unscale_gradients
+from optchain.transforms.decay import decay_weights
+from optchain.wrappers.accumulation import accumulate
+from optchain.wrappers.decay_first import decay_first
+from optchain.wrappers.loss_scale import unscale_gradients
 
 P = ParamSpec("P")
 

@@ -5,12 +5,12 @@ default float (float64 with x64). Names, arguments and values are Keras's where 
 end in `LR`, and `CosineAnnealingWarmRestarts`, are PyTorch's. They work in Optax too, and Optax's schedules work here.
 """
 
+from optchain.schedules.base import Scaled as Scaled
 from optchain.schedules.base import Schedule as Schedule
 from optchain.schedules.base import register as register
 from optchain.schedules.composition import Join as Join
 from optchain.schedules.composition import LegacyDecay as LegacyDecay
 from optchain.schedules.composition import PerEpoch as PerEpoch
-from optchain.schedules.composition import Scaled as Scaled
 from optchain.schedules.composition import join as join
 from optchain.schedules.composition import legacy_decay as legacy_decay
 from optchain.schedules.decays import CosineDecay as CosineDecay

@@ -1,7 +1,6 @@
 """What every schedule is, and how its arguments are checked."""
 
 import dataclasses
-import importlib
 import inspect
 import math
 from collections.abc import Callable, Sequence
@@ -38,9 +37,12 @@ class Schedule:
         """The value at `step`: integers stay integers, for boundaries; `floating` makes floats of them, for arithmetic."""
         raise NotImplementedError
 
-    def __mul__(self, factor: float) -> "Schedule":
-        from optchain.schedules.composition import Scaled  # which is a schedule itself
+    @classmethod
+    def from_fields(cls, **fields: Any) -> "Schedule":
+        """The schedule that has these fields, as a config holds them. A class whose arguments are others says how."""
+        return cls(**fields)
 
+    def __mul__(self, factor: float) -> "Schedule":
         return Scaled(self, factor)
 
     __rmul__ = __mul__
@@ -79,7 +81,7 @@ def _hash(self: Schedule) -> int:
 S = TypeVar("S", bound=type[Schedule])
 
 REGISTERED: dict[str, type[Schedule]] = {}
-"""Schedules of users' own, by the names under which a config has them."""
+"""All schedules, by the names under which a config has them."""
 
 
 def register(kind: S) -> S:
@@ -111,17 +113,47 @@ def register(kind: S) -> S:
             "register takes a subclass of Schedule that is itself a frozen dataclass, whose fields are its arguments: decorate "
             f"it with @dataclasses.dataclass(frozen=True, repr=False); got {kind!r}"
         )
-    fields = [field.name for field in dataclasses.fields(kind) if field.init]
-    if others := [name for name in inspect.signature(kind).parameters if name not in fields]:
+    others = [name for name in inspect.signature(kind).parameters if name not in field_names(kind)]
+    if others and "from_fields" not in vars(kind):
         raise TypeError(f"{kind.__name__} takes {', '.join(others)}, which is no field of it: a config would lose it")
     name = kind.__name__
-    known = REGISTERED.get(name) or getattr(importlib.import_module("optchain.schedules"), name, None)
+    known = REGISTERED.get(name)
     if known is not None and (known.__module__, known.__qualname__) != (kind.__module__, kind.__qualname__):
         raise ValueError(
             f"name {name!r} is taken by {known.__module__}.{known.__qualname__}: give the class another name"
         )
     REGISTERED[name] = explained(kind)
     return kind
+
+
+def field_names(kind: type[Schedule]) -> list[str]:
+    """What a config has of a schedule."""
+    return [field.name for field in dataclasses.fields(kind) if field.init]  # pyright: ignore
+
+
+@register
+@dataclasses.dataclass(frozen=True, repr=False)
+class Scaled(Schedule):
+    """A schedule times a constant; `schedule * 0.5` builds it.
+
+    Example:
+      >>> import optchain
+      >>> float((optchain.schedules.PolynomialDecay(1.0, 10, 0.0) * 0.5)(0))
+      0.5
+    """
+
+    schedule: ScheduleFunction
+    factor: float
+
+    def __post_init__(self) -> None:
+        check_schedule("schedule", self.schedule)
+        check_fields(self, non_negative=["factor"])
+
+    def __call__(self, step: Step) -> jax.Array:
+        return jnp.asarray(self.schedule(step), trees.default_float()) * self.factor
+
+    def __repr__(self) -> str:
+        return f"{self.schedule!r} * {self.factor!r}"
 
 
 def as_step(step: Step) -> jax.Array:

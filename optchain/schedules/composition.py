@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 
 from optchain.core import arguments, trees
-from optchain.core.calls import explained
 from optchain.core.hyperparams import Hyperparam
 from optchain.schedules.base import (
     Schedule,
@@ -21,36 +20,12 @@ from optchain.schedules.base import (
     check_schedule,
     floating,
     reached,
+    register,
 )
 from optchain.schedules.decays import InverseTimeDecay
 
 
-@explained
-@dataclasses.dataclass(frozen=True, repr=False)
-class Scaled(Schedule):
-    """A schedule times a constant; `schedule * 0.5` builds it.
-
-    Example:
-      >>> import optchain
-      >>> float((optchain.schedules.PolynomialDecay(1.0, 10, 0.0) * 0.5)(0))
-      0.5
-    """
-
-    schedule: ScheduleFunction
-    factor: float
-
-    def __post_init__(self) -> None:
-        check_schedule("schedule", self.schedule)
-        check_fields(self, non_negative=["factor"])
-
-    def __call__(self, step: Step) -> jax.Array:
-        return jnp.asarray(self.schedule(step), trees.default_float()) * self.factor
-
-    def __repr__(self) -> str:
-        return f"{self.schedule!r} * {self.factor!r}"
-
-
-@explained
+@register
 @dataclasses.dataclass(frozen=True, repr=False)
 class LegacyDecay(Schedule):
     """`schedule(step) / (1 + decay · step)`: what the `decay` of Keras's legacy optimizers makes of a schedule.
@@ -82,7 +57,7 @@ def legacy_decay(learning_rate: Hyperparam, decay: float) -> Schedule:
     return InverseTimeDecay(float(learning_rate), 1, decay)
 
 
-@explained
+@register
 @dataclasses.dataclass(frozen=True, repr=False)
 class Join(Schedule):
     """One schedule after the other; `join` builds it."""
@@ -136,7 +111,7 @@ def join(schedules: Sequence[ScheduleFunction], boundaries: Sequence[float]) -> 
     return Join(tuple(schedules), tuple(boundaries))
 
 
-@explained
+@register
 @dataclasses.dataclass(frozen=True, repr=False, init=False)
 class PerEpoch(Schedule):
     """Keras's `LearningRateScheduler`: at the start of epoch e, `lr ← fn(e, lr)`, each call seeing the last result.
@@ -184,6 +159,10 @@ class PerEpoch(Schedule):
             arguments.check_range("learning_rate", rate)
             values.append(rate)
         self._fill(tuple(values), steps_per_epoch)
+
+    @classmethod
+    def from_fields(cls, **fields: Any) -> "PerEpoch":
+        return cls.from_table(**fields)
 
     @classmethod
     def from_table(cls, values: Sequence[float], steps_per_epoch: int) -> "PerEpoch":

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 
 from optchain.core import arguments
-from optchain.core.calls import explained
 from optchain.schedules.base import (
     Schedule,
     at_most,
@@ -18,11 +17,12 @@ from optchain.schedules.base import (
     periods,
     quotient,
     reached,
+    register,
     since,
 )
 
 
-@explained
+@register
 @dataclasses.dataclass(frozen=True, repr=False)
 class ExponentialDecay(Schedule):
     """`initial_learning_rate · decay_rate^(step / decay_steps)`; with `staircase` the exponent is rounded down.
@@ -53,7 +53,7 @@ class ExponentialDecay(Schedule):
         return self.initial_learning_rate * self.decay_rate**exponent
 
 
-@explained
+@register
 @dataclasses.dataclass(frozen=True, repr=False)
 class InverseTimeDecay(Schedule):
     """`initial_learning_rate / (1 + decay_rate · step / decay_steps)`; with `staircase` the quotient is rounded down.
@@ -84,7 +84,7 @@ class InverseTimeDecay(Schedule):
         return self.initial_learning_rate / (1 + self.decay_rate * elapsed)
 
 
-@explained
+@register
 @dataclasses.dataclass(frozen=True, repr=False)
 class PiecewiseConstantDecay(Schedule):
     """`values[i]` for the first `i` with `step <= boundaries[i]`, else the last: a boundary belongs to the value before it.
@@ -121,7 +121,7 @@ class PiecewiseConstantDecay(Schedule):
         return value
 
 
-@explained
+@register
 @dataclasses.dataclass(frozen=True, repr=False)
 class PolynomialDecay(Schedule):
     """`(initial − end) · (1 − step / decay_steps)^power + end`, then `end`; or, with `cycle`, over and over.
@@ -163,7 +163,7 @@ class PolynomialDecay(Schedule):
         return span * (1 - quotient(step, steps)) ** self.power + self.end_learning_rate
 
 
-@explained
+@register
 @dataclasses.dataclass(frozen=True, repr=False)
 class CosineDecay(Schedule):
     """Half a cosine from the start to `alpha` times the start, after an optional linear warmup.
@@ -216,7 +216,7 @@ class CosineDecay(Schedule):
         return start * ((1 - self.alpha) * cosine + self.alpha)
 
 
-@explained
+@register
 @dataclasses.dataclass(frozen=True, repr=False)
 class CosineDecayRestarts(Schedule):
     """Half cosines one after the other, each `t_mul` times as long and `m_mul` times as high as the one before.
@@ -261,7 +261,7 @@ class CosineDecayRestarts(Schedule):
         return self.initial_learning_rate * ((1 - self.alpha) * cosine + self.alpha)
 
 
-@explained
+@register
 @dataclasses.dataclass(frozen=True, repr=False)
 class LinearWarmupDecay(Schedule):
     """Linear from 0 to `peak` in `warmup_steps`, then linear to `end` at `total_steps`, then `end`.

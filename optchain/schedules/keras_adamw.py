@@ -7,11 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from optchain.core import arguments
-from optchain.core.calls import explained
-from optchain.schedules.base import Schedule, check_fields, quotient
+from optchain.schedules.base import Schedule, check_fields, quotient, register
 
 
-@explained
+@register
 @dataclasses.dataclass(frozen=True, repr=False)
 class CosineMultiplier(Schedule):
     """keras-adamw's η: 1 at step 0, then, with `t = t_cur + step`,

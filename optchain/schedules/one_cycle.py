@@ -8,11 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from optchain.core import arguments
-from optchain.core.calls import explained
-from optchain.schedules.base import Schedule, check_fields, floating, passed, quotient, since
+from optchain.schedules.base import Schedule, check_fields, floating, passed, quotient, register, since
 
 
-@explained
+@register
 @dataclasses.dataclass(frozen=True, repr=False)
 class OneCycleLR(Schedule):
     """Up from `max_lr / div_factor` to `max_lr`, then down to a small fraction of where it started.
@@ -107,7 +106,7 @@ class OneCycleLR(Schedule):
         return after + (before - after) / 2 * (1 + jnp.cos(math.pi * fraction))
 
 
-@explained
+@register
 @dataclasses.dataclass(frozen=True, repr=False)
 class OneCycleMomentum(Schedule):
     """The momentum, or β₁, of a cycle: from `max_momentum` down to `base_momentum` while the rate rises, and back.

@@ -13,11 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from optchain.core import arguments
-from optchain.core.calls import explained
-from optchain.schedules.base import Schedule, at_most, check_fields, floating, periods, quotient
+from optchain.schedules.base import Schedule, at_most, check_fields, floating, periods, quotient, register
 
 
-@explained
+@register
 @dataclasses.dataclass(frozen=True, repr=False)
 class StepLR(Schedule):
     """`lr · gamma^⌊step / step_size⌋`.
@@ -45,7 +44,7 @@ class StepLR(Schedule):
         return self.lr * self.gamma ** periods(step, self.step_size)[0]
 
 
-@explained
+@register
 @dataclasses.dataclass(frozen=True, repr=False)
 class MultiStepLR(Schedule):
     """`lr · gamma^(the number of milestones <= step)`.
@@ -78,7 +77,7 @@ class MultiStepLR(Schedule):
         return self.lr * self.gamma ** sum(passed, 0 * floating(step))
 
 
-@explained
+@register
 @dataclasses.dataclass(frozen=True, repr=False)
 class ExponentialLR(Schedule):
     """`lr · gamma^step`.
@@ -103,7 +102,7 @@ class ExponentialLR(Schedule):
         return self.lr * self.gamma ** floating(step)
 
 
-@explained
+@register
 @dataclasses.dataclass(frozen=True, repr=False)
 class LinearLR(Schedule):
     """A factor from `start_factor` to `end_factor`, linear, which then stays: PyTorch's warmup.
@@ -138,7 +137,7 @@ class LinearLR(Schedule):
         return self.lr * (self.start_factor + (self.end_factor - self.start_factor) * done)
 
 
-@explained
+@register
 @dataclasses.dataclass(frozen=True, repr=False)
 class PolynomialLR(Schedule):
     """`lr · (1 − min(step / total_iters, 1))^power`.
@@ -166,7 +165,7 @@ class PolynomialLR(Schedule):
         return self.lr * (1 - quotient(at_most(step, self.total_iters), self.total_iters)) ** self.power
 
 
-@explained
+@register
 @dataclasses.dataclass(frozen=True, repr=False)
 class CosineAnnealingLR(Schedule):
     """`eta_min + ½(lr − eta_min)(1 + cos(π · step / T_max))`, which rises again after `T_max`.
@@ -197,7 +196,7 @@ class CosineAnnealingLR(Schedule):
         return _cosine(self.lr, self.eta_min, quotient(periods(step, 2 * self.T_max)[1], self.T_max))
 
 
-@explained
+@register
 @dataclasses.dataclass(frozen=True, repr=False)
 class CosineAnnealingWarmRestarts(Schedule):
     """Half cosines from `lr` to `eta_min`, one after the other, each `T_mult` times as long as the one before.

@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 
 from optchain.core import arguments, trees
-from optchain.core.config import on_host
 from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.keys import GENERATOR, check_seed, key_data
 from optchain.core.registry import register
 from optchain.core.transformation import Transformation
 from optchain.core.trees import Tree
+from optchain.core.values import on_host
 
 
 class AddNoiseState(TypedDict):

@@ -14,10 +14,10 @@ from optchain.core import arguments, trees
 from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.masks import Mask
 from optchain.core.parameter_link import ParameterLink
+from optchain.core.part import of_some
 from optchain.core.registry import register
 from optchain.core.transformation import Transformation
 from optchain.core.trees import Tree
-from optchain.transforms.masking import masked
 
 EPSILON = 1e-7  # keras.config.epsilon()
 Axis = int | Sequence[int]
@@ -42,7 +42,7 @@ def project_non_negative(*, mask: Mask | None = None) -> Transformation:
       Array([0., 1.], dtype=float32)
     """
     if mask is not None:
-        return masked(project_non_negative(), mask)
+        return of_some(project_non_negative(), mask)
 
     def check(params: Tree) -> None:
         for path, leaf in trees.leaves_with_paths(params):
@@ -77,7 +77,7 @@ def project_unit_norm(axis: Axis = 0, *, mask: Mask | None = None) -> Transforma
              [0.8]], dtype=float32)
     """
     if mask is not None:
-        return masked(project_unit_norm(axis), mask)
+        return of_some(project_unit_norm(axis), mask)
     return _norm_projection("project_unit_norm", axis, jnp.ones_like, Hyperparams())
 
 
@@ -107,7 +107,7 @@ def project_max_norm(max_value: Hyperparam = 2.0, axis: Axis = 0, *, mask: Mask 
              [0.8, 0.4]], dtype=float32)
     """
     if mask is not None:
-        return masked(project_max_norm(max_value, axis), mask)
+        return of_some(project_max_norm(max_value, axis), mask)
 
     def desired(norm: jax.Array, *, max_value: jax.Array) -> jax.Array:
         return jnp.minimum(norm, trees.cast(max_value, norm))
@@ -151,7 +151,7 @@ def project_min_max_norm(
              [0.   , 0.625]], dtype=float32)
     """
     if mask is not None:
-        return masked(project_min_max_norm(min_value, max_value, rate, axis), mask)
+        return of_some(project_min_max_norm(min_value, max_value, rate, axis), mask)
     hyperparams = Hyperparams(min_value=min_value, max_value=max_value, rate=rate)
     constants = hyperparams.constants
     if {"min_value", "max_value"} <= constants.keys() and constants["min_value"] > constants["max_value"]:

@@ -8,7 +8,7 @@ from jax import lax
 
 from optchain.core import arguments, devices, trees
 from optchain.core.registry import register
-from optchain.core.rows import RowGradient, is_rows
+from optchain.core.row_gradient import RowGradient, is_rows
 from optchain.core.transformation import Transformation
 from optchain.core.trees import Tree
 

@@ -208,7 +208,7 @@ FAMILY = [
 ROWS += FAMILY
 ELSEWHERE = {
     "cross_replica_mean": "tests/transforms/test_replicas.py",
-    "per_example": "tests/transforms/test_per_example.py",
+    "per_example": "tests/wrappers/test_per_example.py",
 }
 """What no row can hold, since it works inside a named axis only or takes other gradients, and where it is tested."""
 

@@ -1,6 +1,7 @@
 """`Transformation` and `register`: links written by users get the whole contract."""
 
 import pickle
+import sys
 from typing import Any
 
 import jax
@@ -159,3 +160,13 @@ def test_links_can_be_walked():
         "scale_by_learning_rate",
         "decay_weights",
     ]
+
+
+def test_a_pickle_names_a_transformation_and_not_the_file_that_it_is_in():
+    tx = oc.chain(oc.clip_by_norm(1.0), oc.freeze(oc.adam(0.1), {"w": True}), oc.average_params())
+    pickled = pickle.dumps(tx)
+    assert {module for module in sys.modules if module.startswith("optchain.") and module.encode() in pickled} == {
+        "optchain.core",
+        "optchain.core.identity",
+    }
+    assert pickle.loads(pickled) == tx

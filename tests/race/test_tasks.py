@@ -11,7 +11,7 @@ import optchain
 from optchain.cli.race.tasks import TASKS, chars, text
 from optchain.cli.race.tasks.digits import Convolution
 from optchain.race import Task
-from optchain.training import value_and_grad
+from optchain.rows.embedding import value_and_grad
 
 KEY = jax.random.key(0)
 PARAMETERS = {

@@ -317,3 +317,8 @@ def test_an_argument_that_is_no_field_is_not_registered() -> None:
 
     with pytest.raises(TypeError, match=r"Warm takes peak, which is no field of it"):
         schedules.register(Warm)
+
+
+def test_every_schedule_of_the_package_is_registered_under_its_name() -> None:
+    public = {name: kind for name, kind in vars(schedules).items() if isinstance(kind, type) and name != "Schedule"}
+    assert public.items() <= schedules.base.REGISTERED.items()

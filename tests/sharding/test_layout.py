@@ -12,9 +12,9 @@ from jax.sharding import AbstractMesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import optchain as oc
-from optchain.cli.bench.collectives import collectives
+from benchmarks.collectives import collectives
 from optchain.core.trees import path_string
-from optchain.sharding import mirrored, split
+from optchain.training.sharding import mirrored, split
 
 from .runs import by_neurons, by_rows, mesh_of, placed, rows, whole
 

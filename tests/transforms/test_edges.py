@@ -9,11 +9,10 @@ import optax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from wrappers.bad_gradients import apply_step, assert_same_bits
 
 import optchain as oc
 from optchain.core.precision import enable_x64
-
-from .bad_gradients import apply_step, assert_same_bits
 
 FORMS = ["apply", "update"]
 

@@ -4,10 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from wrappers.bad_gradients import assert_same_bits
 
 import optchain as oc
-
-from .bad_gradients import assert_same_bits
 
 
 def random_trees():

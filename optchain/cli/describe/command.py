@@ -9,7 +9,7 @@ from optchain.cli.arguments import AsJson, Recipe
 from optchain.cli.errors import UserError
 
 if TYPE_CHECKING:
-    from optchain.description import Description
+    from optchain.recipes.description import Description
 
 EXAMPLE = """optchain describe adamw --params '{"kernel": [784, 10], "bias": [10]}'"""
 
@@ -53,7 +53,7 @@ def _show(description: "Description") -> None:
     from rich.table import Table
 
     from optchain.cli.screen import console, say
-    from optchain.description import size
+    from optchain.recipes.description import size
 
     screen = console()
     table = Table("link", "keeps")

@@ -19,7 +19,7 @@ from optchain.cli import recipes
 from optchain.cli.errors import UserError
 from optchain.cli.race.settings import parts
 from optchain.core.arguments import POSITIVE, check_number
-from optchain.core.config import to_code
+from optchain.core.values import to_code
 from optchain.race import Entrant, Task, rebuilt
 from optchain.race.entrant import OWN, RATE
 

@@ -14,7 +14,7 @@ from optchain.cli.train.interruption import Interruption
 from optchain.cli.train.progress import progress
 from optchain.cli.train.record import Line, Record
 from optchain.cli.train.settings import Settings
-from optchain.training import Step
+from optchain.training.step import Step
 
 READ_EVERY = 20
 

@@ -7,16 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optchain.configs import from_config
 from optchain.core import arguments
 from optchain.core.transformation import State, Transformation
 from optchain.core.trees import Tree
 from optchain.core.walk import walk
 from optchain.interop import checks
-from optchain.interop.keras import layout, sources
-from optchain.interop.keras.layout import Cell
+from optchain.interop.keras import rules, sources
 from optchain.interop.keras.recipes import keras_class
+from optchain.interop.keras.rules import Cell
 from optchain.interop.mapping import Correspondence, Entry, both_sides, check_shapes, entries, given_order, match
+from optchain.recipes.config import from_config
 
 
 def check_preset(tx: Any) -> None:
@@ -50,9 +50,9 @@ def planned(
         raise ValueError(f"{found.name} has no state of an optimizer: the model was not compiled, or saved without it")
     ours, theirs = entries(params), list(found.optimizer)
     order = _order(ours, found, mapping)
-    rated = layout.rate_place(tx, state) is not None
+    rated = rules.rate_place(tx, state) is not None
     # Whether Keras's rate is a variable: the recipe says so; without one, the number of variables.
-    cells = {flag: layout.cells(tx, state, ours, order, flag) for flag in (rated, not rated)}
+    cells = {flag: rules.cells(tx, state, ours, order, flag) for flag in (rated, not rated)}
     if found.recipe is not None:
         _check_recipe(tx, state, found)
         has_rate = sources.has_rate(found.recipe)
@@ -95,11 +95,11 @@ def _check_recipe(tx: Transformation, state: State, found: sources.Source) -> No
         raise ValueError(
             f"tx is an optimizer of the class {wanted}, that of {found.name} is {name}: build tx with from_keras"
         )
-    windows = layout.window_length(tx), layout.window_length(theirs)
+    windows = rules.window_length(tx), rules.window_length(theirs)
     if windows[0] != windows[1]:
         raise ValueError(f"gradient_accumulation_steps is {windows[0]} in tx, and {windows[1]} in {found.name}")
     kept, saved = (
-        [slot.name for block in layout.slots(one, of_one) for slot in block]
+        [slot.name for block in rules.slots(one, of_one) for slot in block]
         for one, of_one in ((tx, state), (theirs, jax.eval_shape(theirs.init, jnp.zeros((1, 1)))))
     )
     if kept != saved:

@@ -10,15 +10,16 @@ from typing import Any
 import jax
 
 from optchain import schedules
-from optchain.configs import KERAS_CLASSES, from_config
 from optchain.core import arguments
-from optchain.core.config import registered_name
 from optchain.core.masks import Mask, resolve_mask
 from optchain.core.transformation import Transformation
 from optchain.core.trees import Tree
+from optchain.core.values import registered_name
 from optchain.interop.keras import files, sources
 from optchain.interop.mapping import Correspondence, Entry, entries, match
 from optchain.presets.shared import all_but
+from optchain.recipes.config import from_config
+from optchain.recipes.keras import KERAS_CLASSES
 
 LOSS_SCALE = "loss_scale_optimizer"
 CLASS_NAMES = {registered_name(preset): name for name, preset in KERAS_CLASSES.items()}

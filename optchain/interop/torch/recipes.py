@@ -10,7 +10,7 @@ from optchain.core.masks import matching
 from optchain.core.transformation import Transformation
 from optchain.interop.torch.layouts import to_array
 from optchain.presets import torch as presets
-from optchain.transforms.multi_optimizer import multi_optimizer
+from optchain.wrappers.multi_optimizer import multi_optimizer
 
 PRESETS: dict[str, Callable[..., Transformation]] = {
     "AdamW": presets.adamw,

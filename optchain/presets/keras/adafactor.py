@@ -6,8 +6,8 @@ from optchain.core import arguments
 from optchain.core.hyperparams import Hyperparam
 from optchain.core.transformation import Transformation
 from optchain.presets.shared import Shared, assemble, named_error, preset
+from optchain.rules.factored import scale_by_factored_rms
 from optchain.transforms.block_rms import clip_by_block_rms, scale_by_param_block_rms
-from optchain.transforms.factored import scale_by_factored_rms
 from optchain.transforms.learning_rate import scale_by_relative_step
 
 

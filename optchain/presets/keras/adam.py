@@ -5,10 +5,10 @@ from typing import Any, Unpack
 from optchain.core.hyperparams import Hyperparam
 from optchain.core.transformation import Transformation
 from optchain.presets.shared import Shared, SharedButDecay, assemble, preset
-from optchain.transforms.adam import scale_by_adam
-from optchain.transforms.adamax import scale_by_adamax
+from optchain.rules.adam import scale_by_adam
+from optchain.rules.adamax import scale_by_adamax
+from optchain.rules.nadam import scale_by_nadam
 from optchain.transforms.learning_rate import scale_by_learning_rate
-from optchain.transforms.nadam import scale_by_nadam
 
 
 @preset

@@ -5,7 +5,7 @@ from typing import Unpack
 from optchain.core.hyperparams import Hyperparam
 from optchain.core.transformation import Transformation
 from optchain.presets.shared import Shared, assemble, preset
-from optchain.transforms.ftrl import apply_ftrl
+from optchain.rules.ftrl import apply_ftrl
 
 
 @preset

@@ -5,9 +5,9 @@ from typing import Any, Unpack
 from optchain.core.hyperparams import Hyperparam
 from optchain.core.transformation import Transformation
 from optchain.presets.shared import Shared, assemble, preset
-from optchain.transforms.adam import scale_by_adam
+from optchain.rules.adam import scale_by_adam
+from optchain.rules.trust_ratio import scale_by_trust_ratio
 from optchain.transforms.learning_rate import scale_by_learning_rate
-from optchain.transforms.trust_ratio import scale_by_trust_ratio
 
 
 @preset

@@ -5,8 +5,8 @@ from typing import Any, Unpack
 from optchain.core.hyperparams import Hyperparam
 from optchain.core.transformation import Transformation
 from optchain.presets.shared import Shared, assemble, preset
+from optchain.rules.lion import scale_by_lion
 from optchain.transforms.learning_rate import scale_by_learning_rate
-from optchain.transforms.lion import scale_by_lion
 
 
 @preset

@@ -6,7 +6,7 @@ from optchain.core import arguments
 from optchain.core.chain import stages
 from optchain.core.registry import register
 from optchain.core.transformation import Transformation
-from optchain.transforms.loss_scale import dynamic_loss_scale
+from optchain.wrappers.loss_scale import dynamic_loss_scale
 
 
 @register

@@ -8,9 +8,9 @@ from optchain.core.hyperparams import Hyperparam
 from optchain.core.masks import Choice, matching, matrices
 from optchain.core.transformation import Transformation
 from optchain.presets.shared import SharedButDecay, all_but, assemble, check_exclusions, preset
+from optchain.rules.muon import scale_by_muon
 from optchain.transforms.decay import decay_weights
 from optchain.transforms.learning_rate import scale_by_learning_rate
-from optchain.transforms.muon import scale_by_muon
 
 EMBEDDINGS = matching("(?i)embedding", allow_unmatched=True)
 

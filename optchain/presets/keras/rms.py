@@ -6,13 +6,13 @@ from optchain.core.hyperparams import Hyperparam
 from optchain.core.slot import divided
 from optchain.core.transformation import Transformation
 from optchain.presets.shared import Shared, assemble, preset
-from optchain.transforms import momentum as momentum_link
-from optchain.transforms import rms
-from optchain.transforms.adadelta import scale_by_adadelta
-from optchain.transforms.adagrad import scale_by_rss
+from optchain.rules import momentum as momentum_link
+from optchain.rules import rms
+from optchain.rules.adadelta import scale_by_adadelta
+from optchain.rules.adagrad import scale_by_rss
+from optchain.rules.momentum import momentum_unless_zero
+from optchain.rules.rms import scale_by_rms
 from optchain.transforms.learning_rate import scale_by_learning_rate
-from optchain.transforms.momentum import momentum_unless_zero
-from optchain.transforms.rms import scale_by_rms
 
 
 @preset

@@ -8,10 +8,10 @@ from optchain.core.chain import chain
 from optchain.core.hyperparams import Hyperparam
 from optchain.core.transformation import Transformation
 from optchain.presets.shared import Shared, assemble, named_error, preset
+from optchain.rules.rms import scale_by_rms
 from optchain.transforms.learning_rate import scale_by_learning_rate
-from optchain.transforms.rms import scale_by_rms
 from optchain.transforms.scaling import scale
-from optchain.transforms.schedule_free import schedule_free
+from optchain.wrappers.schedule_free import schedule_free
 
 
 @preset

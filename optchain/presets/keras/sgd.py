@@ -5,8 +5,8 @@ from typing import Any, Unpack
 from optchain.core.hyperparams import Hyperparam
 from optchain.core.transformation import Transformation
 from optchain.presets.shared import Shared, assemble, preset
+from optchain.rules.momentum import momentum_unless_zero
 from optchain.transforms.learning_rate import scale_by_learning_rate
-from optchain.transforms.momentum import momentum_unless_zero
 
 
 @preset

@@ -6,10 +6,10 @@ from optchain.core.hyperparams import Hyperparam
 from optchain.core.registry import register
 from optchain.core.transformation import Transformation
 from optchain.presets.torch.shared import assemble, check, pair
-from optchain.transforms.adam import scale_by_adam
-from optchain.transforms.adamax import scale_by_adamax
-from optchain.transforms.nadam import scale_by_nadam
-from optchain.transforms.radam import scale_by_radam
+from optchain.rules.adam import scale_by_adam
+from optchain.rules.adamax import scale_by_adamax
+from optchain.rules.nadam import scale_by_nadam
+from optchain.rules.radam import scale_by_radam
 
 
 @register(name="presets.torch.adamw")

@@ -4,7 +4,7 @@ from optchain.core.hyperparams import Hyperparam
 from optchain.core.registry import register
 from optchain.core.transformation import Transformation
 from optchain.presets.torch.shared import assemble, is_zero
-from optchain.transforms.momentum import momentum_unless_zero
+from optchain.rules.momentum import momentum_unless_zero
 
 
 @register(name="presets.torch.sgd")

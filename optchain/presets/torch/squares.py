@@ -5,10 +5,10 @@ from optchain.core.hyperparams import Hyperparam
 from optchain.core.registry import register
 from optchain.core.transformation import Transformation
 from optchain.presets.torch.shared import assemble, check, is_zero
+from optchain.rules.adagrad import scale_by_rss
+from optchain.rules.momentum import momentum_unless_zero
+from optchain.rules.rms import scale_by_rms
 from optchain.schedules import legacy_decay
-from optchain.transforms.adagrad import scale_by_rss
-from optchain.transforms.momentum import momentum_unless_zero
-from optchain.transforms.rms import scale_by_rms
 from optchain.transforms.scaling import scale
 
 

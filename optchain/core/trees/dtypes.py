@@ -1,0 +1,65 @@
+"""Dtypes: arithmetic in float32 at least, scalars that meet leaves, counters."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from optchain.core.row_gradient import is_rows
+from optchain.core.trees.paths import Tree
+
+
+def default_float() -> jnp.dtype:
+    """JAX's default float: float64 when x64 is enabled, else float32. Scalars in a state have this dtype."""
+    return jax.dtypes.canonicalize_dtype(float)
+
+
+def is_complex(x: Any) -> bool:
+    return jnp.issubdtype(dtype_of(x), jnp.complexfloating)
+
+
+def dtype_of(x: Any) -> jnp.dtype:
+    return x.dtype if isinstance(x, jax.Array) else jax.dtypes.canonicalize_dtype(getattr(x, "dtype", type(x)))
+
+
+def wide_dtype(dtype: Any) -> jnp.dtype:
+    """float32 for floating-point dtypes narrower than it, every other dtype unchanged."""
+    dtype = jnp.dtype(dtype)
+    return jnp.dtype(jnp.float32) if jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize < 4 else dtype
+
+
+def real_dtype(dtype: Any) -> jnp.dtype:
+    """The dtype of `|x|`: float32 for complex64, float64 for complex128, every other dtype unchanged."""
+    return jnp.finfo(dtype).dtype
+
+
+def wide(x: Any) -> Any:
+    """The leaf in the dtype in which arithmetic is done (see :func:`wide_dtype`)."""
+    if is_rows(x):
+        return x.with_rows(wide(x.rows))
+    return astype(x, wide_dtype(dtype_of(x)))
+
+
+def astype(x: Any, dtype: Any) -> jax.Array:
+    """`x` in `dtype`, strongly typed; no operation is traced when it is so already."""
+    if isinstance(x, jax.Array) and x.dtype == dtype and not x.weak_type:
+        return x
+    return lax.convert_element_type(x, dtype)
+
+
+def cast(scalar: Any, like: jax.Array | jax.ShapeDtypeStruct) -> Any:
+    """A scalar ready to meet the leaf `like`: Python numbers as they are (they are weakly typed), arrays in its dtype."""
+    return scalar if isinstance(scalar, int | float) else astype(scalar, like.dtype)
+
+
+def cast_tree(tree: Tree, like: Tree, convert: Callable[[Any], Any] = lambda dtype: dtype) -> Tree:
+    """Casts each leaf of `tree` to `convert(dtype of the leaf of like)`."""
+    return jax.tree.map(lambda x, y: astype(x, convert(dtype_of(y))), tree, like)
+
+
+def increment(count: jax.Array) -> jax.Array:
+    """A counter plus one, which stays at its largest value instead of wrapping round."""
+    return astype(optax.safe_increment(count), count.dtype)

@@ -1,0 +1,243 @@
+"""Norms that neither overflow nor underflow, and safe roots."""
+
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from optchain.core import devices
+from optchain.core.factors import Factor, power_of_two
+from optchain.core.row_gradient import values
+from optchain.core.trees.dtypes import astype, cast, default_float, dtype_of, is_complex, real_dtype, wide, wide_dtype
+from optchain.core.trees.paths import Tree
+from optchain.core.trees.scaled import Scaled, unscaled
+
+
+def root(x: jax.Array) -> jax.Array:
+    """`sqrt(x)` for `x >= 0`, whose gradient is 0, not NaN, where `x` is 0."""
+    # The maximum has no gradient where it is the constant, and the sign has none: 0 · finite. NaN and inf come through.
+    tiny = lax.full_like(x, jnp.finfo(x.dtype).tiny)
+    return lax.sqrt(lax.max(x, tiny)) * lax.sign(x)
+
+
+def abs_square(x: jax.Array) -> jax.Array:
+    """`|x|²`, real for complex leaves."""
+    return jnp.square(x.real) + jnp.square(x.imag) if is_complex(x) else jnp.square(x)
+
+
+def sum_of_squares(x: Any, axes: tuple[int, ...] | None = None, power: jax.Array | None = None) -> jax.Array:
+    """`Σ|x|²` of one leaf, or of `2**power · x`, accumulated wide; over some axes, which then have length 1.
+
+    It overflows from 1.8e19 on and underflows, which a norm does not.
+    """
+    x = wide(_apart(x))
+    if power is not None:
+        x = x * cast(power_of_two(power, real_dtype(x.dtype)), x)
+    return jnp.sum(abs_square(x), axis=axes, keepdims=axes is not None)
+
+
+def _with_power_of_its_own(x: Any, axes: tuple[int, ...] | None, power: jax.Array) -> jax.Array:
+    """`sum_of_squares`, where the power is that of all leaves: XLA's CPU backend would write it out in the leaf's shape."""
+    x, power = lax.optimization_barrier((x, power))
+    return sum_of_squares(x, axes, power)
+
+
+def mean(x: Any, axes: tuple[int, ...]) -> jax.Array:
+    """The mean of one leaf over some axes, which then have length 1, accumulated wide."""
+    return jnp.mean(wide(_apart(x)), axis=axes, keepdims=True)
+
+
+def _apart(x: Any) -> Any:
+    """The operand of a norm or a mean, kept apart from the update's where it is narrow.
+
+    Without the barrier XLA's CPU backend shares the widened copy of a narrow leaf between the reduction and the rule that
+    follows, and writes it out: 4 bytes per parameter of temporary memory.
+    """
+    return lax.optimization_barrier(x) if wide_dtype(dtype_of(x)) != dtype_of(x) else x
+
+
+def norm(x: Any) -> jax.Array:
+    """The Euclidean norm of one leaf."""
+    return norms(x).value
+
+
+def norms(updates: Tree | Scaled, axes: Tree | None = None) -> Tree:
+    """The Euclidean norm of each leaf as a `Factor`; or, given a tuple of axes for each leaf, its norms over these."""
+    leaves, treedef = jax.tree.flatten(values(unscaled(updates)))
+    axes_of = [None] * len(leaves) if axes is None else treedef.flatten_up_to(axes)
+    first = [sum_of_squares(x, along) for x, along in zip(leaves, axes_of, strict=True)]
+    # What devices differ in inside shard_map may decide for nothing that is the same on all.
+    groups: dict[Any, list[int]] = {}
+    for place, square in enumerate(first):
+        groups.setdefault((devices.varies_over(square), square.dtype), []).append(place)
+    found: list[Any] = [None] * len(leaves)
+    for places in groups.values():
+        parts = _norms([leaves[i] for i in places], [axes_of[i] for i in places], [first[i] for i in places])
+        for i, factor in zip(places, parts, strict=True):
+            found[i] = factor * abs(updates.factor) if isinstance(updates, Scaled) else factor
+    return treedef.unflatten(found)
+
+
+def _norms(leaves: list[Any], axes: list[Any], squares: list[jax.Array]) -> list[Factor]:
+    sizes = [jnp.size(x) for x in leaves]
+
+    def beside(power: jax.Array) -> list[jax.Array]:
+        return [sum_of_squares(x, along, power) for x, along in zip(leaves, axes, strict=True)]
+
+    if axes[0] is None:
+
+        def every(powers: list[jax.Array]) -> list[jax.Array]:
+            return [sum_of_squares(x, power=power) for x, power in zip(leaves, powers, strict=True)]
+
+        return _roots(squares, every, beside, sizes)
+
+    def again(powers: list[jax.Array]) -> list[jax.Array]:
+        # Twice, each time with one power for all: a power for each norm would be written out in the leaf's shape.
+        up, down = (jnp.asarray(power, jnp.int32) for power in _powers_of_rescue(squares[0].dtype))
+        return [
+            jnp.where(
+                power == 0,
+                square,
+                jnp.where(power > 0, _with_power_of_its_own(x, along, up), _with_power_of_its_own(x, along, down)),
+            )
+            for x, along, square, power in zip(leaves, axes, squares, powers, strict=True)
+        ]
+
+    return _roots(squares, again, beside, sizes)
+
+
+def global_norm(updates: Tree | Scaled, axis_name: str | tuple[str, ...] | None = None) -> jax.Array:
+    """The Euclidean norm of all leaves together, and over the devices of an axis, in JAX's default float."""
+    return joint_norm(updates, axis_name).value
+
+
+def joint_norm(updates: Tree | Scaled, axis_name: str | tuple[str, ...] | None = None) -> Factor:
+    """The global norm as a `Factor`, which is finite where the leaves are."""
+    norm = norm_of(jax.tree.leaves(values(unscaled(updates))), axis_name=axis_name)
+    return norm * abs(updates.factor) if isinstance(updates, Scaled) else norm
+
+
+def norm_of(
+    leaves: list[Any], squares: list[jax.Array] | None = None, *, axis_name: str | tuple[str, ...] | None = None
+) -> Factor:
+    """The Euclidean norm of some leaves together, whose sums of squares may be known already."""
+    squares = [sum_of_squares(x) for x in leaves] if squares is None else squares
+    groups: dict[Any, list[int]] = {}  # by dtype: float32 and float64 have other bounds
+    for place, square in enumerate(squares):
+        groups.setdefault(square.dtype, []).append(place)
+
+    def summed(squares: list[jax.Array]) -> jax.Array:
+        squares = [astype(square, default_float()) for square in squares]
+        return devices.sum_over(squares, axis_name) if axis_name else total(squares)
+
+    norm: Factor | None = None
+    for dtype, places in groups.items():
+
+        def again(powers: list[jax.Array], places: list[int] = places) -> list[jax.Array]:
+            return [summed([_with_power_of_its_own(leaves[i], None, powers[0]) for i in places])]
+
+        def beside(power: jax.Array, places: list[int] = places) -> list[jax.Array]:
+            return [summed([sum_of_squares(leaves[i], power=power) for i in places])]
+
+        size = sum(jnp.size(leaves[i]) for i in places)
+        (part,) = _roots([summed([squares[i] for i in places])], again, beside, [size], dtype)
+        norm = part if norm is None else _hypotenuse(norm, part)
+    return Factor.of(jnp.zeros((), default_float())) if norm is None else norm
+
+
+RARELY = "norm_of_extremes"
+"""The scope of the branch in which a norm is taken again, for who reads a compiled program."""
+
+
+def _roots(
+    squares: list[jax.Array],
+    again: Callable[[list[jax.Array]], list[jax.Array]],
+    beside: Callable[[jax.Array], list[jax.Array]],
+    sizes: list[Any],
+    dtype: Any = None,
+) -> list[Factor]:
+    """The roots of sums of squares; `again` gives the sums of the same numbers times powers of two, `beside` times one of two.
+
+    It is called in a branch, taken when a sum is infinite or so small that squares may have been lost, as in a leaf of
+    zeros: else the numbers are read once. With powers that depend on that alone no maximum is needed: whatever float32
+    holds, its squares are in range after one of the two.
+
+    A TPU's compiler keeps a gradient in vector memory from its norm to its update, but not across a branch: there the three sums
+    are taken in one pass.
+    """
+
+    def power(square: jax.Array, size: Any) -> jax.Array:
+        info = jnp.finfo(dtype or square.dtype)
+        # Relative to this, what was flushed is a rounding.
+        lost = np.maximum(size, 1) * 2.0 ** (info.minexp + info.nmant + 1)
+        up, down = _powers_of_rescue(info.dtype)
+        up = jnp.where(square < jnp.asarray(lost, square.dtype), up, 0)
+        return astype(jnp.where(jnp.isinf(square), down, up), jnp.int32)
+
+    def powers_of(squares: list[jax.Array]) -> list[jax.Array]:
+        return [power(square, size) for square, size in zip(squares, sizes, strict=True)]
+
+    powers = powers_of(squares)
+    needed = functools.reduce(jnp.logical_or, (jnp.any(power != 0) for power in powers))
+
+    def in_a_branch(squares: list[jax.Array]) -> list[jax.Array]:
+        with jax.named_scope(RARELY):
+            # In the branch the powers are computed again: handed in, each would be kept in memory.
+            return lax.cond(needed, lambda squares: again(powers_of(squares)), lambda squares: squares, squares)
+
+    def in_one_pass(squares: list[jax.Array]) -> list[jax.Array]:
+        up, down = (beside(jnp.asarray(power, jnp.int32)) for power in _powers_of_rescue(dtype or squares[0].dtype))
+        return [
+            jnp.where(power == 0, square, jnp.where(power > 0, larger, smaller))
+            for power, square, larger, smaller in zip(powers, squares, up, down, strict=True)
+        ]
+
+    squares = lax.platform_dependent(squares, tpu=in_one_pass, default=in_a_branch)
+    return [Factor.of(root(square), -power) for square, power in zip(squares, powers, strict=True)]
+
+
+def _powers_of_rescue(dtype: Any) -> tuple[int, int]:
+    """What numbers are multiplied by whose squares were lost, and by whose squares overflowed."""
+    largest = jnp.finfo(dtype).maxexp
+    return 5 * largest // 8, -3 * largest // 4
+
+
+def _hypotenuse(a: Factor, b: Factor) -> Factor:
+    largest = a.at_least(b).at_least(Factor.of(jnp.full_like(a.significand, jnp.finfo(a.significand.dtype).tiny)))
+    return largest * Factor.of(root(jnp.square((a / largest).value) + jnp.square((b / largest).value)))
+
+
+def total(values: Iterable[jax.Array]) -> jax.Array:
+    """The sum of scalars, in JAX's default float; 0 if there are none."""
+    return functools.reduce(jnp.add, (astype(v, default_float()) for v in values), jnp.zeros((), default_float()))
+
+
+def all_usable(
+    updates: Tree | Scaled,
+    axis_name: str | tuple[str, ...] | None = None,
+    *,
+    unscaled_by: Factor | None = None,
+    values_fit: float = np.inf,
+    squares_fit: float = np.inf,
+) -> jax.Array:
+    """Whether every value is finite and, times `unscaled_by`, has a finite square; on all devices of an axis too.
+
+    A value above 1.8e19 is finite in float32, but a second moment that has met it is infinite from then on. The largest
+    magnitude decides: a single reduction of each leaf. `values_fit` and `squares_fit` are the largest numbers of the dtypes
+    in which values and squares are stored, where these are narrower.
+    """
+    usable = jnp.bool_(True)
+    for x in jax.tree.leaves(values(unscaled(updates))):
+        for part in (x.real, x.imag) if is_complex(x) else (x,):
+            largest = wide(jnp.max(jnp.abs(part), initial=0))
+            given = Factor.of(largest) * updates.factor if isinstance(updates, Scaled) else Factor.of(largest)
+            met = given if unscaled_by is None else given * unscaled_by
+            # Of a complex number |x|² is the sum of two squares.
+            square = min(float(jnp.finfo(largest.dtype).max), squares_fit) / (2 if is_complex(x) else 1)
+            bound = min(square**0.5, values_fit)
+            usable &= jnp.isfinite(given.value) & (met.value < bound)
+    return lax.pmin(usable.astype(jnp.int32), axis_name) == 1 if axis_name else usable

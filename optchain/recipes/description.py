@@ -1,0 +1,318 @@
+"""`describe`: a recipe as a table, with what its state costs, on real parameters or on paper."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
+
+from optchain.core.masks import select
+from optchain.core.optax_link import as_transformation
+from optchain.core.transformation import Transformation
+from optchain.core.trees import Tree, dtype_of, leaves_with_paths, path_names, path_string
+from optchain.core.values import to_code
+from optchain.core.walk import Node, walk
+from optchain.training.sharding import mirrored, parameter_shardings, state_shardings
+
+
+@dataclasses.dataclass(frozen=True)
+class LinkRow:
+    """One link of a recipe, and the state that it keeps itself."""
+
+    path: str
+    """Where its state is: `accumulate/inner/scale_by_adam`."""
+    depth: int
+    code: str
+    """What builds it, on one line."""
+    entries: dict[str, str]
+    """What it keeps: the dtypes and the number of values of each entry."""
+    bytes: int
+    device_bytes: int
+    """What of it one device of the mesh holds."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LeafRow:
+    """How an array lies over a mesh."""
+
+    path: str
+    """Its place in the parameters, or in the state: `dense/kernel`, `scale_by_adam/mu/dense/kernel`."""
+    of: str
+    """The path of the parameter that it is, or mirrors; its own if it mirrors none."""
+    is_state: bool
+    shape: tuple[int, ...]
+    dtype: str
+    lies: tuple[str, ...]
+    """For each dimension the mesh axes that it is split over, joined by commas; empty where it is split over none."""
+    device_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What `describe` found; prints as a table."""
+
+    name: str
+    rows: tuple[LinkRow, ...]
+    parameters: int
+    """The number of values of the parameters."""
+    parameter_bytes: int
+    state_bytes: int
+    groups: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Where not every link acts on every parameter: the path of each to those of the links, or `frozen`."""
+    mesh: dict[str, int] = dataclasses.field(default_factory=dict)
+    """The axes of the mesh and the number of devices along each; empty without one."""
+    leaves: tuple[LeafRow, ...] = ()
+    """On a mesh, how each array of the parameters and of the state lies; scalars, which are on every device, left out."""
+    device_parameter_bytes: int = 0
+    """What of the parameters one device holds."""
+    device_state_bytes: int = 0
+
+    @property
+    def state_bytes_per_parameter(self) -> float:
+        return self.state_bytes / self.parameters if self.parameters else 0.0
+
+    @property
+    def total(self) -> str:
+        """The last line of the table."""
+        return (
+            f"{self.parameters:,} parameters ({size(self.parameter_bytes)}), state {size(self.state_bytes)}: "
+            f"{self.state_bytes_per_parameter:.2f} bytes per parameter"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as data for JSON."""
+        return dataclasses.asdict(self) | {"state_bytes_per_parameter": self.state_bytes_per_parameter}
+
+    def __str__(self) -> str:
+        table: list[tuple[str, ...]] = [("link", "keeps", "bytes", *["a device"] * bool(self.mesh))]
+        for row in self.rows:
+            kept = ", ".join(f"{name}: {what}" for name, what in row.entries.items())
+            counts = [row.bytes, row.device_bytes] if self.mesh else [row.bytes]
+            table.append(("  " * row.depth + row.code, kept or "-", *(size(n) if n else "-" for n in counts)))
+        lines = aligned(table, "<<>>")
+        if self.groups:
+            lines += ["", *aligned([("parameter", "acted on by"), *self.groups.items()], "<<")]
+        if self.mesh:
+            lines += ["", *aligned(_lying(self.leaves), "<><<<>>")]
+        return "\n".join([*lines, "", self.total, *self._on_a_device()])
+
+    def _on_a_device(self) -> list[str]:
+        if not self.mesh:
+            return []
+        axes = " × ".join(f"{count} {name}" for name, count in self.mesh.items())
+        share = self.device_state_bytes / self.state_bytes if self.state_bytes else 1.0
+        return [
+            f"{math.prod(self.mesh.values())} devices ({axes}), on each: parameters {size(self.device_parameter_bytes)}, "
+            f"state {size(self.device_state_bytes)}, {share:.2%} of it"
+        ]
+
+
+def describe(
+    tx: optax.GradientTransformation,
+    params: Tree,
+    mesh: Mesh | AbstractMesh | None = None,
+    *,
+    axis: str | tuple[str, ...] | None = None,
+) -> Description:
+    """The recipe as a table: each link with its arguments, what it keeps, and the bytes of it.
+
+    Nothing is allocated: the parameters may be arrays or `jax.ShapeDtypeStruct`, so that a model of billions of
+    parameters can be described on a laptop. With a mesh, or parameters that lie on one, also how each array lies over it,
+    as `state_shardings(tx, params, mesh, axis=axis)` has it, and what a device holds; the mesh may be an `AbstractMesh`.
+
+    Args:
+      tx: a transformation.
+      params: the parameters, or their shapes: `jax.eval_shape(model.init, …)`.
+      mesh: the devices; None for the mesh on which the parameters lie, if they lie on one.
+      axis: the mesh axis over which the state is split besides.
+
+    Returns:
+      A `Description`: `print` shows the table, `to_dict()` is for JSON, `rows` and the totals are fields.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optchain
+      >>> params = {"w": jax.ShapeDtypeStruct((1000, 1000), jnp.float32)}
+      >>> print(optchain.describe(optchain.adamw(1e-3, weight_decay=None), params))
+      link                        keeps                                                                 bytes
+      --------------------------  ------------------------------------------------------------------  -------
+      adamw(weight_decay=None)    hyperparams: 1 × float32                                                4 B
+        scale_by_adam()           count: 1 × int32, mu: 1,000,000 × float32, nu: 1,000,000 × float32  8.00 MB
+        scale_by_learning_rate()  -                                                                         -
+      <BLANKLINE>
+      1,000,000 parameters (4.00 MB), state 8.00 MB: 8.00 bytes per parameter
+    """
+    transformation = as_transformation(tx, "optax")
+    groups: dict[str, list[str]] = {}
+
+    def trace(params: Tree) -> Any:
+        groups.update(_groups(transformation, params, transformation.name))
+        return transformation.init(params)
+
+    state = jax.eval_shape(trace, params)
+    leaves = jax.tree.leaves(params)
+    mesh = mesh or next((mesh for leaf in leaves if (mesh := _mesh_of(leaf))), None)
+    if mesh is not None:
+        state = _placed(state, state_shardings(tx, params, mesh, axis=axis))
+        params = _placed(params, parameter_shardings(params, mesh))
+    return Description(
+        name=transformation.name,
+        rows=tuple(_row(node, transformation.name) for node in walk(transformation, state)),
+        parameters=sum(leaf.size for leaf in leaves),
+        parameter_bytes=_bytes(params),
+        state_bytes=_bytes(state),
+        groups={path: ", ".join(names) for path, names in groups.items()},
+        mesh={} if mesh is None else dict(mesh.shape),
+        leaves=() if mesh is None else tuple(_leaf_rows(params, state)),
+        device_parameter_bytes=_device_bytes(params),
+        device_state_bytes=_device_bytes(state),
+    )
+
+
+# Over a mesh ----------------------------------------------------------------------------------------------------------
+
+
+def _mesh_of(leaf: Any) -> Mesh | AbstractMesh | None:
+    sharding = getattr(leaf, "sharding", None)
+    return sharding.mesh if isinstance(sharding, NamedSharding) else None
+
+
+def _placed(tree: Tree, shardings: Tree) -> Tree:
+    """The shapes of a tree with shardings."""
+
+    def struct(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(jnp.shape(leaf), dtype_of(leaf), sharding=sharding)
+
+    return jax.tree.map(struct, tree, shardings)
+
+
+def _leaf_rows(params: Tree, state: Tree) -> Iterator[LeafRow]:
+    owners = mirrored(state, frozenset(path_names(path) for path, _ in leaves_with_paths(params)))
+    for tree in (params, state):
+        for path, leaf in leaves_with_paths(tree):
+            if leaf.shape:
+                spec = [*leaf.sharding.spec, *[None] * (len(leaf.shape) - len(leaf.sharding.spec))]
+                lies = tuple(",".join(part) if isinstance(part, tuple) else part or "" for part in spec)
+                names = path_names(path)
+                of = "/".join(owners.get(names, names) if tree is state else names)
+                what = (leaf.shape, dtype_of(leaf).name, lies, _device_bytes(leaf))
+                yield LeafRow("/".join(names), of, tree is state, *what)
+
+
+def _lying(leaves: Sequence[LeafRow]) -> list[tuple[str, ...]]:
+    """A line a parameter, and one for those that lie alike: numbers in their paths, such as those of layers, are starred."""
+    by_parameter: dict[str, list[LeafRow]] = {}
+    for row in leaves:
+        by_parameter.setdefault(row.of, []).append(row)
+    alike: dict[tuple[str, ...], list[list[LeafRow]]] = {}
+    for of, rows in by_parameter.items():
+        of_state = [row for row in rows if row.is_state]
+        own = next((row for row in rows if not row.is_state), rows[0])
+        shape = " × ".join(map(str, own.shape))
+        lies = "; ".join(dict.fromkeys(map(_split_over, of_state))) or "-"
+        alike.setdefault((re.sub(r"\d+", "*", of), shape, _split_over(own), lies), []).append(rows)
+    lines: list[tuple[str, ...]] = [
+        ("parameter", "how many", "of shape", "split over", "its state over", "a device", "its state")
+    ]
+    for (path, shape, split, state_split), groups in alike.items():
+        bytes_of = [sum(row.device_bytes for rows in groups for row in rows if row.is_state == flag) for flag in (0, 1)]
+        shown = groups[0][0].of if len(groups) == 1 else path
+        lines.append((shown, str(len(groups)), shape, split, state_split, *map(size, bytes_of)))
+    return lines
+
+
+def _split_over(row: LeafRow) -> str:
+    return ", ".join(part or "-" for part in row.lies) if any(row.lies) else "whole"
+
+
+def _device_bytes(tree: Any) -> int:
+    """What of the arrays one device holds; of those that lie on no mesh, all."""
+
+    def of(leaf: Any) -> int:
+        sharding = getattr(leaf, "sharding", None)
+        shape = sharding.shard_shape(leaf.shape) if isinstance(sharding, NamedSharding) else leaf.shape
+        return math.prod(shape) * dtype_of(leaf).itemsize
+
+    return sum(map(of, jax.tree.leaves(tree)))
+
+
+# Links ----------------------------------------------------------------------------------------------------------------
+
+
+def _groups(link: Transformation, params: Tree, path: str) -> dict[str, list[str]]:
+    """What acts on each parameter, by the links' paths, as far as something within does not act on all."""
+    labels = None if link.labels is None else link.labels(params)
+    found: dict[str, list[str]] = {}
+    for name, inner in link.parts.items():
+        seen = (
+            params if labels is None else select(jax.tree.map(lambda label, name=name: label == name, labels), params)
+        )
+        for parameter, names in _groups(inner, seen, f"{path}/{name}").items():
+            found.setdefault(parameter, []).extend(names)
+    within = link.parts
+    for place, label in [] if labels is None else leaves_with_paths(labels):
+        # A rule that treats leaves differently, with nothing within, says how.
+        acting = f"{path}/{label}" if label in within else label if within else f"{path}: {label}"
+        found.setdefault(path_string(place), [acting])
+    return {path_string(place): found[path_string(place)] for place, _ in leaves_with_paths(params)} if found else {}
+
+
+def _row(node: Node, root: str) -> LinkRow:
+    link, state = node.link, node.state
+    own = {name: entry for name, entry in state.items() if name not in link.parts} if isinstance(state, dict) else state
+    entries = own if isinstance(own, dict) else {"state": own}
+    return LinkRow(
+        path="/".join([root, *node.path]),
+        depth=len(node.path),
+        code=_heading(link) if link.parts else " ".join(repr(link).split()),
+        entries={name: _contents(entry) for name, entry in entries.items()},
+        bytes=_bytes(own),
+        device_bytes=_device_bytes(own),
+    )
+
+
+def _heading(link: Transformation) -> str:
+    """A composite by its name and its arguments, without the transformations within, which follow."""
+    given = link.given() if link.is_registered else {}
+    shown = [f"{name}={to_code(value)}" for name, value in given.items() if name not in HIDDEN]
+    return f"{link.name}({', '.join(shown)})"
+
+
+HIDDEN = {"links", "inner", "groups", "default", "name"}
+"""Arguments that hold transformations, and the name, which stands before them."""
+
+
+def _contents(entry: Any) -> str:
+    """What an entry holds: `1,000,000 × float32`."""
+    sizes: dict[str, int] = {}
+    for leaf in jax.tree.leaves(entry):
+        sizes[dtype_of(leaf).name] = sizes.get(dtype_of(leaf).name, 0) + leaf.size
+    return " + ".join(f"{size:,} × {dtype}" for dtype, size in sizes.items()) or "nothing"
+
+
+def _bytes(tree: Any) -> int:
+    return sum(leaf.size * dtype_of(leaf).itemsize for leaf in jax.tree.leaves(tree))
+
+
+def aligned(table: Sequence[tuple[str, ...]], alignments: str) -> list[str]:
+    """The lines of a table, with a rule under the first."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    columns = list(zip(alignments, widths, strict=False))
+    lines = [
+        "  ".join(f"{cell:{side}{width}}" for cell, (side, width) in zip(row, columns, strict=True)).rstrip()
+        for row in table
+    ]
+    return [lines[0], "  ".join("-" * width for width in widths), *lines[1:]]
+
+
+def size(count: float) -> str:
+    """A number of bytes for people: `8.00 MB`."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 1000 or unit == "TB":
+            break
+        count /= 1000
+    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.2f} {unit}"

@@ -1,0 +1,125 @@
+"""A training step, compiled once, in place."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from optchain.core import arguments, trees
+from optchain.core.calls import explained
+from optchain.core.metrics import metrics
+from optchain.core.optax_link import as_transformation
+from optchain.core.transformation import State, Transformation
+from optchain.core.trees import Tree
+from optchain.rows.embedding import value_and_grad
+from optchain.training.sharding import Layout, StepOverMesh
+from optchain.wrappers.loss_scale import scale_loss
+
+Step = Callable[..., tuple[Tree, State, dict[str, Any]]]
+
+
+@explained
+def make_step(
+    loss_fn: Callable[..., Any],
+    tx: optax.GradientTransformation,
+    *,
+    has_aux: bool = False,
+    mesh: Mesh | None = None,
+    axis: str | tuple[str, ...] | None = None,
+) -> Step:
+    """A compiled training step: the gradient of the loss, one step of `tx` in the `apply` form, what was noticed.
+
+    The parameters and the state are donated and updated in place: go on with what the step returns, the arrays that went
+    in are gone. The loss is scaled by the loss scales in the state before the gradient is taken, and handed to links
+    that ask for it as `value`. The gradient of a table that the loss reads by `rows_of` names rows (see `value_and_grad`).
+
+    On a mesh of devices the parameters keep the layout in which they come, whatever it is: whole on every device, split, or
+    some of each. The state goes to where `state_shardings(tx, params, mesh, axis=axis)` has it, and stays; make it there with
+    `init_sharded`. With `axis` each device makes the updates of its part, and gathers the new parameters once an update.
+
+    The parameters are a tree of arrays. Of a whole module, as Equinox has them, hand over the arrays, and put them together in
+    the loss: `params, static = eqx.partition(model, eqx.is_inexact_array)`, `eqx.combine(params, static)`.
+
+    Args:
+      loss_fn: `loss_fn(params, *batch)` returns the loss, a scalar, or with `has_aux` a pair of it and a pytree.
+      tx: a transformation of optchain or Optax.
+      has_aux: whether `loss_fn` returns a pair.
+      mesh: the devices over which the parameters lie; None for one device, or to leave layouts to the compiler.
+      axis: the mesh axis over which the state is split besides, usually that of the batch (ZeRO-1).
+
+    Returns:
+      `step(params, state, *batch, weight=None) -> (params, state, metrics)`, a function under `jax.jit`, with its `lower`; with
+      `mesh` it is compiled for the layout of the parameters it is given. `weight` is what the call counts for in `accumulate`,
+      such as its number of tokens: a finite number >= 0, or a scalar array, whose value is not waited for (`accumulate` says what
+      becomes of another). `metrics` is a dict of the `loss` (not scaled), with `has_aux` the `aux`, and what
+      `optchain.metrics` finds in the new state.
+
+    Raises:
+      TypeError: when called, parameters that are not floating-point or complex arrays (the message names the leaf), or a
+        weight that no link takes or that is no number.
+      ValueError: when called, a weight that is negative, not finite, or no scalar.
+
+    Example:
+      >>> import jax.numpy as jnp, optchain
+      >>> tx = optchain.sgd(0.1)
+      >>> step = optchain.make_step(lambda w, x, y: jnp.mean((x * w - y) ** 2), tx)
+      >>> w = jnp.array(0.0)
+      >>> w, state, metrics = step(w, tx.init(w), jnp.array([1.0, 2.0]), jnp.array([2.0, 4.0]))
+      >>> w, metrics["loss"]
+      (Array(1., dtype=float32), Array(10., dtype=float32))
+    """
+    transformation = as_transformation(tx)
+
+    def step_with(apply: Callable[..., tuple[Tree, State]]) -> Step:
+        def step(params: Tree, state: State, *batch: Any, weight: Any = None) -> tuple[Tree, State, dict[str, Any]]:
+            trees.check_leaves("params", params)
+
+            def scaled_loss(params: Tree) -> tuple[jax.Array, tuple[jax.Array, Any]]:
+                loss, aux = loss_fn(params, *batch) if has_aux else (loss_fn(params, *batch), None)
+                return scale_loss(loss, state), (loss, aux)
+
+            (_, (loss, aux)), grads = value_and_grad(scaled_loss, has_aux=True)(params)
+            # Parameters before state, in and out: donated buffers are paired with outputs of equal shape by position.
+            extra = {"value": loss} | ({} if weight is None else {"weight": weight})
+            params, state = apply(params, state, grads=grads, **extra)
+            noticed = {"loss": loss} | ({"aux": aux} if has_aux else {}) | metrics(state)
+            return params, state, noticed
+
+        return step
+
+    def compile_for(params: Tree) -> Step:
+        assert mesh is not None
+        layout = Layout.of(transformation, params, mesh, axis)
+        shardings = (layout.params, layout.state, None)
+        return jax.jit(step_with(layout.around(transformation.apply)), donate_argnums=(0, 1), out_shardings=shardings)
+
+    if mesh is None:
+        if axis is not None:
+            raise ValueError(f"axis must be given with the mesh that has it; got axis={axis!r} and no mesh")
+        return CompiledStep(transformation, jax.jit(step_with(transformation.apply), donate_argnums=(0, 1)))
+    return CompiledStep(transformation, StepOverMesh(mesh, compile_for))
+
+
+class CompiledStep:
+    """A step under `jax.jit`, whose attributes it has; it checks what the trace cannot see.
+
+    It says which parameter is no array, where `jit` speaks of its own arguments, and looks at a weight that lies on the host.
+    """
+
+    def __init__(self, transformation: Transformation, jitted: Any):
+        self._transformation, self._jitted = transformation, jitted
+
+    def __call__(self, params: Tree, state: State, *batch: Any, **options: Any) -> tuple[Tree, State, dict[str, Any]]:
+        weight = options.get("weight")
+        if "weight" in self._transformation.takes and weight is not None and not isinstance(weight, jax.Array):
+            arguments.check_scalar("weight", weight, arguments.NON_NEGATIVE)
+        try:
+            return self._jitted(params, state, *batch, **options)
+        except TypeError:
+            trees.check_leaves("params", params)
+            raise
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(object.__getattribute__(self, "_jitted"), name)  # also of a copy in the making

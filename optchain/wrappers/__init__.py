@@ -1,0 +1,1 @@
+"""Transformations that take others: gates, masks, groups, schedule-free."""

@@ -1,0 +1,131 @@
+"""Skipping steps whose gradients are not finite."""
+
+from collections.abc import Mapping
+from typing import Any, TypedDict
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optchain.core import arguments, trees
+from optchain.core.gates import Decision, Gate, judge, storage
+from optchain.core.optax_link import as_transformation
+from optchain.core.registry import register
+from optchain.core.transformation import State, Transformation
+from optchain.core.trees import Tree
+from optchain.wrappers.loss_scale import unscaling
+
+
+class SkipNonfiniteState(TypedDict):
+    skipped_steps: jax.Array
+    """The number of steps skipped so far, int32."""
+    consecutive: jax.Array
+    """The number of steps skipped in a row up to now, int32."""
+    metrics: dict[str, jax.Array]
+    inner: State
+
+
+@register
+def skip_nonfinite(
+    inner: optax.GradientTransformation,
+    max_consecutive: int | None = None,
+    *,
+    axis_name: str | tuple[str, ...] | None = None,
+) -> Transformation:
+    """Runs `inner` when every value of the gradients is finite; else leaves the parameters and its state alone. A gate.
+
+    A value whose square is not finite, one above 1.8e19 in float32, is bad too: a second moment would be infinite from then
+    on. What is judged is the gradient that is handed to the gate, divided by the loss scales within, each value by itself: it
+    must have a finite square in its own dtype and in those in which the moments within are stored. What links within make of
+    it (`scale(1e10)`) and sums of squares, over steps (Adagrad, Ftrl) or elements, are not judged.
+
+    A bad step is never let through, however many come in a row. With `max_consecutive` the metrics say when that many
+    have: `check(metrics)` raises on the host, with the state still good.
+
+    Around `accumulate` a bad call does not count, and the window goes on; one whose `weight` is 0 is never bad, fills its place
+    in the window, and changes neither count. Inside it, the mean of the window is judged: one
+    bad call drops the window, and counts as one skipped step. In an `optax.chain` it must be the last link.
+
+    Args:
+      inner: a transformation of optchain or Optax.
+      max_consecutive: how many bad steps in a row `check` tolerates at most, less one, >= 1; None for any number.
+      axis_name: inside `shard_map` or `pmap`, the axis or axes over which the parameters themselves are split. `()`:
+        each device trains a model of its own.
+
+    Returns:
+      A transformation with state `skipped_steps, consecutive, inner` and the first two as metrics.
+
+    Raises:
+      ValueError: when traced inside `shard_map`, a decision that differs from device to device. (Inside `pmap`, and with
+        `check_vma=False`, JAX does not know.)
+
+    Example:
+      >>> import jax.numpy as jnp, optchain
+      >>> tx = optchain.skip_nonfinite(optchain.sgd(1.0))
+      >>> params = jnp.array([1.0])
+      >>> params, state = tx.apply(params, tx.init(params), grads=jnp.array([jnp.nan]))
+      >>> params, int(state["skipped_steps"])
+      (Array([1.], dtype=float32), 1)
+    """
+    axis_name = arguments.check_axis_name(axis_name)
+    gated = as_transformation(inner, "inner")
+    fits = storage(gated)
+    if max_consecutive is not None:
+        max_consecutive = arguments.check_integer("max_consecutive", max_consecutive, minimum=1)
+
+    def state_of(skipped_steps: jax.Array, consecutive: jax.Array) -> dict[str, Any]:
+        noticed = {
+            "skipped_steps": jnp.array(skipped_steps, copy=True),
+            "consecutive": jnp.array(consecutive, copy=True),
+        }
+        if max_consecutive is not None:
+            noticed["max_consecutive"] = jnp.array(max_consecutive, jnp.int32)
+        return {"skipped_steps": skipped_steps, "consecutive": consecutive, "metrics": noticed}
+
+    def init(params: Tree) -> dict[str, Any]:
+        return state_of(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+
+    def decide(grads: Tree, state: dict[str, Any], extra: Mapping[str, Any]) -> Decision:
+        unscaled_by = unscaling(state.get("inner", {}))
+        good, counts, grads = judge("skip_nonfinite", gated, grads, extra, axis_name, unscaled_by, fits)
+        skipped = jnp.where(good | ~counts, state["skipped_steps"], trees.increment(state["skipped_steps"]))
+        consecutive = jnp.where(good, jnp.zeros_like(skipped), trees.increment(state["consecutive"]))
+        consecutive = jnp.where(counts, consecutive, state["consecutive"])
+        return good | ~counts, lambda: grads, state_of(skipped, consecutive)
+
+    return Gate(gated, init, decide, fields=["skipped_steps", "consecutive", "metrics"], rowwise=True)
+
+
+def check(metrics: Mapping[str, Any]) -> None:
+    """Raises on the host when `skip_nonfinite(…, max_consecutive)` has skipped too many steps in a row.
+
+    It reads the metrics, and so waits for the step that they come from: call it where the run logs anyway.
+
+    Args:
+      metrics: what `metrics(state)` or a step of `make_step` gave.
+
+    Raises:
+      FloatingPointError: the gradients were not finite in `max_consecutive` steps in a row; the message has the counts. The
+        parameters and the state are those of the last good step.
+
+    Example:
+      >>> import jax.numpy as jnp, optchain
+      >>> tx = optchain.skip_nonfinite(optchain.sgd(1.0), max_consecutive=1)
+      >>> params, state = tx.apply(jnp.ones(1), tx.init(jnp.ones(1)), grads=jnp.array([jnp.inf]))
+      >>> optchain.check(optchain.metrics(state))
+      Traceback (most recent call last):
+      ...
+      FloatingPointError: the gradients were not finite in 1 steps in a row (max_consecutive=1), and in 1 steps in all...
+    """
+    for key in metrics:
+        if key.rpartition("/")[2] != "max_consecutive":
+            continue
+        limit, consecutive, skipped = (
+            int(metrics[key.removesuffix("max_consecutive") + name])
+            for name in ("max_consecutive", "consecutive", "skipped_steps")
+        )
+        if consecutive >= limit:
+            raise FloatingPointError(
+                f"the gradients were not finite in {consecutive} steps in a row (max_consecutive={limit}), and in {skipped} "
+                "steps in all. Parameters and state are those of the last good step."
+            )
