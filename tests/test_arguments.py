@@ -314,7 +314,7 @@ BETAS = ("betas[0]", "betas[1]")
 def arguments() -> Iterator[Argument]:
     for factory in PUBLIC:
         for parameter in inspect.signature(PUBLIC[factory], eval_str=True).parameters.values():
-            if parameter.kind is not parameter.VAR_POSITIONAL:
+            if parameter.kind is not parameter.VAR_POSITIONAL or factory not in BY_POSITION:
                 yield Argument(factory, parameter.name, parameter.annotation, parameter.default)
             if parameter.name == "betas":
                 yield from (Argument(factory, name, Hyperparam, 0.9) for name in BETAS)
