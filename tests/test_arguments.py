@@ -303,7 +303,7 @@ class Argument(NamedTuple):
 
     def refuses(self, value: Any, error: type[Exception], allowed: str, got: Any) -> None:
         """The value is an error that names the argument, what is allowed and what it got."""
-        words = f"{re.escape(self.name)} must be {re.escape(allowed)}.*; got {re.escape(str(got))}"
+        words = f"^{re.escape(self.name)} must be {re.escape(allowed)}.*; got {re.escape(str(got))}"
         with pytest.raises(error, match=words):
             self.give(value)
 
