@@ -5,6 +5,7 @@ is traced by JAX cannot be looked at and passes.
 """
 
 import dataclasses
+import inspect
 import math
 import operator
 from typing import Any
@@ -177,6 +178,7 @@ def _require(name: str, value: Any, allowed: Range, dtype: Any = None, where: st
 def check_hyperparam(name: str, value: Any, allowed: Range | None = None) -> None:
     """Requires a number in range (that of its name, if none is given), a real scalar array, or a callable."""
     if callable(value):
+        takes_step(name, value)
         return
     if is_array(value):
         _check_real_scalar(name, value)
@@ -186,6 +188,29 @@ def check_hyperparam(name: str, value: Any, allowed: Range | None = None) -> Non
             f"arguments; got {value!r} ({type(value).__name__})"
         )
     check_range(name, value, allowed)
+
+
+def takes_step(name: str, function: Any) -> bool:
+    """Whether it is a function of the step; a hyperparameter may else be one of no arguments, and no other."""
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # some builtins have none; a callable of the step is the common case
+        return True
+    if _binds(signature, 0):
+        return True
+    if _binds(signature):
+        return False
+    raise TypeError(
+        f"{name} must be callable with the step or with no arguments; got {function!r} with signature {signature}"
+    )
+
+
+def _binds(signature: inspect.Signature, *args: Any) -> bool:
+    try:
+        signature.bind(*args)
+    except TypeError:
+        return False
+    return True
 
 
 def check_scalar(name: str, value: Any, allowed: Range) -> None:
@@ -233,6 +258,11 @@ def check_bool(name: str, value: Any) -> bool:
     return bool(value)
 
 
+def check_function(name: str, value: Any) -> None:
+    if not callable(value):
+        raise TypeError(f"{name} must be a function; got {value!r} ({type(value).__name__})")
+
+
 def check_dtype(name: str, value: Any) -> str | None:
     """The name of a floating-point dtype, or None."""
     if value is None:
@@ -267,13 +297,13 @@ def check_identifier(name: str, value: Any) -> str:
     return value
 
 
-def check_axis_name(value: Any) -> str | tuple[str, ...] | None:
+def check_axis_name(value: Any, name: str = "axis_name") -> str | tuple[str, ...] | None:
     """The name of a mesh axis, several, or None."""
     if isinstance(value, list | tuple):  # a list is what JSON makes of a tuple
         value = tuple(value)
-    names = value if isinstance(value, tuple) else (value,)
-    if value is not None and not all(isinstance(name, str) for name in names):
-        raise TypeError(f"axis_name must be a string, a tuple of strings or None; got {value!r}")
+    axes = value if isinstance(value, tuple) else (value,)
+    if value is not None and not all(isinstance(axis, str) for axis in axes):
+        raise TypeError(f"{name} must be a string, a tuple of strings or None; got {value!r}")
     return value
 
 

@@ -5,7 +5,6 @@ kept in the state under `hyperparams`. A schedule (a callable of the step) or a 
 per call of the link that owns it; what it gave is kept in the state under `scheduled`.
 """
 
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
@@ -149,25 +148,7 @@ def _is_real_scalar(array: jax.Array | np.ndarray) -> bool:
 
 def _as_schedule(name: str, function: Callable[..., Any], allowed: Range) -> Callable[[jax.Array], Any]:
     """The callable as a function of the step, which of the two kinds it may be."""
-    try:
-        signature = inspect.signature(function)
-    except ValueError:  # some builtins have none; a callable of the step is the common case
-        return function
-    if _binds(signature, 0):
-        return function
-    if _binds(signature):
-        return _read_on_host(name, function, allowed)
-    raise TypeError(
-        f"{name} must be callable with the step or with no arguments; got {function!r} with signature {signature}"
-    )
-
-
-def _binds(signature: inspect.Signature, *args: Any) -> bool:
-    try:
-        signature.bind(*args)
-    except TypeError:
-        return False
-    return True
+    return function if arguments.takes_step(name, function) else _read_on_host(name, function, allowed)
 
 
 def _read_on_host(name: str, function: Callable[[], Any], allowed: Range) -> Callable[[jax.Array], jax.Array]:

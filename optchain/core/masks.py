@@ -145,7 +145,7 @@ class Matching(Choice):
         if not patterns:
             raise ValueError("matching needs at least one pattern")
         self.patterns = tuple(patterns)
-        self.allow_unmatched = allow_unmatched
+        self.allow_unmatched = arguments.check_bool("allow_unmatched", allow_unmatched)
         self.inverted = inverted
 
     def __call__(self, params: Tree) -> Tree:

@@ -78,10 +78,10 @@ def is_transformation(tx: Any) -> bool:
     return isinstance(tx, optax.GradientTransformation | optax.MultiSteps)
 
 
-def as_transformation(tx: Any, name: str = "optax") -> Transformation:
-    """A `Transformation` as it is, an Optax transformation as a link."""
+def as_transformation(tx: Any, name: str | None = None) -> Transformation:
+    """A `Transformation` as it is, an Optax transformation as a link of this name; an error has it for the argument's."""
     if isinstance(tx, Transformation):
         return tx
     if is_transformation(tx):
-        return OptaxLink(tx, name)
-    raise TypeError(f"{name} must be an optchain or Optax transformation; got {tx!r} ({type(tx).__name__})")
+        return OptaxLink(tx, name or "optax")
+    raise TypeError(f"{name or 'tx'} must be an optchain or Optax transformation; got {tx!r} ({type(tx).__name__})")

@@ -10,6 +10,7 @@ from typing import Any, ParamSpec, overload
 
 import optax
 
+from optchain.core import arguments
 from optchain.core.calls import bind
 from optchain.core.identity import FACTORIES
 from optchain.core.optax_link import as_transformation
@@ -50,6 +51,7 @@ def register(factory: Callable[..., optax.GradientTransformation] | None = None,
     """
     if factory is None:
         return functools.partial(register, name=name)
+    arguments.check_function("factory", factory)
     registered = name or factory.__name__
     signature = inspect.signature(factory)
 

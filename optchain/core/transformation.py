@@ -16,7 +16,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
-from typing import Any, Literal, Self, TypeAlias
+from typing import Any, Literal, Self, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
@@ -136,6 +136,7 @@ class Transformation(Identity):
         defaults |= {"rowwise": False, "_needs_params": False}
         defaults |= dict.fromkeys(("_own_fields", "_takes", "_requires"), nothing)
         attributes = defaults | attributes
+        _check_declared(**{name: attributes[name] for name in ("stage", "accepts", "rowwise", "_needs_params")})
         asked = [] if function is None else _keyword_only(function)
         attributes["slots"] = declare(**attributes["slots"])
         attributes["parts"] = MappingProxyType(dict(attributes["parts"]))
@@ -447,6 +448,15 @@ class Transformation(Identity):
 
 def no_state(params: Tree) -> dict[str, Any]:
     return {}
+
+
+def _check_declared(stage: Any, accepts: frozenset[Any], rowwise: Any, _needs_params: Any) -> None:
+    """Refuses a misspelled stage or form, with which a check or a fast path would be off and nobody would notice."""
+    for name, given, known in (("stage", {stage} - {None}, Stage), ("accepts", accepts, Form)):
+        for value in sorted(given - {*get_args(known)}, key=repr):
+            raise ValueError(f"{name} must be one of {', '.join(map(repr, get_args(known)))}; got {value!r}")
+    arguments.check_bool("rowwise", rowwise)
+    arguments.check_bool("needs_params", _needs_params)
 
 
 def _keyword_only(rule: Callable[..., Any]) -> list[inspect.Parameter]:

@@ -146,7 +146,7 @@ def describe(
       <BLANKLINE>
       1,000,000 parameters (4.00 MB), state 8.00 MB: 8.00 bytes per parameter
     """
-    transformation = as_transformation(tx, "optax")
+    transformation = as_transformation(tx)
     groups: dict[str, list[str]] = {}
 
     def trace(params: Tree) -> Any:
@@ -155,7 +155,10 @@ def describe(
 
     state = jax.eval_shape(trace, params)
     leaves = jax.tree.leaves(params)
-    mesh = mesh or next((mesh for leaf in leaves if (mesh := _mesh_of(leaf))), None)
+    if mesh is None:
+        mesh = next((mesh for leaf in leaves if (mesh := _mesh_of(leaf))), None)
+    if mesh is None and axis is not None:
+        raise ValueError(f"axis must be given with the mesh that has it; got {axis=} and no mesh")
     if mesh is not None:
         state = _placed(state, state_shardings(tx, params, mesh, axis=axis))
         params = _placed(params, parameter_shardings(params, mesh))

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
+from optchain.core import arguments
 from optchain.core.row_gradient import RowGradient
 from optchain.core.trees import Tree
 
@@ -94,6 +95,8 @@ def value_and_grad(loss_fn: Callable[..., Any], *, has_aux: bool = False) -> Cal
       >>> grads["table"].indices, grads["head"]
       (Array([7, 3, 7], dtype=int32), Array([3., 3., 3., 3.], dtype=float32))
     """
+    arguments.check_function("loss_fn", loss_fn)
+    arguments.check_bool("has_aux", has_aux)
 
     @functools.wraps(loss_fn)
     def value_and_gradient(params: Tree, *args: Any, **kwargs: Any) -> tuple[Any, Tree]:

@@ -3,7 +3,7 @@
 import dataclasses
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias, TypeVar
 
 import jax
@@ -232,6 +232,12 @@ def check_fields(
             value = getattr(schedule, name)
             arguments.check_number(name, value, allowed)
             object.__setattr__(schedule, name, value.item() if isinstance(value, np.generic) else value)
+
+
+def as_tuple(name: str, values: Any, of: str) -> tuple[Any, ...]:
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise TypeError(f"{name} must be a sequence of {of}; got {values!r}")
+    return tuple(values)
 
 
 def check_numbers(name: str, values: Any) -> tuple[float, ...]:

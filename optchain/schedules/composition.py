@@ -15,6 +15,7 @@ from optchain.schedules.base import (
     ScheduleFunction,
     Step,
     as_step,
+    as_tuple,
     check_fields,
     check_numbers,
     check_schedule,
@@ -66,10 +67,10 @@ class Join(Schedule):
     boundaries: tuple[float, ...]
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "schedules", as_tuple("schedules", self.schedules, "callables of the step"))
         for schedule in self.schedules:
             if not callable(schedule):
                 raise TypeError(f"schedules must be callables of the step; got {schedule!r}")
-        object.__setattr__(self, "schedules", tuple(self.schedules))
         object.__setattr__(self, "boundaries", check_numbers("boundaries", self.boundaries))
         if len(self.schedules) != len(self.boundaries) + 1:
             raise ValueError(
@@ -108,7 +109,9 @@ def join(schedules: Sequence[ScheduleFunction], boundaries: Sequence[float]) -> 
       >>> [float(schedule(step)) for step in (5, 10, 15)]
       [0.5, 0.5, 0.25]
     """
-    return Join(tuple(schedules), tuple(boundaries))
+    return Join(
+        as_tuple("schedules", schedules, "callables of the step"), as_tuple("boundaries", boundaries, "numbers")
+    )
 
 
 @register
@@ -148,7 +151,7 @@ class PerEpoch(Schedule):
     def __init__(self, fn: Callable[..., float], steps_per_epoch: int, initial_learning_rate: float, epochs: int):
         if not callable(fn):
             raise TypeError(f"fn must be a function of the epoch and the learning rate; got {fn!r}")
-        arguments.check_range("learning_rate", initial_learning_rate)
+        arguments.check_number("initial_learning_rate", initial_learning_rate, arguments.NON_NEGATIVE)
         sees_rate = _takes_two(fn)
         rate, values = float(initial_learning_rate), []
         for epoch in range(arguments.check_integer("epochs", epochs, minimum=1)):

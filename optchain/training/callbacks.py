@@ -75,6 +75,8 @@ class ReduceLROnPlateau:
         arguments.check_number("factor", self.factor, arguments.Range(0.0, 1.0, low_open=True, high_open=True))
         arguments.check_integer("cooldown", self.cooldown, minimum=0)
         arguments.check_number("min_learning_rate", self.min_learning_rate, arguments.NON_NEGATIVE)
+        if not isinstance(self.name, str):
+            raise TypeError(f"name must be a string; got {self.name!r} ({type(self.name).__name__})")
 
     def init(self) -> WatchState:
         """The state before the first evaluation."""

@@ -17,6 +17,7 @@ from jax import lax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from optchain.core import arguments
+from optchain.core.optax_link import as_transformation
 from optchain.core.transformation import State
 from optchain.core.trees import Path, Tree, check_leaves, dtype_of, leaves_with_paths, path_code, path_names
 
@@ -61,7 +62,8 @@ def state_shardings(
       >>> tuple(shardings["apply_momentum"]["velocity"]["kernel"].spec)
       ('data', 'model')
     """
-    axes = _check_axis(axis, mesh)
+    as_transformation(tx)  # refuses what is none
+    axes = check_axis(axis, mesh)
     placed = parameter_shardings(params, mesh)
     state = jax.eval_shape(tx.init, jax.tree.map(lambda p: jax.ShapeDtypeStruct(jnp.shape(p), dtype_of(p)), params))
     parameters = {
@@ -104,7 +106,8 @@ def init_sharded(
       >>> tuple(state["scale_by_adam"]["mu"]["w"].sharding.spec)
       ('data', None)
     """
-    return jax.jit(tx.init, out_shardings=state_shardings(tx, params, mesh, axis=axis))(params)
+    shardings = state_shardings(tx, params, mesh, axis=axis)
+    return jax.jit(tx.init, out_shardings=shardings)(params)
 
 
 # The layout of a step -------------------------------------------------------------------------------------------------
@@ -121,7 +124,7 @@ class Layout:
 
     @classmethod
     def of(cls, tx: optax.GradientTransformation, params: Tree, mesh: AnyMesh, axis: Axis) -> "Layout":
-        placed, axes = parameter_shardings(params, mesh), _check_axis(axis, mesh)
+        placed, axes = parameter_shardings(params, mesh), check_axis(axis, mesh)
         gradients = jax.tree.map(lambda sharding, p: split(sharding, jnp.shape(p), axes), placed, params)
         return cls(placed, state_shardings(tx, params, mesh, axis=axis), gradients)
 
@@ -243,10 +246,10 @@ def split(sharding: NamedSharding, shape: tuple[int, ...], axes: tuple[str, ...]
     return sharding
 
 
-def _check_axis(axis: Any, mesh: AnyMesh) -> tuple[str, ...]:
+def check_axis(axis: Any, mesh: AnyMesh) -> tuple[str, ...]:
     if not isinstance(mesh, Mesh | AbstractMesh):
         raise TypeError(f"mesh must be a jax.sharding.Mesh; got {mesh!r} ({type(mesh).__name__})")
-    axis = arguments.check_axis_name(axis)
+    axis = arguments.check_axis_name(axis, "axis")
     axes = () if axis is None else (axis,) if isinstance(axis, str) else axis
     for name in axes:
         if name not in mesh.axis_names:

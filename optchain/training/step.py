@@ -14,7 +14,7 @@ from optchain.core.optax_link import as_transformation
 from optchain.core.transformation import State, Transformation
 from optchain.core.trees import Tree
 from optchain.rows.embedding import value_and_grad
-from optchain.training.sharding import Layout, StepOverMesh
+from optchain.training.sharding import Layout, StepOverMesh, check_axis
 from optchain.wrappers.loss_scale import scale_loss
 
 Step = Callable[..., tuple[Tree, State, dict[str, Any]]]
@@ -70,7 +70,13 @@ def make_step(
       >>> w, metrics["loss"]
       (Array(1., dtype=float32), Array(10., dtype=float32))
     """
+    arguments.check_function("loss_fn", loss_fn)
     transformation = as_transformation(tx)
+    has_aux = arguments.check_bool("has_aux", has_aux)
+    if mesh is not None:
+        check_axis(axis, mesh)
+    elif axis is not None:
+        raise ValueError(f"axis must be given with the mesh that has it; got {axis=} and no mesh")
 
     def step_with(apply: Callable[..., tuple[Tree, State]]) -> Step:
         def step(params: Tree, state: State, *batch: Any, weight: Any = None) -> tuple[Tree, State, dict[str, Any]]:
@@ -96,8 +102,6 @@ def make_step(
         return jax.jit(step_with(layout.around(transformation.apply)), donate_argnums=(0, 1), out_shardings=shardings)
 
     if mesh is None:
-        if axis is not None:
-            raise ValueError(f"axis must be given with the mesh that has it; got axis={axis!r} and no mesh")
         return CompiledStep(transformation, jax.jit(step_with(transformation.apply), donate_argnums=(0, 1)))
     return CompiledStep(transformation, StepOverMesh(mesh, compile_for))
 

@@ -1,0 +1,452 @@
+"""What every argument of every public factory, schedule and callback refuses, and what it takes.
+
+The cases come from the signatures: the annotation says whether an argument is a number, a count, a flag, a dtype, a mask or a
+transformation, and whether it may be None; the tables say by its name what else is allowed. An argument that no table knows
+fails `test_no_argument_is_left_out`, so that those of a new factory are looked at from the start.
+"""
+
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping
+from types import NoneType, UnionType
+from typing import Any, NamedTuple, Union, get_args, get_origin
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import optchain as oc
+from optchain.core.hyperparams import Hyperparam
+from optchain.core.masks import Mask
+from optchain.core.registry import FACTORIES
+
+INF, NAN = float("inf"), float("nan")
+
+# What is allowed ------------------------------------------------------------------------------------------------------
+
+
+class Numbers(NamedTuple):
+    names: str
+    outside: tuple[float, ...]
+    inside: tuple[float, ...]
+
+
+NUMBERS = {
+    "a finite number": Numbers("baseline factor muon_a muon_b muon_c", (), (-1.0, 0, 1.0)),
+    "a finite number >= 0": Numbers(
+        """
+        adam_lr_ratio adam_weight_decay beta decay end end_learning_rate eps epsilon epsilon_1 epsilon_2 eta eta_max eta_min
+        gamma initial_accumulator_value initial_learning_rate l1_regularization_strength l2_regularization_strength
+        l2_shrinkage_regularization_strength learning_rate lr lr_decay max_lr min_delta min_learning_rate min_scale min_value
+        momentum_decay peak rms_rate schedule_decay warmup_steps warmup_target weight_decay
+        """,
+        (-1e-7, -1e-3, -0.1, -0.55, -1.0),
+        (0.0, 0, 1.0),
+    ),
+    "a finite number > 0": Numbers(
+        """
+        clip_threshold clipnorm clipping clipvalue decay_rate decay_steps div_factor final_div_factor first_decay_steps
+        global_clipnorm loss_scale loss_scale_factor m_mul max_norm max_value power t_mul threshold total_steps
+        """,
+        (0.0, 0, -0.1, -1.0, -1, -2.0),
+        (1e-3, 1, 2.0),
+    ),
+    "a finite number <= 0": Numbers("beta_2_decay learning_rate_power", (1e-7, 0.1), (-1.0, 0.0)),
+    "a number in [0, 1]": Numbers(
+        "base_momentum dampening ema_momentum end_factor max_momentum momentum pct_start rate",
+        (-0.1, 1.1),
+        (0.0, 1, 1.0),
+    ),
+    "a number in [0, 1)": Numbers(
+        "adam_beta_1 adam_beta_2 alpha beta_1 beta_2 betas[0] betas[1] rho", (-0.1, 1.0, 1), (0.0, 0, 0.999)
+    ),
+    "a number in (0, 1]": Numbers("start_factor", (0.0, 0, -0.1, 1.1), (1e-3, 1, 1.0)),
+    "a number in (0, 1)": Numbers("", (0.0, 0, 1.0, 1), (1e-3, 0.999)),
+    "a number in [5.96046e-08, 1.70141e+38]": Numbers("initial_scale", (0.0, -1.0, 2.0**-25), (2.0**-24, 1, 2.0**127)),
+}
+ALLOWED = {name: allowed for allowed, numbers in NUMBERS.items() for name in numbers.names.split()}
+"""What a number may be, by the argument's name, or by that of the factory too where it differs from the others of its name."""
+ALLOWED |= {
+    "CosineDecay.alpha": "a finite number >= 0",
+    "CosineDecayRestarts.alpha": "a finite number >= 0",
+    "InverseTimeDecay.decay_rate": "a finite number >= 0",
+    "ReduceLROnPlateau.factor": "a number in (0, 1)",
+    "Scaled.factor": "a finite number >= 0",
+}
+
+LEAST = dict.fromkeys(["cooldown", "patience", "start_from", "t_cur", "total_iterations", "warmup_steps"], 0)
+"""The least that a count may be, where that is not 1."""
+LEAST |= {"CosineMultiplier.total_iterations": 2}
+
+NO_PATTERN = "pattern '(' is not a regular expression"
+MAPPING = [(["a"], TypeError, "must be a mapping of patterns"), ({"(": 1.0}, ValueError, NO_PATTERN)]
+FACTORS = [*MAPPING, ({"a": -1.0}, ValueError, "['a'] must be a finite number >= 0; got -1.0")]
+PAIR = "betas must be a pair of numbers in [0, 1); got "
+NUMBERS_OF = "must be a sequence of numbers; got "
+MESH_AXIS = [(3, TypeError, "axis must be a string"), ("model", ValueError, "axis must be one of the mesh's, 'data'")]
+
+OTHERS: dict[str, list[tuple[Any, type[Exception], str]]] = {
+    "anneal_strategy": [("exp", ValueError, "anneal_strategy must be 'cos' or 'linear'; got 'exp'")],
+    "axis": [
+        (0.5, TypeError, "axis must be an integer or a sequence of integers; got 0.5"),
+        ("rows", TypeError, "axis must be an integer or a sequence of integers; got 'rows'"),
+        (True, TypeError, "axis must be an integer or a sequence of integers; got True"),
+        ([0, 0], ValueError, "axis must not have an axis twice; got [0, 0]"),
+    ],
+    "describe.axis": MESH_AXIS,
+    "init_sharded.axis": MESH_AXIS,
+    "make_step.axis": MESH_AXIS,
+    "state_shardings.axis": MESH_AXIS,
+    "axis_name": [(value, TypeError, "axis_name must be a string") for value in (3, ("data", 3))],
+    "betas": [(value, TypeError, f"{PAIR}{value!r}") for value in (0.9, (0.9,), (0.9, 0.99, 0.999), "ab")],
+    "boundaries": [
+        ("12", TypeError, f"boundaries {NUMBERS_OF}'12'"),
+        ([None], TypeError, f"boundaries {NUMBERS_OF}"),
+        ([-1], ValueError, "boundaries must be finite numbers >= 0; got -1"),
+        ([1, 2], ValueError, "one more"),
+    ],
+    "coefficients": [
+        (value, TypeError, f"coefficients must be three numbers; got {value!r}") for value in ((1.5, -0.5), 3, "abc")
+    ],
+    "exclude_from_weight_decay": [
+        ("bias", TypeError, "exclude_from_weight_decay must be a list of patterns, not a single string; got 'bias'"),
+        ([], ValueError, "at least one pattern"),
+        (["("], ValueError, NO_PATTERN),
+        (3, TypeError, "exclude_from_weight_decay must be True or False; got 3 (int)"),
+        ([1, 2], TypeError, "exclude_from_weight_decay[0] must be True or False; got 1 (int)"),
+    ],
+    "exclude_layers": [("head", TypeError, "exclude_layers must be a list of patterns or None; got 'head'")],
+    "factors": [*FACTORS, ({}, ValueError, "factors needs at least one pattern")],
+    "fn": [(0.5, TypeError, "fn must be a function of the epoch and the learning rate; got 0.5")],
+    "loss_fn": [(0.1, TypeError, "loss_fn must be a function; got 0.1 (float)")],
+    "lr_multipliers": FACTORS,
+    "mesh": [(value, TypeError, f"mesh must be a jax.sharding.Mesh; got {value!r}") for value in ("data", 0)],
+    "milestones": [
+        (10, TypeError, "milestones must be integers >= 0; got 10"),
+        ("10", TypeError, "milestones must be integers >= 0; got '10'"),
+        ([-1], ValueError, "a milestone must be an integer >= 0; got -1"),
+        ([1.5], TypeError, "a milestone must be an integer >= 0; got 1.5 (float)"),
+    ],
+    "mode": [(value, ValueError, f"mode must be 'min' or 'max'; got {value!r}") for value in ("mean", 3)],
+    "name": [
+        (3, TypeError, "name must be a string; got 3 (int)"),
+        ("my adam", ValueError, "name must be an identifier"),
+        ("a/b", ValueError, "name must be an identifier"),
+    ],
+    "ReduceLROnPlateau.name": [(3, TypeError, "name must be a string; got 3 (int)")],
+    "OneCycleMomentum.cycle": [(0.1, TypeError, "cycle must be a OneCycleLR; got 0.1")],
+    "output_axis": [
+        (value, TypeError, f"output_axis must be an integer; got {value!r}") for value in ([0], 0.5, True, "rows")
+    ],
+    "schedule": [(v, TypeError, f"schedule must be a callable of the step; got {v!r}") for v in (0.1, "cos")],
+    "schedules": [
+        ([0.1, 0.2], TypeError, "schedules must be callables of the step; got 0.1"),
+        ([abs], ValueError, "schedules must be one more than boundaries; got 1 schedules and 1 boundaries"),
+    ],
+    "seed": [
+        (-1, ValueError, "seed must be an integer >= 0; got -1"),
+        (0.5, TypeError, "seed must be an integer >= 0; got 0.5 (float)"),
+        (jnp.zeros(3), TypeError, "seed must be an integer or a key; got an array of shape (3,), dtype float32"),
+        (
+            jax.random.split(jax.random.key(0), 3),
+            ValueError,
+            "seed must be one key; got an array of them, of shape (3,)",
+        ),
+    ],
+    "values": [
+        ("12", TypeError, f"values {NUMBERS_OF}'12'"),
+        ([0.1, None], TypeError, f"values {NUMBERS_OF}[0.1, None]"),
+        ([0.1, -0.2], ValueError, "values must be finite numbers >= 0; got -0.2"),
+    ],
+    "weight_decays": [
+        *MAPPING,
+        ({"a": 0.1}, TypeError, "weight_decays['a'] must be a pair (l1, l2) of numbers >= 0; got 0.1"),
+        ({"a": (0.1, -1.0)}, ValueError, "weight_decays['a'][1] must be a finite number >= 0; got -1.0"),
+    ],
+}
+"""What an argument refuses that is no single number, count, flag, dtype, mask or transformation."""
+
+# What builds ----------------------------------------------------------------------------------------------------------
+
+MESH = jax.make_mesh((1,), ("data",))
+REQUIRED: dict[str, Any] = {
+    "axis_name": "data",
+    "boundaries": [10],
+    "cycle": oc.schedules.OneCycleLR(0.1, total_steps=100),
+    "factors": {"kernel": 0.5},
+    "fn": lambda epoch, rate: rate,
+    "inner": oc.sgd(0.1),
+    "loss_fn": lambda params: 0.0,
+    "mask": oc.matching("kernel"),
+    "mesh": MESH,
+    "milestones": [10],
+    "params": {"kernel": jnp.ones(3)},
+    "rule": oc.scale(1.0),
+    "schedule": oc.schedules.CosineDecay(0.1, 100),
+    "schedules": [oc.schedules.CosineDecay(0.1, 100)] * 2,
+    "tx": oc.sgd(0.1),
+    "values": [0.1, 0.2],
+    "weight_decays": {"kernel": (0.0, 0.1)},
+    "LinearWarmupDecay.warmup_steps": 0.0,
+    "OneCycleLR.total_steps": 10,
+}
+"""What is given for an argument that must be given, while another is looked at; a number is one of those in its range."""
+
+BY_POSITION = {
+    "chain": (oc.scale_by_learning_rate(),),
+    "matching": ("kernel",),
+    "multi_optimizer": (("kernels", "kernel", oc.sgd(0.1)),),
+}
+"""What is given for `*links`, `*patterns` and `*groups`, of which `test_mistakes.py` has what they refuse."""
+
+ANNEALING = {"use_cosine_annealing": True, "total_iterations": 10}
+GOES_WITH: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("autorestart", "eta_min", "eta_max", "t_cur"), ANNEALING),
+    "axis": {"mesh": MESH},
+    "dampening": {"momentum": 0.9},
+    "exclude_from_weight_decay": {"weight_decay": 0.1},
+    "nesterov": {"momentum": 0.9},
+    "OneCycleLR.epochs": {"steps_per_epoch": 10, "total_steps": None},
+    "OneCycleLR.steps_per_epoch": {"epochs": 10, "total_steps": None},
+    "use_cosine_annealing": {"total_iterations": 10},
+}
+"""What must be given with an argument for it to have an effect, of what the factory takes."""
+
+LEFT_OUT = {
+    "takes a state": """
+        averaged_params check finalize flush get_hyperparams metrics schedule_free_params scale_loss set_hyperparams
+        steps_taken sweep
+    """,
+    "takes arrays, and trees of them": "RowGradient as_mask matrices rows_of",
+    "takes a config, or makes one": "from_config to_config",
+    "makes links of one's own": "ParameterLink Slot Transformation register rule",
+    "has no arguments of its own": "Schedule",
+    "is the `decay` of the presets": "legacy_decay",
+}
+"""What is public and not looked at here, by the reason."""
+
+
+def public() -> Iterator[tuple[str, Callable[..., Any]]]:
+    for name, factory in FACTORIES.items():
+        if factory.__module__.startswith("optchain."):  # and not a test's
+            yield name, factory
+    left_out = " ".join(LEFT_OUT.values()).split()
+    for name, function in (vars(oc.schedules) | vars(oc)).items():
+        if callable(function) and function not in FACTORIES.values() and name not in left_out:
+            yield name, function
+
+
+PUBLIC = dict(public())
+
+KINDS = {
+    frozenset(members): kind
+    for kind, *annotations in [
+        ("hyperparameter", get_args(Hyperparam)),
+        ("number", [float]),
+        ("count", [int], [int, Callable[[jax.Array], Any]]),
+        ("flag", [bool]),
+        ("mask", get_args(Mask)),
+        ("transformation", [optax.GradientTransformation]),
+    ]
+    for members in annotations
+}
+"""The kind of an argument by the members of its annotation, None left out."""
+
+
+class Argument(NamedTuple):
+    factory: str
+    name: str
+    annotation: Any
+    default: Any
+
+    def __str__(self) -> str:
+        return f"{self.factory}.{self.name}"
+
+    def look_up(self, table: Mapping[str, Any]) -> Any:
+        """The row of this argument: that of its factory's own, if there is one, or else that of its name."""
+        return table.get(str(self), table.get(self.name))
+
+    @property
+    def members(self) -> frozenset[Any]:
+        is_union = get_origin(self.annotation) in (Union, UnionType)
+        return frozenset(get_args(self.annotation) if is_union else [self.annotation])
+
+    @property
+    def kind(self) -> str | None:
+        if self.look_up(OTHERS):
+            return "other"
+        if self.annotation is Any:
+            return "tree" if self.name == "params" else "dtype" if self.name.endswith("_dtype") else None
+        return KINDS.get(self.members - {NoneType})
+
+    @property
+    def required(self) -> bool:
+        return self.default is inspect.Parameter.empty or str(self) in REQUIRED
+
+    @property
+    def example(self) -> Any:
+        if (example := self.look_up(REQUIRED)) is not None:
+            return example
+        return 10 if self.kind == "count" else NUMBERS[self.look_up(ALLOWED)].inside[-1]
+
+    def give(self, value: Any) -> Any:
+        """Builds with this value, and with what else must be there."""
+        there = BY_FACTORY[self.factory]
+        given = {name: other.example for name, other in there.items() if other.required}
+        given |= {name: it for name, it in (self.look_up(GOES_WITH) or {}).items() if name in there}
+        given[self.name] = value
+        if self.name in BETAS:
+            given["betas"] = [given.pop(name, 0.9) for name in BETAS]
+        return PUBLIC[self.factory](*BY_POSITION.get(self.factory, ()), **given)
+
+    def refuses(self, value: Any, error: type[Exception], allowed: str, got: Any) -> None:
+        """The value is an error that names the argument, what is allowed and what it got."""
+        words = f"^{re.escape(self.name)} must be {re.escape(allowed)}.*; got {re.escape(str(got))}"
+        with pytest.raises(error, match=words):
+            self.give(value)
+
+
+BETAS = ("betas[0]", "betas[1]")
+
+
+def arguments() -> Iterator[Argument]:
+    for factory in PUBLIC:
+        for parameter in inspect.signature(PUBLIC[factory], eval_str=True).parameters.values():
+            if parameter.kind is not parameter.VAR_POSITIONAL or factory not in BY_POSITION:
+                yield Argument(factory, parameter.name, parameter.annotation, parameter.default)
+            if parameter.name == "betas":
+                yield from (Argument(factory, name, Hyperparam, 0.9) for name in BETAS)
+
+
+ARGUMENTS = list(arguments())
+BY_FACTORY = {factory: {a.name: a for a in ARGUMENTS if a.factory == factory} for factory in PUBLIC}
+
+
+def each(*kinds: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("argument", [a for a in ARGUMENTS if a.kind in kinds], ids=str)
+
+
+# The claims -----------------------------------------------------------------------------------------------------------
+
+
+def test_no_argument_is_left_out():
+    unknown = [str(a) for a in ARGUMENTS if a.kind is None]
+    unknown += [str(a) for a in ARGUMENTS if a.kind in ("number", "hyperparameter") and not a.look_up(ALLOWED)]
+    assert not unknown, f"say in a table of this file what these may be: {unknown}"
+
+
+def test_no_table_has_a_row_for_nothing():
+    names = {name for a in ARGUMENTS for name in (a.factory, a.name, str(a))}
+    assert not {row for table in (ALLOWED, LEAST, OTHERS, REQUIRED, BY_POSITION, GOES_WITH) for row in table} - names
+
+
+@each("number", "hyperparameter")
+def test_a_number_out_of_range_names_the_argument_the_value_and_what_is_allowed(argument):
+    allowed = argument.look_up(ALLOWED)
+    for value in (*NUMBERS[allowed].outside, NAN, INF, -INF):
+        argument.refuses(value, ValueError, allowed, float(value))
+        if argument.kind == "hyperparameter":  # an array is looked at too; in float32 it may print differently
+            argument.refuses(jnp.array(value), ValueError, allowed, "")
+
+
+@each("number", "hyperparameter")
+def test_a_number_at_the_edge_of_its_range_is_taken(argument):
+    for value in NUMBERS[argument.look_up(ALLOWED)].inside:
+        argument.give(value)
+        argument.give(np.float32(value))
+        if argument.kind == "hyperparameter":
+            argument.give(jnp.array(value))
+            argument.give(lambda step, value=value: value)
+
+
+@each("number", "hyperparameter")
+def test_what_is_no_number_names_the_argument_and_the_value(argument):
+    allowed = argument.look_up(ALLOWED)
+    wrong = ["0.1", True, [0.1], {"a": 0.1}, 1j]
+    if argument.kind == "number":  # which no array and no schedule can be
+        wrong += [object, abs, jnp.array(0.1)]
+    for value in wrong:
+        argument.refuses(value, TypeError, allowed, repr(value))
+
+
+@each("hyperparameter")
+def test_an_array_that_is_no_real_scalar_is_refused(argument):
+    for value in (jnp.ones(2), jnp.array(1j), jnp.array(True), np.ones((1,))):
+        argument.refuses(value, ValueError, "a real scalar", f"an array of shape {value.shape}, dtype {value.dtype}")
+
+
+@each("hyperparameter")
+def test_a_callable_of_more_than_the_step_is_refused(argument):
+    with pytest.raises(TypeError, match=rf"{re.escape(argument.name)} must be callable with the step.*\(step, epoch\)"):
+        argument.give(lambda step, epoch: 0.1)
+
+
+@each("count")
+def test_a_count_must_be_an_integer_of_at_least_its_least(argument):
+    least = 1 if (own := argument.look_up(LEAST)) is None else own
+    argument.give(max(least, 1))
+    for value in (least - 1, -1):
+        argument.refuses(value, ValueError, f"an integer >= {least}", value)
+    for value in (1.5, 2.0, "2", True, [2]):
+        argument.refuses(value, TypeError, f"an integer >= {least}", f"{value!r} ({type(value).__name__})")
+    argument.refuses(2**31, ValueError, "an integer <= ", "2.14748e+09")
+
+
+@each("flag")
+def test_a_flag_must_be_a_bool(argument):
+    for value in (True, False, np.True_, np.False_):
+        if argument.name != "lazy" or not value:  # for some rules the chain cannot be lazy
+            argument.give(value)
+    for value in (1, 0, "yes", 0.5):
+        argument.refuses(value, TypeError, "True or False", f"{value!r} ({type(value).__name__})")
+
+
+@each("dtype")
+def test_a_dtype_must_be_floating_point(argument):
+    for value in ("float32", jnp.bfloat16, np.dtype("float32")):
+        argument.give(value)
+    for value in ("int32", jnp.complex64, bool):
+        argument.refuses(value, ValueError, "a floating-point dtype or None", jnp.dtype(value).name)
+    for value in ("no_such_dtype", 3):
+        argument.refuses(value, TypeError, "a floating-point dtype or None", repr(value))
+
+
+@each("mask")
+def test_a_mask_must_be_a_tree_of_bools_or_a_callable(argument):
+    for value in ("bias", {}):
+        argument.refuses(
+            value, TypeError, "a tree of bools or a callable of the parameters (see matching)", repr(value)
+        )
+    argument.refuses(0, TypeError, "True or False", "0 (int)")
+    for value in (["bias"], {"kernel": 1}):
+        with pytest.raises(TypeError, match=r'mask\[(0|"kernel")\] must be True or False; got '):
+            argument.give(value)
+
+
+@each("transformation")
+def test_a_transformation_must_have_been_built(argument):
+    for value in (0.1, "sgd", oc.matching("bias"), [oc.sgd(0.1)]):
+        argument.refuses(value, TypeError, "an optchain or Optax transformation", f"{value!r} ({type(value).__name__})")
+    argument.refuses(oc.sgd, TypeError, "an optchain or Optax transformation", "<function sgd")
+
+
+@each("other")
+def test_what_an_argument_cannot_be_names_it(argument):
+    for value, error, words in argument.look_up(OTHERS):
+        with pytest.raises(error, match=re.escape(words)):
+            argument.give(value)
+
+
+ALTERNATIVES = {"OneCycleLR.total_steps", "OneCycleLR.epochs", "OneCycleLR.steps_per_epoch"}
+"""Which may be None only where others are not."""
+
+
+@pytest.mark.parametrize("argument", [a for a in ARGUMENTS if a.kind != "tree" and str(a) not in ALTERNATIVES], ids=str)
+def test_none_is_taken_where_the_signature_has_it_and_nowhere_else(argument):
+    if NoneType in argument.members or argument.default is None:
+        argument.give(None)
+    else:
+        is_choice = argument.name in ("anneal_strategy", "mode")
+        argument.refuses(None, ValueError if is_choice else TypeError, "", None)
