@@ -138,12 +138,12 @@ def test_a_diverging_run_says_so_and_still_draws_its_report(tmp_path: Path, caps
     assert (tmp_path / "run" / "report.png").stat().st_size > 10_000
 
 
-@pytest.mark.thorough
 def test_a_single_step_makes_a_run(tmp_path: Path):
     train("--out", tmp_path / "run", "--steps", 1)
     assert len(lines(tmp_path / "run")) == 1
 
 
+@pytest.mark.thorough
 def test_on_a_terminal_without_colours_the_bar_has_none(tmp_path: Path):
     environment = {"FORCE_COLOR": "1", "TERM": "xterm-256color", "NO_COLOR": "1", "COLUMNS": "100"}
     process = start("--out", tmp_path / "run", "--steps", 60, **environment)
@@ -170,7 +170,6 @@ def test_a_resumed_run_has_the_numbers_of_an_uninterrupted_one(options: list[str
     assert_same_run(tmp_path / "whole", tmp_path / "halves")
 
 
-@pytest.mark.thorough
 def test_ctrl_c_leaves_a_checkpoint_from_which_the_run_goes_on_as_if_nothing_had_happened(long: Path, tmp_path: Path):
     folder = tmp_path / "run"
     process = start("--out", folder, "--steps", 800)
@@ -188,6 +187,7 @@ def test_ctrl_c_leaves_a_checkpoint_from_which_the_run_goes_on_as_if_nothing_had
     assert_same_run(folder, long)
 
 
+@pytest.mark.thorough
 def test_a_kill_at_any_moment_leaves_the_last_complete_checkpoint(long: Path, tmp_path: Path):
     folder = tmp_path / "run"
     process = start("--out", folder, "--steps", 800, "--checkpoint-every", 3)  # writes checkpoints most of the time
@@ -207,7 +207,6 @@ def lines_so_far(folder: Path) -> list[str]:
     return (folder / "metrics.jsonl").read_text().splitlines()
 
 
-@pytest.mark.thorough
 def test_another_learning_rate_on_resume_is_said_and_scales_the_rest_of_the_schedule(
     run: Path, finished: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -234,6 +233,7 @@ def test_another_learning_rate_on_resume_is_said_and_set_where_the_rate_is_const
     assert [line["learning_rate"] for line in lines(tmp_path / "run")] == [0.003] * 10 + [0.001] * 20
 
 
+@pytest.mark.thorough
 def test_steps_beyond_the_schedule_run_at_its_last_rate_unless_it_is_laid_out_anew(
     run: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -521,7 +521,6 @@ def test_all_that_a_recipe_measures_is_in_the_record_at_every_step(tmp_path: Pat
         assert line["update_norm"] == pytest.approx(line["learning_rate"] * min(line["global_norm"], 0.5), rel=1e-4)
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize(
     "tx", [optchain.sgd(0.1, loss_scale_factor=1024.0), optchain.dynamic_loss_scale(PLAIN)], ids=["static", "dynamic"]
 )
@@ -531,6 +530,7 @@ def test_the_loss_is_scaled_for_a_recipe_that_takes_it_so(tx: optchain.Transform
     assert [line["loss"] for line in lines(tmp_path / "run")] == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.thorough
 def test_a_resumed_run_goes_on_with_its_recipe(tmp_path: Path):
     tx = optchain.adamw(0.003, gradient_accumulation_steps=3, use_ema=True, exclude_from_weight_decay=["bias$"])
     file = write(tx, tmp_path)

@@ -250,7 +250,6 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.thorough
 def test_sigterm_finishes_the_step_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path: Path):
     folder = tmp_path / "run"
     process = subprocess.Popen(
@@ -270,6 +269,7 @@ def test_sigterm_finishes_the_step_leaves_a_checkpoint_and_says_how_to_go_on(tmp
     assert len(lines(folder)) == stopped
 
 
+@pytest.mark.thorough
 def test_ctrl_c_leaves_one_bar_on_the_terminal(tmp_path: Path):
     terminal = Terminal("-m", "optchain.cli", "train", "--out", str(tmp_path / "run"), "--steps", "5000")
     terminal.wait_for(lambda output: re.search(r"[1-9]\d*/5000", output) is not None)

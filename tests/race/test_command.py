@@ -159,13 +159,13 @@ def start(*arguments: object) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
 
 
-@pytest.mark.thorough
 def wait_for(path: Path, pattern: str, process: subprocess.Popen[str]) -> None:
     while not list(path.rglob(pattern)):
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
 
 
+@pytest.mark.thorough
 def test_a_race_that_is_stopped_and_then_killed_goes_on_to_the_same_bits(tmp_path: Path):
     chosen = ("--tasks", f"{TOYS}:steps=40000:evaluations=400", "--recipes", "sgd,adamw:rate=0.1")
     process = start(*chosen, "--out", tmp_path / "whole")

@@ -73,7 +73,6 @@ def test_an_accumulation_stays_a_branch_of_the_one_program(monkeypatch: pytest.M
     assert "cond[" in program_text
 
 
-@pytest.mark.thorough
 def test_rates_and_seeds_are_one_program(monkeypatch: pytest.MonkeyPatch):
     task, compiled = line(4, 1), []
     program = Program(task, Entrant("it", oc.sgd(0.1)), 8, cosine(4))
@@ -84,6 +83,7 @@ def test_rates_and_seeds_are_one_program(monkeypatch: pytest.MonkeyPatch):
     assert compiled == [program._compiled]
 
 
+@pytest.mark.thorough
 def test_members_do_not_depend_on_the_devices_they_are_split_over():
     task = line(12, 3)
     groups = [

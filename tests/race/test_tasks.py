@@ -28,11 +28,11 @@ def task(request: pytest.FixtureRequest) -> Task:
     return TASKS[request.param]()
 
 
-@pytest.mark.thorough
 def size(tree: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
+@pytest.mark.thorough
 def test_a_step_down_the_gradient_lowers_the_loss_and_the_held_out_loss(task: Task):
     @jax.jit
     def losses(key: jax.Array) -> tuple[jax.Array, ...]:
@@ -65,7 +65,6 @@ def test_it_is_as_large_as_it_says(task: Task):
     assert task.about
 
 
-@pytest.mark.thorough
 def test_the_text_is_split_once_and_for_all():
     numbers, characters = text.characters()
     train, held_out = text.split(numbers)
@@ -78,6 +77,7 @@ def test_the_text_is_split_once_and_for_all():
     assert counts.min() >= text.FEWEST
 
 
+@pytest.mark.thorough
 def test_scanned_blocks_are_the_list_of_blocks():
     listed, scanned = chars(), chars(scanned=True)
     assert (listed.name, scanned.name, chars(tied=True).name) == ("chars", "chars-scanned", "chars-tied")
