@@ -75,12 +75,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _quick(items: Sequence[pytest.Item]) -> Iterator[pytest.Item]:
-    products = defaultdict[tuple[Path, int], list[pytest.Item]](list)
+    products = defaultdict[tuple[Path | str, int], list[pytest.Item]](list)
     for item in items:
         if item.get_closest_marker("thorough"):
             continue
         if marker := item.get_closest_marker("each_value"):
-            products[item.path, *marker.args].append(item)
+            products[marker.kwargs.get("of", item.path), *marker.args].append(item)
         else:
             yield item
     for (_, times), cases in products.items():

@@ -124,6 +124,7 @@ def test_errors_of_any_float_reach_the_table_from_a_worker(tmp_path: Path):
     assert "Keras  sgd    float32  apply  nan" in output  # the worst there is
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("crash", [DIES_AT_ITS_END, DIES_IN_A_TEST], ids=["at its end", "in a test"])
 def test_a_crash_of_a_worker_makes_the_run_red(crash: str, tmp_path: Path):
     code, output = run(crash, tmp_path, "-n", "1", "--max-worker-restart", "1")

@@ -14,6 +14,8 @@ from wrappers.bad_gradients import apply_step, assert_same_bits
 import optchain as oc
 from optchain.core.precision import enable_x64
 
+pytestmark = pytest.mark.each_value(1)
+
 FORMS = ["apply", "update"]
 
 
