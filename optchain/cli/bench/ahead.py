@@ -1,6 +1,8 @@
 """Recipes compiled for GPUs and TPUs that are not there: what they would move, as the compiler lays it out."""
 
+import dataclasses
 import importlib.util
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -101,7 +103,7 @@ def _compile(
     functions = CONTENDERS[contender](recipe)
     params = _placed(shapes, mesh, layout)
     state = _placed(jax.eval_shape(functions.init, shapes), mesh, layout)
-    size = sum(np.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(params))
+    size = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(params))
     out = jax.tree.map(lambda leaf: leaf.sharding, (params, state))
     step = jax.jit(functions.step, donate_argnums=(0, 1), out_shardings=out)
     began = time.process_time()
@@ -109,25 +111,42 @@ def _compile(
     traced = time.process_time()
     compiled = lowered.compile()
     done = time.process_time()
-    text, memory = compiled.as_text() or "", compiled.memory_analysis()
-    assert memory is not None, "the compilers of TPUs and GPUs have one"
-    moved, launched = traffic(text), kernels(text)
+    count = counted(compiled, size)
     accessed = (compiled.cost_analysis() or {}).get("bytes accessed")
-    mean = ((recipe.accumulate - 1) * moved.least + moved.most) / recipe.accumulate
+    waiting, updating = count.waiting_bytes, count.updating_bytes
     return CompiledRow(
         topology,
         layout,
         tree,
         recipe_name,
         contender,
-        *(float(count / size) for count in (moved.least, moved.most, mean, memory.temp_size_in_bytes)),
+        mean_bytes=((recipe.accumulate - 1) * waiting + updating) / recipe.accumulate,
         bytes_accessed=None if accessed is None else float(accessed / size),
-        waiting_kernels=int(launched.least),
-        updating_kernels=int(launched.most),
-        copied_arrays=copied_arrays(text),
         trace_seconds=traced - began,
         compile_seconds=done - traced,
+        **dataclasses.asdict(count),
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Counted:
+    """Of one program: see the fields of `CompiledRow`."""
+
+    waiting_bytes: float
+    updating_bytes: float
+    temporary_bytes: float
+    waiting_kernels: int
+    updating_kernels: int
+    copied_arrays: int
+
+
+def counted(compiled: jax.stages.Compiled, size: int) -> Counted:
+    """What a compiled program moves and needs, over a number of parameters."""
+    text, memory = compiled.as_text() or "", compiled.memory_analysis()
+    assert memory is not None, "the compilers of TPUs and GPUs have one"
+    moved, launched = traffic(text), kernels(text)
+    per_parameter = (float(count / size) for count in (moved.least, moved.most, memory.temp_size_in_bytes))
+    return Counted(*per_parameter, int(launched.least), int(launched.most), copied_arrays(text))
 
 
 def _placed(tree: Tree, mesh: Mesh, layout: str) -> Tree:
