@@ -8,10 +8,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import nnx
 from flax.training import train_state
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
+from jax.sharding import PartitionSpec as P
 
 import optchain.flax
 from optchain.cli.bench import ahead, trees
@@ -149,3 +151,23 @@ def test_an_nnx_optimizer(kind: Any, budgets: Any, temporary: float) -> None:
 
     row = compiled(jax.jit(step, donate_argnums=0), state, grads)
     assert_within(row, *budgets[RecipeName.KERAS_ARGUMENTS], temporary)
+
+
+def test_zero_one_pays_for_its_part_of_the_gate() -> None:
+    """A device of two: what the loop of a call that updates moves is half of that of a device by itself."""
+    mesh = Mesh(np.array(ahead.devices("h100", 2)), ("data",))
+    whole, part = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
+    params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), SHAPES)
+    batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((2, *leaf.shape), leaf.dtype, sharding=part), SHAPES)
+    state = jax.eval_shape(TX.init, SHAPES)
+    placed = optchain.state_shardings(TX, params, mesh, axis="data")
+    state = jax.tree.map(lambda leaf, to: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=to), state, placed)
+
+    def mean_loss(params: Tree, batch: Tree) -> jax.Array:
+        return jnp.mean(jax.vmap(loss_fn, (None, 0))(params, batch))
+
+    step = optchain.make_step(mean_loss, TX, mesh=mesh, axis="data")
+    row = ahead.counted(step.lower(params, state, batch).compile(), trees.size(SHAPES))
+    waiting, updating = BUDGETS[RecipeName.KERAS_ARGUMENTS]
+    assert row.updating_bytes - row.waiting_bytes <= (updating - waiting) / 2 * SCALARS
+    assert row.copied_arrays == 0

@@ -38,8 +38,12 @@ def layouts_of(target: str) -> tuple[str, ...]:
     return LAYOUTS if ":" in target else (ONE_DEVICE,)
 
 
-def devices(target: str) -> list[Any]:
+def devices(target: str, gpus: int = 1) -> list[Any]:
     """The devices of a target: a GPU such as `h100`, a TPU chip such as `v5e`, a TPU topology such as `v5e:2x2`, or `cpu`, this one.
+
+    Args:
+      target: its name.
+      gpus: of a GPU, how many there are in the machine.
 
     Raises:
       UnavailableError: its compiler is not installed, or knows no such target.
@@ -49,7 +53,8 @@ def devices(target: str) -> list[Any]:
     known = f"there are cpu, {', '.join([*GPUS, *CHIPS])}, and topologies such as v5e:2x2"
     if target in GPUS:
         _require("jax_cuda12_plugin", CUDA_COMPILER)
-        platform, name, options = "cuda", "1x1x1", {"topology": "1x1x1", "target_config": GPUS[target]}
+        topology = f"1x1x{gpus}"
+        platform, name, options = "cuda", topology, {"topology": topology, "target_config": GPUS[target]}
     elif target in CHIPS or ":" in target:
         _require("libtpu", ["'jax[tpu]'"])
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # it would ask the cloud which machine this is
