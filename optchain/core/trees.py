@@ -365,7 +365,13 @@ def scale_leaf(x: Any, factor: Any) -> Any:
     x = wide(x)
     if is_rows(x):
         return x.with_rows(scale_leaf(x.rows, factor))
-    return factor.times(x) if isinstance(factor, Factor | LeafFactor) else x * cast(factor, x)
+    if isinstance(factor, Factor):
+        return _times(factor, x)
+    return factor.times(x) if isinstance(factor, LeafFactor) else x * cast(factor, x)
+
+
+_times = jax.jit(Factor.times)
+"""Traced once for all leaves of a shape."""
 
 
 def decay_rows(x: jax.Array, beta: Any, steps: jax.Array) -> jax.Array:
@@ -612,16 +618,21 @@ def _roots(
     are taken in one pass.
     """
 
-    def power(square: jax.Array, size: Any) -> jax.Array:
-        info = jnp.finfo(dtype or square.dtype)
-        # Relative to this, what was flushed is a rounding.
-        lost = np.maximum(size, 1) * 2.0 ** (info.minexp + info.nmant + 1)
-        up, down = _powers_of_rescue(info.dtype)
-        up = jnp.where(square < jnp.asarray(lost, square.dtype), up, 0)
+    @jax.jit  # traced once for all leaves
+    def power(square: jax.Array, lost: jax.Array) -> jax.Array:
+        up, down = _powers_of_rescue(dtype or square.dtype)
+        up = jnp.where(square < lost, up, 0)
         return astype(jnp.where(jnp.isinf(square), down, up), jnp.int32)
 
+    @jax.jit
+    def rooted(square: jax.Array, power: jax.Array) -> Factor:
+        return Factor.of(root(square), -power)
+
     def powers_of(squares: list[jax.Array]) -> list[jax.Array]:
-        return [power(square, size) for square, size in zip(squares, sizes, strict=True)]
+        info = jnp.finfo(dtype or squares[0].dtype)
+        # Relative to this, what was flushed is a rounding.
+        lost = [np.maximum(size, 1) * 2.0 ** (info.minexp + info.nmant + 1) for size in sizes]
+        return [power(square, jnp.asarray(least, square.dtype)) for square, least in zip(squares, lost, strict=True)]
 
     powers = powers_of(squares)
     needed = functools.reduce(jnp.logical_or, (jnp.any(power != 0) for power in powers))
@@ -639,7 +650,7 @@ def _roots(
         ]
 
     squares = lax.platform_dependent(squares, tpu=in_one_pass, default=in_a_branch)
-    return [Factor.of(root(square), -power) for square, power in zip(squares, powers, strict=True)]
+    return [rooted(square, power) for square, power in zip(squares, powers, strict=True)]
 
 
 def _powers_of_rescue(dtype: Any) -> tuple[int, int]:
