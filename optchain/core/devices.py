@@ -30,7 +30,8 @@ def varying_as(value: jax.Array, kind: Any) -> jax.Array:
     missing = tuple(sorted(_varying(kind) - varies_over(value)))
     if not missing:
         return value
-    return lax.pcast(value, missing, to="varying") if hasattr(lax, "pcast") else lax.pvary(value, missing)
+    older: Any = lax  # which calls it pvary
+    return lax.pcast(value, missing, to="varying") if hasattr(lax, "pcast") else older.pvary(value, missing)
 
 
 def is_tracked(axis: str) -> bool:

@@ -150,8 +150,14 @@ def counted(compiled: jax.stages.Compiled, size: int) -> Counted:
     text, memory = compiled.as_text() or "", compiled.memory_analysis()
     assert memory is not None, "the compilers of TPUs and GPUs have one"
     moved, launched = traffic(text), kernels(text)
-    per_parameter = (float(count / size) for count in (moved.least, moved.most, memory.temp_size_in_bytes))
-    return Counted(*per_parameter, int(launched.least), int(launched.most), copied_arrays(text))
+    return Counted(
+        waiting_bytes=float(moved.least / size),
+        updating_bytes=float(moved.most / size),
+        temporary_bytes=float(memory.temp_size_in_bytes / size),
+        waiting_kernels=int(launched.least),
+        updating_kernels=int(launched.most),
+        copied_arrays=copied_arrays(text),
+    )
 
 
 def _placed(tree: Tree, mesh: Mesh, layout: str) -> Tree:
