@@ -1,6 +1,7 @@
-"""`run_if`: a branch through which large arrays pass in place, on every device.
+"""Branches through which large arrays pass in place, on every device.
 
-    run_if(pred, run, *carry) = lax.cond(pred, run, lambda *carry: carry, *carry)
+    run_if(pred, run, *carry)          = lax.cond(pred, run, lambda *carry: carry, *carry)
+    run_or_zeros(pred, run, like, ...) = the same for a `run` that makes something besides, of which there are zeros else
 
 XLA's GPU backend copies the arrays that pass through a `conditional`, before it and in it, whichever branch is taken: AdamW that
 skips a step moves 52 bytes a parameter instead of 4. There a loop of at most one round keeps them where they are. On a CPU a loop
@@ -15,9 +16,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir
+
+from optchain.core import devices
 
 run_if_p = Primitive("run_if")
 run_if_p.multiple_results = True
@@ -33,40 +37,105 @@ def run_if(pred: jax.Array, run: Callable[..., tuple[Any, ...]], *carry: Any) ->
       *carry: trees of arrays.
     """
     leaves, treedef = jax.tree.flatten(carry)
-
-    def run_leaves(*leaves: Any) -> list[Any]:
-        return treedef.flatten_up_to(run(*treedef.unflatten(leaves)))
-
-    # What `run` closes over, gradients, rates, whatever a user's schedule does, is found by tracing it, and becomes operands.
-    # The inner `jit` makes a single operation of what was traced, which both forms repeat for nothing.
-    traced = jax.make_jaxpr(jax.jit(run_leaves))(*leaves)
-
-    def body(captured: list[Any], leaves: list[Any]) -> list[Any]:
-        return jaxpr_as_fun(ClosedJaxpr(traced.jaxpr, captured))(*leaves)
+    body = _Body(lambda *leaves: treedef.flatten_up_to(run(*treedef.unflatten(leaves))), leaves)
 
     def cond(pred: jax.Array, captured: list[Any], leaves: list[Any]) -> list[Any]:
         return lax.cond(pred, body, lambda captured, leaves: leaves, captured, leaves)
 
-    def loop(pred: jax.Array, captured: list[Any], leaves: list[Any]) -> list[Any]:
-        def once(carry: tuple[jax.Array, list[Any]]) -> tuple[jax.Array, list[Any]]:
-            pending, leaves = carry
-            return ~pending, body(captured, leaves)  # `~pending` is False, and varies over devices as `pending` does
+    def on_gpu(pred: jax.Array, captured: list[Any], leaves: list[Any]) -> list[Any]:
+        return _once(pred, lambda leaves: body(captured, leaves), leaves)
 
-        return lax.while_loop(lambda carry: carry[0], once, (pred, leaves))[1]
-
-    forms = {form.__name__: jax.make_jaxpr(form)(pred, traced.consts, leaves) for form in (cond, loop)}
-    return treedef.unflatten(run_if_p.bind(pred, *traced.consts, *leaves, **forms))
+    return treedef.unflatten(_bind(cond, on_gpu, pred, body.captured, leaves))
 
 
-def as_cond(*operands: Any, cond: ClosedJaxpr, loop: ClosedJaxpr) -> list[Any]:
+def run_or_zeros(
+    pred: jax.Array, run: Callable[..., tuple[Any, ...]], like: Any, *carry: Any, mostly_runs: bool = False
+) -> Any:
+    """`run(*carry)`, which is `(made, *carry)`, where `pred` is true, else zeros in place of `made` and `carry` as it is.
+
+    On a GPU the zeros are where a loop begins: 4 bytes a parameter, and as many where what is made is used, that a fused program
+    would not move. What `mostly_runs` is no branch there: `run` is called always, and the old or the new is selected, in the
+    kernels that make it.
+
+    Args:
+      pred: a scalar bool.
+      run: a function of `carry` that returns `(made, *carry)`. It may close over traced values.
+      like: arrays that are at hand, of the structure and the shapes of `made`. Their numbers do not matter.
+      *carry: trees of arrays.
+      mostly_runs: whether `pred` is true but for rare calls, and `run` contains no branch that seldom runs.
+    """
+    likes, of_made = jax.tree.flatten(like)
+    leaves, treedef = jax.tree.flatten(carry)
+
+    def run_leaves(*leaves: Any) -> list[Any]:
+        made, *carry = run(*treedef.unflatten(leaves))
+        return of_made.flatten_up_to(made) + treedef.flatten_up_to(tuple(carry))
+
+    body = _Body(run_leaves, leaves)
+
+    kinds = body.kinds[: len(likes)]
+    likes = [devices.varying_as(x, kind) for x, kind in zip(likes, kinds, strict=True)]
+    dtypes = [kind.dtype for kind in kinds]
+
+    def zeros(likes: list[Any]) -> list[Any]:
+        return [jnp.zeros_like(x, dtype) for x, dtype in zip(likes, dtypes, strict=True)]
+
+    def cond(pred: jax.Array, captured: list[Any], leaves: list[Any], likes: list[Any]) -> list[Any]:
+        return lax.cond(pred, body, lambda captured, leaves: zeros(likes) + leaves, captured, leaves)
+
+    def on_gpu(pred: jax.Array, captured: list[Any], leaves: list[Any], likes: list[Any]) -> list[Any]:
+        if mostly_runs and not body.has_effects:
+            old = zeros(likes) + leaves
+            return [jnp.where(pred, x, y) for x, y in zip(body(captured, leaves), old, strict=True)]
+        # Zeros of equal shapes are one array to XLA, which would copy it for each. These are arrays of their own, made where the
+        # gradients are read anyway; what they hold where `pred` is true is written over.
+        wide = [lax.convert_element_type(x, dtype) for x, dtype in zip(likes, dtypes, strict=True)]
+        start = [jnp.where(pred, x, zero) for x, zero in zip(wide, zeros(likes), strict=True)]
+        return _once(pred, lambda out: body(captured, out[len(likes) :]), start + leaves)
+
+    out = _bind(cond, on_gpu, pred, body.captured, leaves, likes)
+    return of_made.unflatten(out[: len(likes)]), *treedef.unflatten(out[len(likes) :])
+
+
+class _Body:
+    """A function of lists of arrays, traced once, with what it closes over, gradients, rates, whatever a schedule does, as operands.
+
+    The inner `jit` makes a single operation of what was traced, which every form repeats for nothing.
+    """
+
+    def __init__(self, run: Callable[..., list[Any]], leaves: list[Any]):
+        traced = jax.make_jaxpr(jax.jit(run))(*leaves)
+        self.captured, self._jaxpr = traced.consts, traced.jaxpr
+        self.kinds, self.has_effects = traced.out_avals, bool(traced.effects)
+
+    def __call__(self, captured: list[Any], leaves: list[Any]) -> list[Any]:
+        return jaxpr_as_fun(ClosedJaxpr(self._jaxpr, captured))(*leaves)
+
+
+def _once(pred: jax.Array, run: Callable[[list[Any]], list[Any]], leaves: list[Any]) -> list[Any]:
+    """A loop of at most one round."""
+
+    def round_(carry: tuple[jax.Array, list[Any]]) -> tuple[jax.Array, list[Any]]:
+        pending, leaves = carry
+        return ~pending, run(leaves)  # `~pending` is False, and varies over devices as `pending` does
+
+    return lax.while_loop(lambda carry: carry[0], round_, (pred, leaves))[1]
+
+
+def _bind(cond: Callable[..., list[Any]], on_gpu: Callable[..., list[Any]], *operands: Any) -> list[Any]:
+    forms = {"cond": jax.make_jaxpr(cond)(*operands), "on_gpu": jax.make_jaxpr(on_gpu)(*operands)}
+    return run_if_p.bind(*jax.tree.leaves(operands), **forms)
+
+
+def as_cond(*operands: Any, cond: ClosedJaxpr, on_gpu: ClosedJaxpr) -> list[Any]:
     return jaxpr_as_fun(cond)(*operands)
 
 
-def as_loop(*operands: Any, cond: ClosedJaxpr, loop: ClosedJaxpr) -> list[Any]:
-    return jaxpr_as_fun(loop)(*operands)
+def as_on_gpu(*operands: Any, cond: ClosedJaxpr, on_gpu: ClosedJaxpr) -> list[Any]:
+    return jaxpr_as_fun(on_gpu)(*operands)
 
 
-def _types(*operands: Any, cond: ClosedJaxpr, loop: ClosedJaxpr) -> tuple[Any, Any]:
+def _types(*operands: Any, cond: ClosedJaxpr, on_gpu: ClosedJaxpr) -> tuple[Any, Any]:
     return cond.out_avals, cond.effects
 
 
@@ -92,7 +161,7 @@ def _batched(
     out_dims: list[int | None] = []
 
     def looked_at(*operands: Any) -> list[Any]:
-        out = as_loop(*operands, **forms)
+        out = as_on_gpu(*operands, **forms)
         out_dims[:] = [None if getattr(value, "batch_dim", None) is None else 0 for value in out]
         return out
 
@@ -109,4 +178,4 @@ ad.primitive_jvps[run_if_p] = _derivative
 batching.fancy_primitive_batchers[run_if_p] = _batched
 mlir.register_lowering(run_if_p, mlir.lower_fun(as_cond, multiple_results=True))
 for _gpu in ("cuda", "rocm"):
-    mlir.register_lowering(run_if_p, mlir.lower_fun(as_loop, multiple_results=True), platform=_gpu)
+    mlir.register_lowering(run_if_p, mlir.lower_fun(as_on_gpu, multiple_results=True), platform=_gpu)

@@ -5,6 +5,7 @@ devices, and nothing can be checked.
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +16,22 @@ AxisName = str | tuple[str, ...]
 
 def varies_over(value: jax.Array) -> frozenset[str]:
     """The mesh axes along which devices have other values, as far as JAX knows."""
-    kind = jax.typeof(value)
+    return _varying(jax.typeof(value))
+
+
+def _varying(kind: Any) -> frozenset[str]:
     return kind.mat.varying if hasattr(kind, "mat") else getattr(kind, "vma", frozenset())  # JAX renamed it
+
+
+def varying_as(value: jax.Array, kind: Any) -> jax.Array:
+    """`value`, or zeros in its place, varying over the mesh axes over which an array of the type `kind` does."""
+    if not varies_over(value) <= _varying(kind):
+        value = jnp.zeros(jnp.shape(value), value.dtype)
+    missing = tuple(sorted(_varying(kind) - varies_over(value)))
+    if not missing:
+        return value
+    older: Any = lax  # which calls it pvary
+    return lax.pcast(value, missing, to="varying") if hasattr(lax, "pcast") else older.pvary(value, missing)
 
 
 def is_tracked(axis: str) -> bool:

@@ -64,11 +64,28 @@ class Factor:
 
     def times(self, x: jax.Array) -> jax.Array:
         """`x` times this, in the dtype of `x`."""
+        return self.for_leaves().times(x)
+
+    def for_leaves(self) -> "LeafFactor":
+        """The same, for multiplying several arrays with."""
+        return LeafFactor(self)
+
+
+class LeafFactor:
+    """A scalar `Factor` that several arrays are multiplied with: what depends on it alone is computed once for each dtype."""
+
+    def __init__(self, factor: Factor):
+        self._factor, self._halves = factor, dict[Any, tuple[jax.Array, jax.Array]]()
+
+    def times(self, x: jax.Array) -> jax.Array:
+        """`x` times the factor, in the dtype of `x`."""
         real = jnp.finfo(x.dtype).dtype
-        first, second = _powers(self.exponent, real)
-        significand = lax.convert_element_type(self.significand, real)
+        if real not in self._halves:
+            first, second = _powers(self._factor.exponent, real)
+            self._halves[real] = lax.convert_element_type(self._factor.significand, real) * first, second
+        first, second = self._halves[real]
         # The first power before the second: XLA keeps the order, and what is between is in range.
-        return x * lax.convert_element_type(significand * first, x.dtype) * lax.convert_element_type(second, x.dtype)
+        return x * lax.convert_element_type(first, x.dtype) * lax.convert_element_type(second, x.dtype)
 
 
 def is_factor(x: Any) -> TypeGuard[Factor]:

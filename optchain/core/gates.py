@@ -1,5 +1,6 @@
 """Gates: transformations that decide at each call whether the one within runs."""
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Self
@@ -9,9 +10,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from optchain.core import devices, trees
-from optchain.core.branch import run_if
+from optchain.core.branch import run_if, run_or_zeros
 from optchain.core.composite import Composite, entries
 from optchain.core.factors import Factor
+from optchain.core.row_gradient import densified, is_rows
 from optchain.core.slot import Slot
 from optchain.core.transformation import Kind, Stage, State, Transformation
 from optchain.core.trees import Tree
@@ -94,10 +96,8 @@ class Gate(Composite):
             updates, inner_state = inner.run_update(gradient(), inner_state, params, extra)
             return trees.widened(updates), inner_state
 
-        def wait(inner_state: State) -> tuple[Tree, State]:
-            return trees.zeros_like(trees.force(updates)), inner_state
-
-        updates, inner_state = lax.cond(run_now, run, wait, state.get("inner", {}))
+        like = jax.tree.map(_at_hand, trees.unscaled(updates), is_leaf=is_rows)
+        updates, inner_state = run_or_zeros(run_now, run, like, state.get("inner", {}), mostly_runs=self._mostly_runs)
         return updates, {**own, **entries({"inner": inner_state})}
 
     def _apply(self, params: Tree, state: dict[str, Any], grads: Tree, **extra: Any) -> tuple[Tree, dict[str, Any]]:
@@ -122,6 +122,11 @@ class Gate(Composite):
 
         params, inner_state = run_if(run_now, run, params, state.get("inner", {}))
         return jax.tree.map(_kept_narrow, params), {**own, **entries({"inner": inner_state})}
+
+    @functools.cached_property
+    def _mostly_runs(self) -> bool:
+        """Whether neither this gate nor one within makes one call of several."""
+        return all(getattr(node.link, "_weighs", None) is None for node in walk(self))
 
     def _handed_on(self, own: dict[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
         """The call's extra arguments as the one within gets them."""
@@ -150,6 +155,11 @@ def judge(
         grads = trees.zeros_unless(good, grads)
     devices.check_same(gate, "whether the gradients are finite", good | ~counts, axis_name)
     return good, counts, grads
+
+
+def _at_hand(u: Any) -> Any:
+    """An array of an update's shape: the gradient, or of one that names rows zeros, since a dense one is not at hand."""
+    return trees.zeros_like(densified(u)) if is_rows(u) else u
 
 
 def _kept_narrow(p: Any) -> Any:

@@ -78,7 +78,7 @@ def clip_by_norm(max_norm: Hyperparam) -> Transformation:
             # One factor a leaf, not a division of each element: XLA recomputes a product inside its consumers.
             return bound / norm.at_least(bound)
 
-        factors = jax.tree.map(factor, trees.norms(updates), is_leaf=is_factor)
+        factors = jax.tree.map(jax.jit(factor), trees.norms(updates), is_leaf=is_factor)  # traced once
         return trees.scale_each(updates, factors), state
 
     return Transformation(

@@ -1,6 +1,7 @@
 """`run_if`, and the gates that are made of it: what a GPU runs has the numbers and the derivatives of a `cond`."""
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 
 import jax
@@ -49,7 +50,7 @@ def lower_here(form: Callable) -> None:
 @pytest.fixture
 def as_on_a_gpu() -> Iterator[Callable[[], None]]:
     """What makes branches that are compiled from then on those of a GPU."""
-    yield lambda: lower_here(branch.as_loop)
+    yield lambda: lower_here(branch.as_on_gpu)
     lower_here(branch.as_cond)
     jax.clear_caches()
 
@@ -67,14 +68,33 @@ def grads_of(number: int, like=GRADS):
     return jax.tree.map(lambda g: (g * scale).astype(g.dtype), like)
 
 
+def step_of(tx: oc.Transformation, how: str) -> Callable:
+    def apply(params, state, grads):
+        return tx.apply(params, state, grads=grads)
+
+    def update(params, state, grads):
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    return apply if how == "apply" else update
+
+
+every_form = pytest.mark.parametrize("how", ["apply", "update"])
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@every_form
 @every_gate
-def test_on_a_gpu_every_gate_has_the_numbers_of_a_cond(gate: str, dtype: str, as_on_a_gpu: Callable[[], None]) -> None:
+def test_on_a_gpu_every_gate_has_the_numbers_of_a_cond(
+    gate: str, how: str, dtype: str, as_on_a_gpu: Callable[[], None]
+) -> None:
+    """To a few roundings, not to the bit: XLA takes out of a loop what does not depend on its state, such as the products of the
+    gradient, and so rounds a product that in a `cond` is part of a fused multiply-add. A `select` is fused with what follows."""
     start, grads = (jax.tree.map(lambda x: x.astype(dtype), tree) for tree in (PARAMS, GRADS))
 
     def run():
         tx = GATES[gate]()
-        params, state, step = start, tx.init(start), jax.jit(lambda p, s, g: tx.apply(p, s, grads=g))
+        params, state, step = start, tx.init(start), jax.jit(step_of(tx, how))
         states = []
         for number in range(12):
             params, state = step(params, state, grads_of(number, grads))
@@ -87,7 +107,7 @@ def test_on_a_gpu_every_gate_has_the_numbers_of_a_cond(gate: str, dtype: str, as
         assert actual.dtype == wanted.dtype
         if actual.dtype == jnp.int32:
             np.testing.assert_array_equal(actual, wanted)
-        else:  # XLA fuses the two programs differently
+        else:
             wide = np.asarray(actual, np.float32), np.asarray(wanted, np.float32)
             np.testing.assert_allclose(*wide, rtol=4 * float(jnp.finfo(actual.dtype).eps), atol=1e-7)
 
@@ -100,22 +120,20 @@ def after_three_steps(gate: str, how: str):
         state = oc.set_hyperparams(tx.init(params), learning_rate=rate)
         for number in range(3):
             now = jax.tree.map(lambda g, p: g * (1.0 + number) + 0.1 * p**2, grads, params)  # noqa: B023
-            if how != "update":
-                params, state = tx.apply(params, state, grads=now)
-            else:
-                updates, state = tx.update(now, state, params)
-                params = optax.apply_updates(params, updates)
+            params, state = step_of(tx, how.split()[0])(params, state, now)
         return sum(jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(params))
 
     return loss
 
 
-@pytest.mark.parametrize("how", ["apply", "apply on a gpu", "update"])
-@every_gate
+@pytest.mark.parametrize(
+    ("gate", "how"),
+    [*itertools.product(GATES, ["apply", "apply on a gpu", "update"]), ("nested", "update on a gpu")],
+)
 def test_derivatives_through_three_steps_are_those_of_finite_differences(
     gate: str, how: str, as_on_a_gpu: Callable[[], None]
 ) -> None:
-    if how == "apply on a gpu":
+    if how.endswith("on a gpu"):
         as_on_a_gpu()
     with jax.enable_x64(True):
         start = jax.tree.map(lambda x: np.asarray(x, np.float64), (PARAMS, GRADS, 0.1))
@@ -182,9 +200,10 @@ def test_replicas_under_vmap_take_one_decision_together(form: str) -> None:
     tx = oc.chain(oc.cross_replica_mean("replica"), oc.skip_nonfinite(oc.sgd(1.0)))
     within = oc.skip_nonfinite(oc.chain(oc.cross_replica_mean("replica"), oc.sgd(1.0)))
     grads = jnp.array([1.0, 3.0])
-    for one in (tx, within):
+    for one, how in itertools.product((tx, within), ("apply", "update")):
+        take = step_of(one, how)
         step = jax.vmap(
-            lambda g, tx=one: tx.apply(jnp.zeros(()), tx.init(jnp.zeros(())), grads=g)[0], axis_name="replica"
+            lambda g, take=take, tx=one: take(jnp.zeros(()), tx.init(jnp.zeros(())), g)[0], axis_name="replica"
         )
         np.testing.assert_array_equal(jax.jit(step)(grads), [-2.0, -2.0])
         slope = jax.jit(jax.grad(lambda g, step=step: step(g)[0]))(grads)
@@ -237,13 +256,16 @@ def test_a_callback_within_is_called_when_the_branch_runs_only(form: str) -> Non
     assert sorted(set(calls)) == [0, 1]
 
 
+@pytest.mark.parametrize("window", [None, 1], ids=["skips", "skips what accumulates"])
 @pytest.mark.parametrize("own", [False, True], ids=["one decision", "a decision of each device"])
-def test_a_branch_in_a_shard_map_keeps_what_varies(own: bool, form: str) -> None:
+@every_form
+def test_a_branch_in_a_shard_map_keeps_what_varies(how: str, own: bool, window: int | None, form: str) -> None:
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
-    tx = oc.skip_nonfinite(oc.adamw(0.1), axis_name=() if own else "data")
+    inner = oc.adamw(0.1) if window is None else oc.accumulate(oc.adamw(0.1), window)
+    tx = oc.skip_nonfinite(inner, axis_name=() if own else "data")
 
     def step(params, grads):
-        return tx.apply(params, tx.init(params), grads=grads)[0]
+        return step_of(tx, how)(params, tx.init(params), grads)[0]
 
     mapped = jax.jit(jax.shard_map(step, mesh=mesh, in_specs=P("data"), out_specs=P("data")))
     params, grads = jnp.arange(8.0), jnp.ones(8).at[3].set(jnp.nan)
@@ -251,12 +273,35 @@ def test_a_branch_in_a_shard_map_keeps_what_varies(own: bool, form: str) -> None
     np.testing.assert_array_equal(moved, np.arange(8) != 3 if own else np.zeros(8, bool))
 
 
-def test_a_branch_keeps_explicit_shardings(form: str) -> None:
+@pytest.mark.parametrize("own", ["params", "grads"])
+@every_form
+def test_updates_vary_over_devices_as_the_inner_transformation_makes_them(how: str, own: str, form: str) -> None:
+    """Not as the gradients do: these can be the same on all devices where parameters are not, and the other way round."""
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    rule = optax.chain(optax.add_decayed_weights(0.5), optax.sgd(0.1))
+    one = oc.chain(oc.cross_replica_mean("data"), rule) if own == "grads" else rule
+    tx = oc.accumulate(oc.skip_nonfinite(one, axis_name="data"), 2)
+
+    def step(own_part):
+        params, grads = (own_part, jnp.ones(1)) if own == "params" else (jnp.ones(1), own_part)
+        state = tx.init(params)
+        for _ in range(2):
+            params, state = step_of(tx, how)(params, state, grads)
+        return params
+
+    specs = {"in_specs": P("data"), "out_specs": P("data") if own == "params" else P()}
+    new = jax.jit(jax.shard_map(step, mesh=mesh, **specs))(jnp.arange(8.0))
+    expected = np.arange(8.0) - 0.1 * (1 + 0.5 * np.arange(8.0)) if own == "params" else [1 - 0.1 * (3.5 + 0.5)]
+    np.testing.assert_allclose(new, expected, rtol=1e-6)
+
+
+@every_form
+def test_a_branch_keeps_explicit_shardings(how: str, form: str) -> None:
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
     with jax.set_mesh(mesh):
         params = jax.device_put(jnp.ones((8, 2)), NamedSharding(mesh, P("data")))
         tx = oc.skip_nonfinite(oc.adamw(0.1))
-        new, _ = jax.jit(lambda p: tx.apply(p, tx.init(p), grads=p))(params)
+        new, _ = jax.jit(lambda p: step_of(tx, how)(p, tx.init(p), p))(params)
     assert new.sharding.spec == P("data", None)
 
 
@@ -270,13 +315,22 @@ def test_an_exported_step_runs_on_the_platforms_that_it_was_made_for() -> None:
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), actual, expected)
 
 
+@every_form
 @pytest.mark.parametrize(("platform", "loops"), [("cpu", 0), ("tpu", 0), ("cuda", 3), ("rocm", 3)])
-def test_a_gate_is_a_loop_on_a_gpu_and_a_condition_elsewhere(platform: str, loops: int) -> None:
+def test_a_gate_is_a_loop_on_a_gpu_and_a_condition_elsewhere(platform: str, loops: int, how: str) -> None:
     tx = oc.dynamic_loss_scale(oc.skip_nonfinite(oc.accumulate(oc.adamw(0.1), 2)))
-    traced = jax.jit(lambda p, s, g: tx.apply(p, s, grads=g)).trace(PARAMS, tx.init(PARAMS), GRADS)
+    traced = jax.jit(step_of(tx, how)).trace(PARAMS, tx.init(PARAMS), GRADS)
     text = traced.lower(lowering_platforms=(platform,)).as_text()
     assert text.count("stablehlo.while") == loops
     assert text.count("stablehlo.case") == 3 - loops
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda"])
+def test_updates_that_are_skipped_rarely_are_selected_on_a_gpu(platform: str) -> None:
+    tx = oc.dynamic_loss_scale(oc.skip_nonfinite(oc.adamw(0.1)))
+    traced = jax.jit(step_of(tx, "update")).trace(PARAMS, tx.init(PARAMS), GRADS)
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert (text.count("stablehlo.while"), text.count("stablehlo.case")) == (0, 0 if platform == "cuda" else 2)
 
 
 def test_a_branch_that_changes_the_structure_is_refused() -> None:

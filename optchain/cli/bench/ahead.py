@@ -1,6 +1,8 @@
 """Recipes compiled for GPUs and TPUs that are not there: what they would move, as the compiler lays it out."""
 
+import dataclasses
 import importlib.util
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -36,8 +38,12 @@ def layouts_of(target: str) -> tuple[str, ...]:
     return LAYOUTS if ":" in target else (ONE_DEVICE,)
 
 
-def devices(target: str) -> list[Any]:
+def devices(target: str, gpus: int = 1) -> list[Any]:
     """The devices of a target: a GPU such as `h100`, a TPU chip such as `v5e`, a TPU topology such as `v5e:2x2`, or `cpu`, this one.
+
+    Args:
+      target: its name.
+      gpus: of a GPU, how many there are in the machine.
 
     Raises:
       UnavailableError: its compiler is not installed, or knows no such target.
@@ -47,7 +53,8 @@ def devices(target: str) -> list[Any]:
     known = f"there are cpu, {', '.join([*GPUS, *CHIPS])}, and topologies such as v5e:2x2"
     if target in GPUS:
         _require("jax_cuda12_plugin", CUDA_COMPILER)
-        platform, name, options = "cuda", "1x1x1", {"topology": "1x1x1", "target_config": GPUS[target]}
+        topology = f"1x1x{gpus}"
+        platform, name, options = "cuda", topology, {"topology": topology, "target_config": GPUS[target]}
     elif target in CHIPS or ":" in target:
         _require("libtpu", ["'jax[tpu]'"])
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # it would ask the cloud which machine this is
@@ -101,7 +108,7 @@ def _compile(
     functions = CONTENDERS[contender](recipe)
     params = _placed(shapes, mesh, layout)
     state = _placed(jax.eval_shape(functions.init, shapes), mesh, layout)
-    size = sum(np.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(params))
+    size = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(params))
     out = jax.tree.map(lambda leaf: leaf.sharding, (params, state))
     step = jax.jit(functions.step, donate_argnums=(0, 1), out_shardings=out)
     began = time.process_time()
@@ -109,24 +116,47 @@ def _compile(
     traced = time.process_time()
     compiled = lowered.compile()
     done = time.process_time()
-    text, memory = compiled.as_text() or "", compiled.memory_analysis()
-    assert memory is not None, "the compilers of TPUs and GPUs have one"
-    moved, launched = traffic(text), kernels(text)
+    count = counted(compiled, size)
     accessed = (compiled.cost_analysis() or {}).get("bytes accessed")
-    mean = ((recipe.accumulate - 1) * moved.least + moved.most) / recipe.accumulate
+    waiting, updating = count.waiting_bytes, count.updating_bytes
     return CompiledRow(
         topology,
         layout,
         tree,
         recipe_name,
         contender,
-        *(float(count / size) for count in (moved.least, moved.most, mean, memory.temp_size_in_bytes)),
+        mean_bytes=((recipe.accumulate - 1) * waiting + updating) / recipe.accumulate,
         bytes_accessed=None if accessed is None else float(accessed / size),
+        trace_seconds=traced - began,
+        compile_seconds=done - traced,
+        **dataclasses.asdict(count),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Counted:
+    """Of one program: see the fields of `CompiledRow`."""
+
+    waiting_bytes: float
+    updating_bytes: float
+    temporary_bytes: float
+    waiting_kernels: int
+    updating_kernels: int
+    copied_arrays: int
+
+
+def counted(compiled: jax.stages.Compiled, size: int) -> Counted:
+    """What a compiled program moves and needs, over a number of parameters."""
+    text, memory = compiled.as_text() or "", compiled.memory_analysis()
+    assert memory is not None, "the compilers of TPUs and GPUs have one"
+    moved, launched = traffic(text), kernels(text)
+    return Counted(
+        waiting_bytes=float(moved.least / size),
+        updating_bytes=float(moved.most / size),
+        temporary_bytes=float(memory.temp_size_in_bytes / size),
         waiting_kernels=int(launched.least),
         updating_kernels=int(launched.most),
         copied_arrays=copied_arrays(text),
-        trace_seconds=traced - began,
-        compile_seconds=done - traced,
     )
 
 

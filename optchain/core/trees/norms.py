@@ -12,7 +12,7 @@ from jax import lax
 from optchain.core import devices
 from optchain.core.factors import Factor, power_of_two
 from optchain.core.row_gradient import values
-from optchain.core.trees.dtypes import astype, cast, default_float, dtype_of, is_complex, real_dtype, wide, wide_dtype
+from optchain.core.trees.dtypes import astype, cast, default_float, dtype_of, is_complex, wide, wide_dtype
 from optchain.core.trees.paths import Tree
 from optchain.core.trees.scaled import Scaled, unscaled
 
@@ -29,21 +29,21 @@ def abs_square(x: jax.Array) -> jax.Array:
     return jnp.square(x.real) + jnp.square(x.imag) if is_complex(x) else jnp.square(x)
 
 
-def sum_of_squares(x: Any, axes: tuple[int, ...] | None = None, power: jax.Array | None = None) -> jax.Array:
-    """`Σ|x|²` of one leaf, or of `2**power · x`, accumulated wide; over some axes, which then have length 1.
+def sum_of_squares(x: Any, axes: tuple[int, ...] | None = None, scale: jax.Array | None = None) -> jax.Array:
+    """`Σ|x|²` of one leaf, or of `scale · x`, accumulated wide; over some axes, which then have length 1.
 
     It overflows from 1.8e19 on and underflows, which a norm does not.
     """
     x = wide(_apart(x))
-    if power is not None:
-        x = x * cast(power_of_two(power, real_dtype(x.dtype)), x)
+    if scale is not None:
+        x = x * cast(scale, x)
     return jnp.sum(abs_square(x), axis=axes, keepdims=axes is not None)
 
 
-def _with_power_of_its_own(x: Any, axes: tuple[int, ...] | None, power: jax.Array) -> jax.Array:
-    """`sum_of_squares`, where the power is that of all leaves: XLA's CPU backend would write it out in the leaf's shape."""
-    x, power = lax.optimization_barrier((x, power))
-    return sum_of_squares(x, axes, power)
+def _with_scale_of_its_own(x: Any, axes: tuple[int, ...] | None, scale: jax.Array) -> jax.Array:
+    """`sum_of_squares`, where the scale is that of all leaves: XLA's CPU backend would write it out in the leaf's shape."""
+    x, scale = lax.optimization_barrier((x, scale))
+    return sum_of_squares(x, axes, scale)
 
 
 def mean(x: Any, axes: tuple[int, ...]) -> jax.Array:
@@ -86,23 +86,26 @@ def _norms(leaves: list[Any], axes: list[Any], squares: list[jax.Array]) -> list
     sizes = [jnp.size(x) for x in leaves]
 
     def beside(power: jax.Array) -> list[jax.Array]:
-        return [sum_of_squares(x, along, power) for x, along in zip(leaves, axes, strict=True)]
+        scale = power_of_two(power, squares[0].dtype)
+        return [sum_of_squares(x, along, scale) for x, along in zip(leaves, axes, strict=True)]
 
     if axes[0] is None:
 
         def every(powers: list[jax.Array]) -> list[jax.Array]:
-            return [sum_of_squares(x, power=power) for x, power in zip(leaves, powers, strict=True)]
+            scales = power_of_two(jnp.stack(powers), squares[0].dtype)
+            return [sum_of_squares(x, scale=scales[i]) for i, x in enumerate(leaves)]
 
         return _roots(squares, every, beside, sizes)
 
     def again(powers: list[jax.Array]) -> list[jax.Array]:
         # Twice, each time with one power for all: a power for each norm would be written out in the leaf's shape.
-        up, down = (jnp.asarray(power, jnp.int32) for power in _powers_of_rescue(squares[0].dtype))
+        dtype = squares[0].dtype
+        up, down = (power_of_two(jnp.int32(power), dtype) for power in _powers_of_rescue(dtype))
         return [
             jnp.where(
                 power == 0,
                 square,
-                jnp.where(power > 0, _with_power_of_its_own(x, along, up), _with_power_of_its_own(x, along, down)),
+                jnp.where(power > 0, _with_scale_of_its_own(x, along, up), _with_scale_of_its_own(x, along, down)),
             )
             for x, along, square, power in zip(leaves, axes, squares, powers, strict=True)
         ]
@@ -137,11 +140,13 @@ def norm_of(
     norm: Factor | None = None
     for dtype, places in groups.items():
 
-        def again(powers: list[jax.Array], places: list[int] = places) -> list[jax.Array]:
-            return [summed([_with_power_of_its_own(leaves[i], None, powers[0]) for i in places])]
+        def again(powers: list[jax.Array], places: list[int] = places, dtype: Any = dtype) -> list[jax.Array]:
+            scale = power_of_two(powers[0], dtype)
+            return [summed([_with_scale_of_its_own(leaves[i], None, scale) for i in places])]
 
-        def beside(power: jax.Array, places: list[int] = places) -> list[jax.Array]:
-            return [summed([sum_of_squares(leaves[i], power=power) for i in places])]
+        def beside(power: jax.Array, places: list[int] = places, dtype: Any = dtype) -> list[jax.Array]:
+            scale = power_of_two(power, dtype)
+            return [summed([sum_of_squares(leaves[i], scale=scale) for i in places])]
 
         size = sum(jnp.size(leaves[i]) for i in places)
         (part,) = _roots([summed([squares[i] for i in places])], again, beside, [size], dtype)
@@ -170,16 +175,21 @@ def _roots(
     are taken in one pass.
     """
 
-    def power(square: jax.Array, size: Any) -> jax.Array:
-        info = jnp.finfo(dtype or square.dtype)
-        # Relative to this, what was flushed is a rounding.
-        lost = np.maximum(size, 1) * 2.0 ** (info.minexp + info.nmant + 1)
-        up, down = _powers_of_rescue(info.dtype)
-        up = jnp.where(square < jnp.asarray(lost, square.dtype), up, 0)
+    @jax.jit  # traced once for all leaves
+    def power(square: jax.Array, lost: jax.Array) -> jax.Array:
+        up, down = _powers_of_rescue(dtype or square.dtype)
+        up = jnp.where(square < lost, up, 0)
         return astype(jnp.where(jnp.isinf(square), down, up), jnp.int32)
 
+    @jax.jit
+    def rooted(square: jax.Array, power: jax.Array) -> Factor:
+        return Factor.of(root(square), -power)
+
     def powers_of(squares: list[jax.Array]) -> list[jax.Array]:
-        return [power(square, size) for square, size in zip(squares, sizes, strict=True)]
+        info = jnp.finfo(dtype or squares[0].dtype)
+        # Relative to this, what was flushed is a rounding.
+        lost = [np.maximum(size, 1) * 2.0 ** (info.minexp + info.nmant + 1) for size in sizes]
+        return [power(square, jnp.asarray(least, square.dtype)) for square, least in zip(squares, lost, strict=True)]
 
     powers = powers_of(squares)
     needed = functools.reduce(jnp.logical_or, (jnp.any(power != 0) for power in powers))
@@ -197,7 +207,7 @@ def _roots(
         ]
 
     squares = lax.platform_dependent(squares, tpu=in_one_pass, default=in_a_branch)
-    return [Factor.of(root(square), -power) for square, power in zip(squares, powers, strict=True)]
+    return [rooted(square, power) for square, power in zip(squares, powers, strict=True)]
 
 
 def _powers_of_rescue(dtype: Any) -> tuple[int, int]:
@@ -230,14 +240,22 @@ def all_usable(
     magnitude decides: a single reduction of each leaf. `values_fit` and `squares_fit` are the largest numbers of the dtypes
     in which values and squares are stored, where these are narrower.
     """
-    usable = jnp.bool_(True)
+    largest: dict[
+        tuple[Any, bool], jax.Array
+    ] = {}  # of all leaves together, since tracing and compiling a `Factor` takes its time
     for x in jax.tree.leaves(values(unscaled(updates))):
         for part in (x.real, x.imag) if is_complex(x) else (x,):
-            largest = wide(jnp.max(jnp.abs(part), initial=0))
-            given = Factor.of(largest) * updates.factor if isinstance(updates, Scaled) else Factor.of(largest)
-            met = given if unscaled_by is None else given * unscaled_by
-            # Of a complex number |x|² is the sum of two squares.
-            square = min(float(jnp.finfo(largest.dtype).max), squares_fit) / (2 if is_complex(x) else 1)
-            bound = min(square**0.5, values_fit)
-            usable &= jnp.isfinite(given.value) & (met.value < bound)
+            magnitude = wide(jnp.max(jnp.abs(part), initial=0))
+            kind = magnitude.dtype, is_complex(x)
+            largest[kind] = (
+                jnp.maximum(largest[kind], magnitude) if kind in largest else magnitude
+            )  # NaN is the largest
+    usable = jnp.bool_(True)
+    for (dtype, of_complex), magnitude in largest.items():
+        given = Factor.of(magnitude) * updates.factor if isinstance(updates, Scaled) else Factor.of(magnitude)
+        met = given if unscaled_by is None else given * unscaled_by
+        # Of a complex number |x|² is the sum of two squares.
+        square = min(float(jnp.finfo(dtype).max), squares_fit) / (2 if of_complex else 1)
+        bound = min(square**0.5, values_fit)
+        usable &= jnp.isfinite(given.value) & (met.value < bound)
     return lax.pmin(usable.astype(jnp.int32), axis_name) == 1 if axis_name else usable

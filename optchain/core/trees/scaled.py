@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from optchain.core.factors import Factor
+from optchain.core.factors import Factor, LeafFactor
 from optchain.core.row_gradient import densified, is_rows
 from optchain.core.trees.dtypes import astype, cast, default_float, real_dtype, wide
 from optchain.core.trees.paths import Tree
@@ -29,6 +29,7 @@ def scale(updates: Tree | Scaled, factor: Any) -> Tree:
     if isinstance(updates, Scaled):
         updates = rescale(updates, factor)
         updates, factor = updates.tree, updates.factor
+    factor = factor.for_leaves() if isinstance(factor, Factor) else factor
     return jax.tree.map(lambda x: scale_leaf(x, factor), updates, is_leaf=is_rows)
 
 
@@ -46,7 +47,13 @@ def scale_leaf(x: Any, factor: Any) -> Any:
     x = wide(x)
     if is_rows(x):
         return x.with_rows(scale_leaf(x.rows, factor))
-    return factor.times(x) if isinstance(factor, Factor) else x * cast(factor, x)
+    if isinstance(factor, Factor):
+        return _times(factor, x)
+    return factor.times(x) if isinstance(factor, LeafFactor) else x * cast(factor, x)
+
+
+_times = jax.jit(Factor.times)
+"""Traced once for all leaves of a shape."""
 
 
 def decay_rows(x: jax.Array, beta: Any, steps: jax.Array) -> jax.Array:
