@@ -34,9 +34,9 @@ for profile, max_examples in {"quick": 30, "ci": 100, "full": 840}.items():
 
 TIERS = {
     "quick": "in minutes: of the tests marked `each_value` only so many cases, none that is marked `thorough`",
-    "rest": "what `quick` leaves out",
-    "all": "both, the default: so a file or a test that is named runs whole",
-    "exhaustive": "the full product of the contract table, an hour",
+    "rest": "what `quick` leaves out, but for what is for a release",
+    "exhaustive": "for a release: what both leave out, and the full product of the contract table, an hour",
+    "all": "the default: all but test_exhaustive.py, so a file or a test that is named runs whole",
 }
 
 
@@ -57,30 +57,28 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """To collect the full product takes longer than many a test."""
-    if collection_path.suffix == ".py":
-        exhaustive = collection_path.name == "test_exhaustive.py"
-        if exhaustive != (config.getoption("--tier") == "exhaustive") and collection_path.name.startswith("test_"):
-            return True
-    return None
+    return (collection_path.name == "test_exhaustive.py" and config.getoption("--tier") != "exhaustive") or None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     tier = config.getoption("--tier")
-    if tier not in ("quick", "rest"):
+    if tier == "all":
         return
-    quick = set(_quick(items))
-    left_out = [item for item in items if (item in quick) != (tier == "quick")]
-    items[:] = [item for item in items if (item in quick) == (tier == "quick")]
-    config.hook.pytest_deselected(items=left_out)
+    quick = set(_part(items, "quick"))
+    both = quick | set(_part(items, "rest"))
+    chosen = {"quick": quick, "rest": both - quick, "exhaustive": set(items) - both}[tier]
+    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+    items[:] = [item for item in items if item in chosen]
 
 
-def _quick(items: Sequence[pytest.Item]) -> Iterator[pytest.Item]:
+def _part(items: Sequence[pytest.Item], tier: str) -> Iterator[pytest.Item]:
     products = defaultdict[tuple[Path | str, int], list[pytest.Item]](list)
     for item in items:
-        if item.get_closest_marker("thorough"):
+        product = item.get_closest_marker("each_value")
+        if item.path.name == "test_exhaustive.py" or (tier == "quick" and item.get_closest_marker("thorough")):
             continue
-        if marker := item.get_closest_marker("each_value"):
-            products[marker.kwargs.get("of", item.path), *marker.args].append(item)
+        if product and tier in product.kwargs:
+            products[product.kwargs.get("of", item.path), product.kwargs[tier]].append(item)
         else:
             yield item
     for (_, times), cases in products.items():

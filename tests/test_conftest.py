@@ -61,10 +61,15 @@ def run(code: str, folder: Path, *options: str) -> tuple[int, str]:
 TIERED = """
 import pytest
 
-@pytest.mark.each_value(1)
+@pytest.mark.each_value(quick=1)
 @pytest.mark.parametrize("first", range(6))
 @pytest.mark.parametrize("second", range(4))
 def test_product(first, second): ...
+
+@pytest.mark.each_value(quick=1, rest=3, of="the large one")
+@pytest.mark.parametrize("first", range(6))
+@pytest.mark.parametrize("second", range(4))
+def test_large_product(first, second): ...
 
 @pytest.mark.parametrize("first", range(3))
 @pytest.mark.parametrize("second", range(2))
@@ -78,16 +83,17 @@ def test_slow(): ...
 def test_the_tiers_share_the_tests_out(tmp_path: Path):
     markers = ("-o", "markers=each_value\nthorough")
     names = {}
-    for tier in ("quick", "rest", "all"):
+    for tier in ("quick", "rest", "exhaustive", "all"):
         code, output = run(TIERED, tmp_path, *markers, "--tier", tier, "-v")
         assert code == 0, output
         found = re.findall(r"test_it\.py::(\S+) PASSED", output)
         names[tier] = set(found)
         assert len(found) == len(names[tier])
-    assert names["quick"] | names["rest"] == names["all"]
-    assert not names["quick"] & names["rest"]
+    assert names["quick"] | names["rest"] | names["exhaustive"] == names["all"]
+    assert sum(map(len, names.values())) == 2 * len(names["all"])
     assert "test_slow" in names["rest"]
-    assert {name.partition("[")[0] for name in names["quick"]} == {"test_product", "test_whole"}
+    assert {name.partition("[")[0] for name in names["quick"]} == {"test_product", "test_large_product", "test_whole"}
+    assert {name.partition("[")[0] for name in names["exhaustive"]} == {"test_large_product"}
     assert sum(name.startswith("test_whole") for name in names["quick"]) == 6
     product = [name[13:-1].split("-") for name in names["quick"] if name.startswith("test_product")]
     assert len(product) == 6
