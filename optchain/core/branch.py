@@ -48,11 +48,11 @@ def run_if(pred: jax.Array, run: Callable[..., tuple[Any, ...]], *carry: Any) ->
         return lax.cond(pred, body, lambda captured, leaves: leaves, captured, leaves)
 
     def loop(pred: jax.Array, captured: list[Any], leaves: list[Any]) -> list[Any]:
-        def once(carry: tuple[jax.Array, list[Any]]) -> tuple[jax.Array, list[Any]]:
+        def run_body(carry: tuple[jax.Array, list[Any]]) -> tuple[jax.Array, list[Any]]:
             pending, leaves = carry
             return ~pending, body(captured, leaves)  # `~pending` is False, and varies over devices as `pending` does
 
-        return lax.while_loop(lambda carry: carry[0], once, (pred, leaves))[1]
+        return lax.while_loop(lambda carry: carry[0], run_body, (pred, leaves))[1]
 
     forms = {form.__name__: jax.make_jaxpr(form)(pred, traced.consts, leaves) for form in (cond, loop)}
     return treedef.unflatten(run_if_p.bind(pred, *traced.consts, *leaves, **forms))
@@ -71,16 +71,16 @@ def _types(*operands: Any, cond: ClosedJaxpr, loop: ClosedJaxpr) -> tuple[Any, A
 
 
 def _derivative(primals: Sequence[Any], tangents: Sequence[Any], **forms: ClosedJaxpr) -> tuple[list[Any], list[Any]]:
-    moving = [i for i, tangent in enumerate(tangents) if not isinstance(tangent, ad.Zero)]
+    perturbed = [i for i, tangent in enumerate(tangents) if not isinstance(tangent, ad.Zero)]
 
-    def of_moving(*moved: Any) -> list[Any]:
-        operands = dict(enumerate(primals)) | dict(zip(moving, moved, strict=True))
+    def of_perturbed(*perturbed_values: Any) -> list[Any]:
+        operands = dict(enumerate(primals)) | dict(zip(perturbed, perturbed_values, strict=True))
         return as_cond(*operands.values(), **forms)
 
-    out, directions = jax.jvp(of_moving, [primals[i] for i in moving], [tangents[i] for i in moving])
-    still = [direction.dtype == jax.dtypes.float0 for direction in directions]
+    out, directions = jax.jvp(of_perturbed, [primals[i] for i in perturbed], [tangents[i] for i in perturbed])
+    has_no_tangent = [direction.dtype == jax.dtypes.float0 for direction in directions]
     zeros = [ad.Zero(jax.typeof(value).to_tangent_aval()) for value in out]
-    return out, [zero if s else d for zero, s, d in zip(zeros, still, directions, strict=True)]
+    return out, [zero if s else d for zero, s, d in zip(zeros, has_no_tangent, directions, strict=True)]
 
 
 def _batched(
@@ -91,12 +91,12 @@ def _batched(
     vmap = functools.partial(jax.vmap, in_axes=tuple(dims), axis_size=axis.size, **names)
     out_dims: list[int | None] = []
 
-    def looked_at(*operands: Any) -> list[Any]:
+    def probe(*operands: Any) -> list[Any]:
         out = as_loop(*operands, **forms)
         out_dims[:] = [None if getattr(value, "batch_dim", None) is None else 0 for value in out]
         return out
 
-    jax.make_jaxpr(vmap(looked_at))(*operands)
+    jax.make_jaxpr(vmap(probe))(*operands)
     mapped = {
         name: jax.make_jaxpr(vmap(jaxpr_as_fun(form), out_axes=out_dims))(*operands) for name, form in forms.items()
     }

@@ -97,7 +97,7 @@ def bind(function: str, signature: inspect.Signature, args: tuple[Any, ...], kwa
         raise TypeError(f"{function}() {words}") from None
 
 
-def explained(function: F) -> F:
+def with_clear_call_errors(function: F) -> F:
     """A function, or a class by what builds it, whose wrong calls name it and the argument that was meant."""
     target: Any = function
     name, signature = target.__name__, inspect.signature(function)
@@ -118,7 +118,7 @@ def explained(function: F) -> F:
 
 def _unknown(name: str, signature: inspect.Signature) -> str:
     known = [p.name for p in signature.parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    meant = meant_by(name, known)
+    meant = closest_name(name, known)
     if meant is not None:
         opposite = OPPOSITES.get(name) == meant
         sense = f" It is the opposite: it chooses what {name} leaves out." if opposite else ""
@@ -127,7 +127,7 @@ def _unknown(name: str, signature: inspect.Signature) -> str:
     return f"has no argument {name!r}{why}; it has: {', '.join(known) or 'none'}"
 
 
-def meant_by(name: str, known: list[str]) -> str | None:
+def closest_name(name: str, known: list[str]) -> str | None:
     """Which of the known names was meant: by what it is called elsewhere, else by its spelling; None if none is near."""
     for alias in ALIASES.get(name, ()):
         if all(part in known for part in alias.split(" and ")):
@@ -135,4 +135,4 @@ def meant_by(name: str, known: list[str]) -> str | None:
     if name in ALIASES or name in ABSENT:  # it has a meaning of its own, and is no misspelling
         return None
     near = difflib.get_close_matches(name, [*known, *ALIASES], n=1)
-    return None if not near else near[0] if near[0] in known else meant_by(near[0], known)
+    return None if not near else near[0] if near[0] in known else closest_name(near[0], known)

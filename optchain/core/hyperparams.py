@@ -14,7 +14,7 @@ import numpy as np
 
 from optchain.core import arguments, trees
 from optchain.core.arguments import Range
-from optchain.core.calls import meant_by
+from optchain.core.calls import closest_name
 from optchain.core.lookup import Field, find_fields, replace_fields
 from optchain.core.masks import Choice
 
@@ -240,7 +240,7 @@ def find_settable(state: Any, key: str) -> Field:
     by_key = _keyed(fields)
     if key not in by_key:
         names = _by_name(fields)
-        meant = None if key in names else meant_by(key, list(names))
+        meant = None if key in names else closest_name(key, list(names))
         what = "ambiguous" if key in names else "unknown" if meant is None else f"unknown (did you mean {meant}?)"
         raise ValueError(f"hyperparameter {key!r} is {what}; there are: {', '.join(sorted(by_key)) or 'none'}")
     field = by_key[key]

@@ -239,7 +239,7 @@ def resolve_mask(name: str, mask: Mask | None, params: Tree) -> Tree:
     """The mask as a tree of bools with the structure of `params`; None is all of them."""
     if mask is None:
         return jax.tree.map(lambda _: True, params)
-    if _stands_in(params):
+    if _is_placeholder(params):
         return params
     chosen = _flags(name, mask(params) if is_function(mask) else mask)
     if jax.tree.structure(chosen) == jax.tree.structure(params):
@@ -250,7 +250,7 @@ def resolve_mask(name: str, mask: Mask | None, params: Tree) -> Tree:
         raise ValueError(f"{name} does not fit the parameters: {error}") from error
 
 
-def _stands_in(params: Tree) -> bool:
+def _is_placeholder(params: Tree) -> bool:
     """Whether this is a node that is no container and has nothing in it: what `optax.tree.map_params` gives to `init` to see
     where the state mirrors the parameters. No mask fits it, and none has anything to choose.
     """

@@ -73,7 +73,7 @@ def stored(slots: Mapping[str, Slot], dtype: Any, *, argument: str = "moment_dty
     }
 
 
-def divided(dtype: Any, *slots: Mapping[str, Slot]) -> list[Any]:
+def split_by_rule(dtype: Any, *slots: Mapping[str, Slot]) -> list[Any]:
     """An argument such as `moment_dtype` for several rules: to each what names its slots."""
     if not isinstance(dtype, Mapping):
         return [dtype] * len(slots)

@@ -29,7 +29,7 @@ class Entry(NamedTuple):
     shape: tuple[int, ...]
 
 
-def entries(params: Tree) -> list[Entry]:
+def parameter_entries(params: Tree) -> list[Entry]:
     """The parameters of a tree, in its order, by their paths."""
     return [Entry(trees.path_string(path), jnp.shape(leaf)) for path, leaf in trees.leaves_with_paths(params)]
 

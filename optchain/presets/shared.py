@@ -93,7 +93,9 @@ def assemble(
     """
     clips = _clips(clipnorm=clipnorm, clipvalue=clipvalue, global_clipnorm=global_clipnorm)
     unscaling = (
-        [] if loss_scale_factor is None else [named_error("loss_scale_factor", unscale_gradients, loss_scale_factor)]
+        []
+        if loss_scale_factor is None
+        else [link_for_argument("loss_scale_factor", unscale_gradients, loss_scale_factor)]
     )
     body = [*clips, *_with_decay(rule, weight_decay, exclude_from_weight_decay)]
     steps = 1
@@ -114,7 +116,7 @@ def _clips(**clips: Hyperparam | None) -> list[Transformation]:
         values = ", ".join(f"{name}={value}" for name, value in given.items())
         raise ValueError(f"only one of clipnorm, clipvalue and global_clipnorm can be set; got {values}")
     links = {"clipnorm": clip_by_norm, "clipvalue": clip_by_value, "global_clipnorm": clip_by_global_norm}
-    return [named_error(name, links[name], value) for name, value in given.items()]
+    return [link_for_argument(name, links[name], value) for name, value in given.items()]
 
 
 def _with_decay(
@@ -162,7 +164,7 @@ def _decayed(learning_rate: Hyperparam, decay: float | None) -> Hyperparam:
     return schedules.legacy_decay(learning_rate, decay)
 
 
-def named_error(name: str, link: Callable[[Any], Transformation], value: Any) -> Transformation:
+def link_for_argument(name: str, link: Callable[[Any], Transformation], value: Any) -> Transformation:
     """The link, whose errors speak of the preset's argument."""
     arguments.check_hyperparam(name, value)
     return link(value)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optchain.core import arguments, trees
-from optchain.core.calls import explained
+from optchain.core.calls import with_clear_call_errors
 
 Step: TypeAlias = int | jax.Array
 ScheduleFunction: TypeAlias = Callable[[Any], Any]
@@ -122,7 +122,7 @@ def register(kind: S) -> S:
         raise ValueError(
             f"name {name!r} is taken by {known.__module__}.{known.__qualname__}: give the class another name"
         )
-    REGISTERED[name] = explained(kind)
+    REGISTERED[name] = with_clear_call_errors(kind)
     return kind
 
 

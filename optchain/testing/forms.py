@@ -24,7 +24,7 @@ from optchain.testing.trees import Tree, grads_of, params_of
 NARROW = ("bfloat16", "float16")
 
 
-def agree(subject: Subject, *cases: tuple[Any, str]) -> None:
+def check_forms_agree(subject: Subject, *cases: tuple[Any, str]) -> None:
     """Steps from the same state in both forms give the same, and leave structure, shapes and dtypes alone.
 
     Args:
@@ -51,21 +51,21 @@ def agree(subject: Subject, *cases: tuple[Any, str]) -> None:
 
 
 def apply_is_update_and_apply_updates(subject: Subject) -> None:
-    agree(subject, (subject.tree, "float32"))
+    check_forms_agree(subject, (subject.tree, "float32"))
 
 
 def both_forms_agree_in_narrow_dtypes(subject: Subject) -> None:
-    agree(subject, *((subject.tree, dtype) for dtype in NARROW))
+    check_forms_agree(subject, *((subject.tree, dtype) for dtype in NARROW))
 
 
 def both_forms_agree_in_float64(subject: Subject) -> None:
     with enable_x64(True):
-        agree(subject, (subject.tree, "float64"))
+        check_forms_agree(subject, (subject.tree, "float64"))
 
 
 def complex_leaves_work_or_are_refused_at_init(subject: Subject) -> None:
     if not subject.refuses_complex:
-        agree(subject, (subject.tree, "complex64"))
+        check_forms_agree(subject, (subject.tree, "complex64"))
         return
     try:
         subject.make().init(subject.params(jnp.complex64))

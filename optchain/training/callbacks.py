@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from optchain.core import arguments, trees
-from optchain.core.calls import explained
+from optchain.core.calls import with_clear_call_errors
 from optchain.core.hyperparams import find_settable, set_hyperparams
 
 WatchState = dict[str, jax.Array]
@@ -33,7 +33,7 @@ def _improved(mode: str, min_delta: float, metric: jax.Array, best: jax.Array) -
     return metric + min_delta < best if mode == "min" else metric - min_delta > best
 
 
-@explained
+@with_clear_call_errors
 @dataclasses.dataclass(frozen=True)
 class ReduceLROnPlateau:
     """Multiplies the learning rate by `factor` when a metric has not improved for `patience` evaluations.
@@ -111,7 +111,7 @@ class ReduceLROnPlateau:
         return new, optimizer_state
 
 
-@explained
+@with_clear_call_errors
 @dataclasses.dataclass(frozen=True)
 class EarlyStopping:
     """Says when a metric has not improved for `patience` evaluations.

@@ -9,7 +9,7 @@ import optax
 
 from optchain.core import arguments, trees
 from optchain.core.hyperparams import Hyperparam, Hyperparams
-from optchain.core.lookup import at_their_paths, find_trees, united
+from optchain.core.lookup import find_trees, leaves_by_path, replace_leaves_by_path
 from optchain.core.parameter_link import ParameterLink
 from optchain.core.registry import register
 from optchain.core.slot import Slot, declare, stored
@@ -143,8 +143,10 @@ def finalize(params: Tree, state: Any) -> Tree:
     averages = find_trees(state, "average")
     if not averages:
         return params
-    found = united("averages of the parameters", averages)
-    return at_their_paths("average", found, params, lambda p, _, average: trees.astype(average, trees.dtype_of(p)))
+    found = leaves_by_path("averages of the parameters", averages)
+    return replace_leaves_by_path(
+        "average", found, params, lambda p, _, average: trees.astype(average, trees.dtype_of(p))
+    )
 
 
 def _united(averages: list[tuple[str, Tree]]) -> Tree:

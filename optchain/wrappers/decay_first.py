@@ -6,7 +6,7 @@ import jax
 import optax
 
 from optchain.core import trees
-from optchain.core.composite import Composite, entries
+from optchain.core.composite import Composite, nonempty_states
 from optchain.core.hyperparams import Hyperparam
 from optchain.core.masks import Mask
 from optchain.core.optax_link import OptaxLink, as_transformation
@@ -87,4 +87,4 @@ class DecayFirst(Composite):
         updates = jax.tree.map(
             lambda n, p: trees.wide(n) - trees.wide(p), trees.add(decayed, trees.force(updates)), params
         )
-        return updates, entries({"inner": inner_state, "decay_weights": decay_state})
+        return updates, nonempty_states({"inner": inner_state, "decay_weights": decay_state})

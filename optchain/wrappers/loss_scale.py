@@ -11,7 +11,7 @@ import optax
 
 from optchain.core import arguments, trees
 from optchain.core.factors import Factor
-from optchain.core.gates import Decision, Gate, judge, storage
+from optchain.core.gates import Decision, Gate, judge, largest_storable
 from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.lookup import find_fields, find_siblings
 from optchain.core.optax_link import as_transformation
@@ -114,13 +114,13 @@ def dynamic_loss_scale(
     """
     axis_name = arguments.check_axis_name(axis_name)
     gated = as_transformation(inner, "inner")
-    fits = storage(gated)
+    fits = largest_storable(gated)
     arguments.check_number("initial_scale", initial_scale, arguments.RANGES["initial_scale"])
     growth_steps = arguments.check_integer("growth_steps", growth_steps, minimum=1)
 
     def state_of(loss_scale: jax.Array, good_steps: jax.Array) -> dict[str, Any]:
-        noticed = {"loss_scale": jnp.array(loss_scale, copy=True)}
-        return {"loss_scale": loss_scale, "good_steps": good_steps, "metrics": noticed}
+        metrics = {"loss_scale": jnp.array(loss_scale, copy=True)}
+        return {"loss_scale": loss_scale, "good_steps": good_steps, "metrics": metrics}
 
     def init(params: Tree) -> dict[str, Any]:
         return state_of(jnp.array(initial_scale, trees.default_float()), jnp.zeros((), jnp.int32))

@@ -12,7 +12,15 @@ from jax import lax
 from optchain.core import devices
 from optchain.core.factors import Factor, power_of_two
 from optchain.core.row_gradient import values
-from optchain.core.trees.dtypes import astype, cast, default_float, dtype_of, is_complex, real_dtype, wide, wide_dtype
+from optchain.core.trees.dtypes import (
+    astype,
+    barrier_if_narrow,
+    cast,
+    default_float,
+    is_complex,
+    real_dtype,
+    wide,
+)
 from optchain.core.trees.paths import Tree
 from optchain.core.trees.scaled import Scaled, unscaled
 
@@ -34,13 +42,13 @@ def sum_of_squares(x: Any, axes: tuple[int, ...] | None = None, power: jax.Array
 
     It overflows from 1.8e19 on and underflows, which a norm does not.
     """
-    x = wide(_apart(x))
+    x = wide(barrier_if_narrow(x))
     if power is not None:
         x = x * cast(power_of_two(power, real_dtype(x.dtype)), x)
     return jnp.sum(abs_square(x), axis=axes, keepdims=axes is not None)
 
 
-def _with_power_of_its_own(x: Any, axes: tuple[int, ...] | None, power: jax.Array) -> jax.Array:
+def _sum_of_squares_behind_barrier(x: Any, axes: tuple[int, ...] | None, power: jax.Array) -> jax.Array:
     """`sum_of_squares`, where the power is that of all leaves: XLA's CPU backend would write it out in the leaf's shape."""
     x, power = lax.optimization_barrier((x, power))
     return sum_of_squares(x, axes, power)
@@ -48,16 +56,7 @@ def _with_power_of_its_own(x: Any, axes: tuple[int, ...] | None, power: jax.Arra
 
 def mean(x: Any, axes: tuple[int, ...]) -> jax.Array:
     """The mean of one leaf over some axes, which then have length 1, accumulated wide."""
-    return jnp.mean(wide(_apart(x)), axis=axes, keepdims=True)
-
-
-def _apart(x: Any) -> Any:
-    """The operand of a norm or a mean, kept apart from the update's where it is narrow.
-
-    Without the barrier XLA's CPU backend shares the widened copy of a narrow leaf between the reduction and the rule that
-    follows, and writes it out: 4 bytes per parameter of temporary memory.
-    """
-    return lax.optimization_barrier(x) if wide_dtype(dtype_of(x)) != dtype_of(x) else x
+    return jnp.mean(wide(barrier_if_narrow(x)), axis=axes, keepdims=True)
 
 
 def norm(x: Any) -> jax.Array:
@@ -85,29 +84,33 @@ def norms(updates: Tree | Scaled, axes: Tree | None = None) -> Tree:
 def _norms(leaves: list[Any], axes: list[Any], squares: list[jax.Array]) -> list[Factor]:
     sizes = [jnp.size(x) for x in leaves]
 
-    def beside(power: jax.Array) -> list[jax.Array]:
+    def sums_all_at_one_power(power: jax.Array) -> list[jax.Array]:
         return [sum_of_squares(x, along, power) for x, along in zip(leaves, axes, strict=True)]
 
     if axes[0] is None:
 
-        def every(powers: list[jax.Array]) -> list[jax.Array]:
+        def sums_each_at_its_power(powers: list[jax.Array]) -> list[jax.Array]:
             return [sum_of_squares(x, power=power) for x, power in zip(leaves, powers, strict=True)]
 
-        return _roots(squares, every, beside, sizes)
+        return _roots(squares, sums_each_at_its_power, sums_all_at_one_power, sizes)
 
-    def again(powers: list[jax.Array]) -> list[jax.Array]:
+    def sums_each_at_its_power(powers: list[jax.Array]) -> list[jax.Array]:
         # Twice, each time with one power for all: a power for each norm would be written out in the leaf's shape.
         up, down = (jnp.asarray(power, jnp.int32) for power in _powers_of_rescue(squares[0].dtype))
         return [
             jnp.where(
                 power == 0,
                 square,
-                jnp.where(power > 0, _with_power_of_its_own(x, along, up), _with_power_of_its_own(x, along, down)),
+                jnp.where(
+                    power > 0,
+                    _sum_of_squares_behind_barrier(x, along, up),
+                    _sum_of_squares_behind_barrier(x, along, down),
+                ),
             )
             for x, along, square, power in zip(leaves, axes, squares, powers, strict=True)
         ]
 
-    return _roots(squares, again, beside, sizes)
+    return _roots(squares, sums_each_at_its_power, sums_all_at_one_power, sizes)
 
 
 def global_norm(updates: Tree | Scaled, axis_name: str | tuple[str, ...] | None = None) -> jax.Array:
@@ -137,32 +140,35 @@ def norm_of(
     norm: Factor | None = None
     for dtype, places in groups.items():
 
-        def again(powers: list[jax.Array], places: list[int] = places) -> list[jax.Array]:
-            return [summed([_with_power_of_its_own(leaves[i], None, powers[0]) for i in places])]
+        def sums_each_at_its_power(powers: list[jax.Array], places: list[int] = places) -> list[jax.Array]:
+            return [summed([_sum_of_squares_behind_barrier(leaves[i], None, powers[0]) for i in places])]
 
-        def beside(power: jax.Array, places: list[int] = places) -> list[jax.Array]:
+        def sums_all_at_one_power(power: jax.Array, places: list[int] = places) -> list[jax.Array]:
             return [summed([sum_of_squares(leaves[i], power=power) for i in places])]
 
         size = sum(jnp.size(leaves[i]) for i in places)
-        (part,) = _roots([summed([squares[i] for i in places])], again, beside, [size], dtype)
+        (part,) = _roots(
+            [summed([squares[i] for i in places])], sums_each_at_its_power, sums_all_at_one_power, [size], dtype
+        )
         norm = part if norm is None else _hypotenuse(norm, part)
     return Factor.of(jnp.zeros((), default_float())) if norm is None else norm
 
 
-RARELY = "norm_of_extremes"
+EXTREMES_SCOPE = "norm_of_extremes"
 """The scope of the branch in which a norm is taken again, for who reads a compiled program."""
 
 
 def _roots(
     squares: list[jax.Array],
-    again: Callable[[list[jax.Array]], list[jax.Array]],
-    beside: Callable[[jax.Array], list[jax.Array]],
+    sums_each_at_its_power: Callable[[list[jax.Array]], list[jax.Array]],
+    sums_all_at_one_power: Callable[[jax.Array], list[jax.Array]],
     sizes: list[Any],
     dtype: Any = None,
 ) -> list[Factor]:
-    """The roots of sums of squares; `again` gives the sums of the same numbers times powers of two, `beside` times one of two.
+    """The roots of sums of squares.
 
-    It is called in a branch, taken when a sum is infinite or so small that squares may have been lost, as in a leaf of
+    `sums_each_at_its_power` takes the sums again, of the numbers times a power of two for each sum; `sums_all_at_one_power`
+    takes them with one power for all. The first is called in a branch, taken when a sum is infinite or so small that squares may have been lost, as in a leaf of
     zeros: else the numbers are read once. With powers that depend on that alone no maximum is needed: whatever float32
     holds, its squares are in range after one of the two.
 
@@ -185,12 +191,17 @@ def _roots(
     needed = functools.reduce(jnp.logical_or, (jnp.any(power != 0) for power in powers))
 
     def in_a_branch(squares: list[jax.Array]) -> list[jax.Array]:
-        with jax.named_scope(RARELY):
+        with jax.named_scope(EXTREMES_SCOPE):
             # In the branch the powers are computed again: handed in, each would be kept in memory.
-            return lax.cond(needed, lambda squares: again(powers_of(squares)), lambda squares: squares, squares)
+            return lax.cond(
+                needed, lambda squares: sums_each_at_its_power(powers_of(squares)), lambda squares: squares, squares
+            )
 
     def in_one_pass(squares: list[jax.Array]) -> list[jax.Array]:
-        up, down = (beside(jnp.asarray(power, jnp.int32)) for power in _powers_of_rescue(dtype or squares[0].dtype))
+        up, down = (
+            sums_all_at_one_power(jnp.asarray(power, jnp.int32))
+            for power in _powers_of_rescue(dtype or squares[0].dtype)
+        )
         return [
             jnp.where(power == 0, square, jnp.where(power > 0, larger, smaller))
             for power, square, larger, smaller in zip(powers, squares, up, down, strict=True)

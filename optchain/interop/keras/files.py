@@ -17,7 +17,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from optchain.interop.packages import needed
+from optchain.interop.packages import import_package
 
 CONFIG, WEIGHTS = "config.json", "model.weights.h5"
 MAX_CONFIG = 2**26  # bytes
@@ -112,7 +112,7 @@ class Weights:
 
 
 @contextlib.contextmanager
-def opened(path: str | Path) -> Iterator[tuple[Weights, Mapping[str, Any] | None]]:
+def open_run_file(path: str | Path) -> Iterator[tuple[Weights, Mapping[str, Any] | None]]:
     """The variables of a file and, if it is an archive, the model's config.
 
     Raises:
@@ -182,4 +182,4 @@ def _member(archive: zipfile.ZipFile, name: str, what: str, largest: int) -> byt
 
 
 def _h5py() -> Any:
-    return needed("h5py")
+    return import_package("h5py")

@@ -5,7 +5,7 @@ from typing import Unpack
 from optchain.core import arguments
 from optchain.core.hyperparams import Hyperparam
 from optchain.core.transformation import Transformation
-from optchain.presets.shared import Shared, assemble, named_error, preset
+from optchain.presets.shared import Shared, assemble, link_for_argument, preset
 from optchain.rules.factored import scale_by_factored_rms
 from optchain.transforms.block_rms import clip_by_block_rms, scale_by_param_block_rms
 from optchain.transforms.learning_rate import scale_by_relative_step
@@ -59,8 +59,8 @@ def adafactor(
     arguments.check_hyperparam("epsilon_1", epsilon_1)
     rule = [
         scale_by_factored_rms(beta_2_decay, epsilon_1),
-        named_error("clip_threshold", clip_by_block_rms, clip_threshold),
-        named_error("epsilon_2", scale_by_param_block_rms, epsilon_2),
+        link_for_argument("clip_threshold", clip_by_block_rms, clip_threshold),
+        link_for_argument("epsilon_2", scale_by_param_block_rms, epsilon_2),
         scale_by_relative_step(),
     ]
     return assemble(rule, learning_rate, **shared)

@@ -3,7 +3,7 @@
 from typing import Any, Unpack
 
 from optchain.core.hyperparams import Hyperparam
-from optchain.core.slot import divided
+from optchain.core.slot import split_by_rule
 from optchain.core.transformation import Transformation
 from optchain.presets.shared import Shared, assemble, preset
 from optchain.rules import momentum as momentum_link
@@ -57,7 +57,7 @@ def rmsprop(
       >>> round(float(params[0]), 3)
       -0.2
     """
-    of_rms, of_momentum = divided(moment_dtype, rms.SLOTS, momentum_link.SLOTS)
+    of_rms, of_momentum = split_by_rule(moment_dtype, rms.SLOTS, momentum_link.SLOTS)
     rms_rule = scale_by_rms(rho, epsilon, centered=centered, moment_dtype=of_rms)
     rule = [rms_rule, scale_by_learning_rate(), *momentum_unless_zero(momentum, moment_dtype=of_momentum)]
     return assemble(rule, learning_rate, **shared)

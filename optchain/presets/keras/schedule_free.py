@@ -7,7 +7,7 @@ from optchain.core import arguments
 from optchain.core.chain import chain
 from optchain.core.hyperparams import Hyperparam
 from optchain.core.transformation import Transformation
-from optchain.presets.shared import Shared, assemble, named_error, preset
+from optchain.presets.shared import Shared, assemble, link_for_argument, preset
 from optchain.rules.rms import scale_by_rms
 from optchain.transforms.learning_rate import scale_by_learning_rate
 from optchain.transforms.scaling import scale
@@ -56,7 +56,7 @@ def schedule_free_adamw(
       Array([-0.5], dtype=float32)
     """
     warmup_steps = arguments.check_integer("warmup_steps", warmup_steps, minimum=0)
-    second_moment = named_error(
+    second_moment = link_for_argument(
         "beta_2",
         lambda rho: scale_by_rms(rho, epsilon, epsilon_in_root=False, bias_correction=True, moment_dtype=moment_dtype),
         beta_2,
