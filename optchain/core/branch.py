@@ -37,8 +37,8 @@ def run_if(pred: jax.Array, run: Callable[..., tuple[Any, ...]], *carry: Any) ->
     def run_leaves(*leaves: Any) -> list[Any]:
         return treedef.flatten_up_to(run(*treedef.unflatten(leaves)))
 
-    # What `run` closes over, gradients, rates, whatever a user's schedule does, is found by tracing it, and becomes operands.
-    # The inner `jit` makes a single operation of what was traced, which both forms repeat for nothing.
+    # Tracing `run` finds the values it closes over (gradients, rates, those of a user's schedule): they become operands.
+    # The inner `jit` makes one operation of the trace, so that repeating it in both forms costs nothing.
     traced = jax.make_jaxpr(jax.jit(run_leaves))(*leaves)
 
     def body(captured: list[Any], leaves: list[Any]) -> list[Any]:
@@ -86,7 +86,7 @@ def _derivative(primals: Sequence[Any], tangents: Sequence[Any], **forms: Closed
 def _batched(
     axis: Any, operands: Sequence[Any], dims: Sequence[int | None], **forms: ClosedJaxpr
 ) -> tuple[list[Any], list[int | None]]:
-    """What does not differ from one member of the batch to the next, such as a count of calls, stays single."""
+    """Keeps a value unbatched that is the same for every member of the batch, such as a count of calls."""
     names = {"axis_name": axis.name if isinstance(axis.name, str) else None, "spmd_axis_name": axis.spmd_name}
     vmap = functools.partial(jax.vmap, in_axes=tuple(dims), axis_size=axis.size, **names)
     out_dims: list[int | None] = []

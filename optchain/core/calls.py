@@ -1,6 +1,6 @@
 """Calls whose arguments do not fit: errors that name the function, and the argument that was meant.
 
-People come with the names of Optax, PyTorch and Keras in their fingers. What such a name is called here, `ALIASES` says.
+People know the names of Optax, PyTorch and Keras by heart. `ALIASES` says what they are called here.
 """
 
 import difflib

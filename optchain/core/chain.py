@@ -47,8 +47,8 @@ def chain(*links: Link, learning_rate: Hyperparam | None = None, name: str = "ch
       *links: transformations of optchain or Optax, or pairs `(name, transformation)`. Links on gradients come first, then
         at most one gate, then links on parameters.
       learning_rate: a number >= 0, a scalar array, a schedule (a callable of the count of calls), or a callable of no
-        arguments. The first two can be changed with `set_hyperparams`. What a callable of no arguments returns is checked
-        when it is read; an error there, as any in a step whose buffers are donated, leaves no parameters behind.
+        arguments. The first two can be changed with `set_hyperparams`. The value of a callable of no arguments is
+        checked when it is read. An error inside a step whose buffers are donated loses the parameters.
       name: what the chain is called in another chain's state; an identifier.
 
     Returns:

@@ -66,10 +66,12 @@ def leaves_by_path(what: str, parts: list[tuple[str, Any]]) -> dict[tuple[str, .
 def replace_leaves_by_path(
     root: str, found: Mapping[tuple[str, ...], tuple[int, Path, Any]], params: Any, new: Callable[[Any, int, Any], Any]
 ) -> Any:
-    """The parameters with `new(parameter, tree, leaf)` for those of which :func:`leaves_by_path` found a leaf, the others as they are.
+    """The parameters with `new(parameter, tree, leaf)` for those of which :func:`leaves_by_path` found a leaf, the others as
+    they are.
 
     Paths are compared by their names, so that the parameters may come in any container: as a module, as the state or the pure
-    dict of one, with leaves besides that are no parameters. What a module of Flax's `nnx` has twice, it has twice in the new one.
+    dict of one, with leaves besides that are no parameters. A parameter that a module of Flax's `nnx` has twice is tied in
+    the new one too.
 
     Raises:
       ValueError: a leaf that belongs to no parameter, or to one of another shape (the message names it).

@@ -1,7 +1,7 @@
 """States of Optax's that a checkpoint gave back in other containers.
 
 A checkpoint that is read without a template has dicts where named tuples were, lists or dicts of numbers where tuples were, and
-None or an empty dict where a state had no leaves. What stays is the name of each entry, and by these it is found again.
+None or an empty dict where a state had no leaves. The names of the entries are the same: by them each entry is found.
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,7 @@
-"""`Slot`: an entry of a link's state that mirrors the parameters, and all that anyone may ask of it.
+"""`Slot`: an entry of a link's state that mirrors the parameters, and its properties.
 
-What a slot holds, how it begins, how it is stored: a rule says it once, as data. Whoever else needs to know what mirrors the
-parameters (checks of shapes, `lazy_rows`, `metrics`, `sweep`, the readers of checkpoints) asks the slots.
+A rule declares once, as data, what a slot holds, how it begins and how it is stored. All code that needs to know which
+entries mirror the parameters (checks of shapes, `lazy_rows`, `metrics`, `sweep`, the readers of checkpoints) asks the slots.
 """
 
 import dataclasses

@@ -1,15 +1,15 @@
 """`Transformation`: `init`, `update`, `apply`, checked at the boundary, and what everything else may ask of a link.
 
 A transformation is built from plain functions by a factory that is decorated with `register`. The functions get resolved
-hyperparameters as keyword arguments, and deal with no checks, no run-time values and no dtypes at the boundary. What kind of
-link it is, its class says:
+hyperparameters as keyword arguments, and deal with no checks, no run-time values and no dtypes at the boundary. The
+class says what kind of link it is:
 
 - a `Transformation` acts on gradients: `update(updates, state, params, *, …) -> (updates, state)`. `rule` makes one of the math
   of one leaf;
 - a `ParameterLink` acts on the new parameters: `project(params, state, *, …) -> (params, state)`;
 - a `Composite` runs others: chains, gates, masks, groups.
 
-What a function asks for by keyword and the link does not own (`learning_rate`, `value`) it gets from the call.
+A function gets the keyword arguments that the link does not own (`learning_rate`, `value`) from the call.
 """
 
 import functools
@@ -130,7 +130,7 @@ class Transformation(Identity):
 
     @classmethod
     def _link(cls, function: Callable[..., Any] | None = None, **attributes: Any) -> Self:
-        """A transformation of this kind. What `function` asks for by keyword and it does not own it gets from the call."""
+        """A transformation of this kind. The call gives `function` the keyword arguments that the link does not own."""
         nothing: frozenset[str] = frozenset()
         defaults = {"parts": {}, "slots": {}, "hyperparams": Hyperparams(), "stage": None, "accepts": nothing}
         defaults |= {"rowwise": False, "_needs_params": False}

@@ -15,7 +15,7 @@ from optchain.core.trees import Tree
 Correspondence: TypeAlias = Mapping[str, str] | Sequence[str] | Literal["order"] | None
 """How the two sides belong together.
 
-- None: by names. What all paths of a side begin with is dropped (`params/`, `sequential/`); the rest must be equal.
+- None: by names. The prefix that all paths of a side share is dropped (`params/`, `sequential/`); the rest must be equal.
 - a sequence of our paths, in the order of the other side's variables.
 - `"order"`: the leaves of our tree, in its own order, are the other side's variables in theirs.
 - a table `{our path: their name}`.

@@ -137,7 +137,7 @@ def _moved_links(saved: Mapping[Names, Any], wanted: Mapping[Names, Any]) -> dic
 
 
 def _links(entries: Mapping[Names, Any]) -> dict[Names, str]:
-    """The places of links that have a name of their own, with the name. What keeps nothing that a link keeps is a layer."""
+    """The places of links that have a name of their own, with the name. A node without any entry of a link is a layer."""
     owners = {owner for owner, field, _ in map(split, entries) if is_field(field)}
     return {owner: owner[-1] for owner in owners if owner and owner[-1] != "inner" and not owner[-1].isdecimal()}
 

@@ -31,7 +31,7 @@ SAVE_EVERY = 30.0
 
 
 class StoppedError(Exception):
-    """A group was asked to stop. What it had done is on the disk if it was given a folder."""
+    """A group was asked to stop. Its work so far is on disk if it was given a folder."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What data names is looked up and built; an error says where in the data it is."""
+"""Looks up and builds what data names; an error says where in the data the name is."""
 
 import difflib
 import inspect

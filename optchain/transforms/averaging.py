@@ -123,12 +123,12 @@ def averaged_params(state: Any) -> Tree:
 def finalize(params: Tree, state: Any) -> Tree:
     """The parameters to evaluate and to save: the average in the parameters' dtypes where there is one, else `params`.
 
-    Keras's `finalize_variable_values`. What is returned is the state's or the caller's own: copy before donating. Leaves
+    Keras's `finalize_variable_values`. It returns the state's or the caller's own arrays: copy before donating. Leaves
     without an average are as they were: frozen parameters, statistics, the functions of an Equinox module.
 
     Args:
       params: the parameters, in any container: a tree, a whole module of Flax's `nnx` or Equinox's, `nnx.state(module)`, or a
-        pure dict. What is returned is of the same kind; a module is a new one.
+        pure dict. The result is of the same kind; a module is a new one.
       state: any pytree with an optchain state in it.
 
     Raises:

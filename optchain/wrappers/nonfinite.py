@@ -35,12 +35,12 @@ def skip_nonfinite(
     """Runs `inner` when every value of the gradients is finite; else leaves the parameters and its state alone. A gate.
 
     A value whose square is not finite, one above 1.8e19 in float32, is bad too: a second moment would be infinite from then
-    on. What is judged is the gradient that is handed to the gate, divided by the loss scales within, each value by itself: it
-    must have a finite square in its own dtype and in those in which the moments within are stored. What links within make of
-    it (`scale(1e10)`) and sums of squares, over steps (Adagrad, Ftrl) or elements, are not judged.
+    on. The check is on each value of the gradient that reaches the gate, divided by the loss scales within: it must have a finite
+    square in its own dtype and in those in which the moments within are stored. The results of links within (`scale(1e10)`)
+    and sums of squares, over steps (Adagrad, Ftrl) or elements, are not checked.
 
-    A bad step is never let through, however many come in a row. With `max_consecutive` the metrics say when that many
-    have: `raise_if_nonfinite(metrics)` raises on the host, with the state still good.
+    A bad step is never applied, however many come in a row. With `max_consecutive` the metrics say when there were that many
+    in a row: `raise_if_nonfinite(metrics)` then raises on the host, with the state still good.
 
     Around `accumulate` a bad call does not count, and the window goes on; one whose `weight` is 0 is never bad, fills its place
     in the window, and changes neither count. Inside it, the mean of the window is judged: one

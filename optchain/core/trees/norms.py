@@ -69,7 +69,7 @@ def norms(updates: Tree | Scaled, axes: Tree | None = None) -> Tree:
     leaves, treedef = jax.tree.flatten(values(unscaled(updates)))
     axes_of = [None] * len(leaves) if axes is None else treedef.flatten_up_to(axes)
     first = [sum_of_squares(x, along) for x, along in zip(leaves, axes_of, strict=True)]
-    # What devices differ in inside shard_map may decide for nothing that is the same on all.
+    # Inside shard_map a value that differs over devices must not decide for one that is the same on all.
     groups: dict[Any, list[int]] = {}
     for place, square in enumerate(first):
         groups.setdefault((devices.varies_over(square), square.dtype), []).append(place)
@@ -168,7 +168,8 @@ def _roots(
     """The roots of sums of squares.
 
     `sums_each_at_its_power` takes the sums again, of the numbers times a power of two for each sum; `sums_all_at_one_power`
-    takes them with one power for all. The first is called in a branch, taken when a sum is infinite or so small that squares may have been lost, as in a leaf of
+    takes them with one power for all. The first is called in a branch, taken when a sum is infinite or so small that squares
+    may have been lost, as in a leaf of
     zeros: else the numbers are read once. With powers that depend on that alone no maximum is needed: whatever float32
     holds, its squares are in range after one of the two.
 

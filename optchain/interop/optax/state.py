@@ -44,8 +44,8 @@ def from_optax_state(
     """The state with which `tx` goes on where an optimizer of Optax stopped.
 
     Moments, traces, counts, what `inject_hyperparams` keeps, and the gradients that `MultiSteps` has accumulated: its
-    running mean becomes the sum that `accumulate` keeps, at any place of a window. What Optax has no word for starts
-    anew.
+    running mean becomes the sum that `accumulate` keeps, at any place of a window. Entries that Optax does not have
+    start anew.
 
     Args:
       tx: the same recipe, of our links: `chain(scale_by_adam(epsilon=1e-8, epsilon_hat=False),

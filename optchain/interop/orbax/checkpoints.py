@@ -2,8 +2,8 @@
 
 A checkpoint is written under another name and renamed when it is complete, so that a kill at any moment, or a disk that
 is full, leaves the last complete one alone. The description has the digest of every file, the shape and dtype of every
-array, and a digest of its own: Orbax reads a flipped byte back as another number without a word. That holds for what Orbax
-alone has written, too, which has no digests.
+array, and a digest of its own: Orbax reads a flipped byte back as another number without a word. Checkpoints that Orbax wrote
+by itself have no digests, and that risk.
 """
 
 import contextlib

@@ -41,7 +41,7 @@ def load_state_dict(
     """The state with which `tx` goes on where an optimizer of PyTorch stopped.
 
     `step`, `exp_avg`, `exp_avg_sq`, `max_exp_avg_sq`, `momentum_buffer` and what else the optimizers of `presets.torch`
-    keep, transposed where the weight is. What PyTorch has no word for, an average of the parameters, starts anew.
+    keep, transposed where the weight is. An average of the parameters, which PyTorch's optimizers do not keep, starts anew.
 
     Args:
       tx: the recipe: what `from_torch` made of the optimizer, a preset of `presets.torch`, or a chain with the same
