@@ -31,7 +31,7 @@ class ExponentialDecay(Schedule):
       initial_learning_rate: the value at step 0, >= 0.
       decay_steps: the number of steps in which the value falls by `decay_rate`, > 0.
       decay_rate: > 0.
-      staircase: whether to fall in steps.
+      staircase: whether the value stays the same for `decay_steps` steps and then falls at once.
 
     Example:
       >>> import optchain
@@ -62,7 +62,7 @@ class InverseTimeDecay(Schedule):
       initial_learning_rate: the value at step 0, >= 0.
       decay_steps: > 0.
       decay_rate: >= 0.
-      staircase: whether to fall in steps.
+      staircase: whether the value stays the same for `decay_steps` steps and then falls at once.
 
     Example:
       >>> import optchain

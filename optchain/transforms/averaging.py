@@ -31,9 +31,9 @@ def average_params(
 ) -> Transformation:
     """Keeps an exponential moving average of the parameters, as they are after the update. A parameter link.
 
-        step = calls // calls_per_step
-        average ← m · average + (1 − m) · params,   m = 0 while step is 0, else momentum
-        params ← average,   where (step + 1) is a multiple of overwrite_every
+        updates = calls // calls_per_step,   of the calls before
+        average ← m · average + (1 − m) · params,   m = 0 while updates is 0, else momentum
+        params ← average,   where (updates + 1) is a multiple of overwrite_every
 
     Keras's `use_ema`, `ema_momentum`, `ema_overwrite_frequency`. Outside a gate it runs at every call, inside it at every
     update. `averaged_params(state)` and `finalize(params, state)` give the average.
@@ -42,8 +42,8 @@ def average_params(
 
     Args:
       momentum: the weight of the old average, in [0, 1].
-      overwrite_every: how many steps lie between overwrites of the parameters, >= 1; None for never.
-      calls_per_step: how many calls a step is made of, >= 1: outside of `accumulate`, its `steps`.
+      overwrite_every: the number of updates from one overwrite of the parameters to the next, >= 1; None for never.
+      calls_per_step: the number of calls that make one update, >= 1: outside of `accumulate`, its `steps`.
       average_dtype: the dtype of the average; float32 or wider if None.
 
     Returns:

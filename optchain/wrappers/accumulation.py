@@ -65,8 +65,8 @@ def accumulate(
 
     Args:
       inner: what runs on the mean: a transformation of optchain or Optax. Clipping belongs inside, to act on the mean.
-      steps: the number of calls in a window, which makes one update, >= 1; or a schedule of it, a callable of the number of updates made
-        so far, whose value is rounded: a real scalar in [1, 2³¹ − 1]. Under `jit` its value cannot be checked: below 1 it is
+      steps: the number of calls that make one update, >= 1: the length of the window. Or a schedule of it, a callable of the
+        number of updates made so far, whose value is rounded: a real scalar in [1, 2³¹ − 1]. Under `jit` its value cannot be checked: below 1 it is
         taken as 1, and while it is NaN no update is made. An average around such a gate is refused: it could not count updates.
       accumulator_dtype: the dtype of the accumulator; float32 or wider if None.
 

@@ -169,9 +169,8 @@ def _roots(
 
     `sums_each_at_its_power` takes the sums again, of the numbers times a power of two for each sum; `sums_all_at_one_power`
     takes them with one power for all. The first is called in a branch, taken when a sum is infinite or so small that squares
-    may have been lost, as in a leaf of
-    zeros: else the numbers are read once. With powers that depend on that alone no maximum is needed: whatever float32
-    holds, its squares are in range after one of the two.
+    may have been lost, as in a leaf of zeros: else the numbers are read once. The powers depend on that alone, and no maximum
+    is needed: of any number that float32 holds, the square is in range after one of the two.
 
     A TPU's compiler keeps a gradient in vector memory from its norm to its update, but not across a branch: there the three sums
     are taken in one pass.

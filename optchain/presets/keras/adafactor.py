@@ -27,15 +27,14 @@ def adafactor(
         û = u / max(1, rms(u) / clip_threshold)
         p ← p − min(lr, 1/√t) · max(ε₂, rms(p)) · û, with t counting updates from 1
 
-    Keras takes the minimum with `1/√t` whether `relative_step` is set or not, and so does this: the argument is there so that
+    The learning rate is the largest relative step. Keras takes the minimum with `1/√t` whether `relative_step` is set or not, and so does this: the argument is there so that
     Keras's recipes can be written down, and changes nothing. What differs: where a row and a column of a matrix have had no
     gradient Keras's update is NaN in float32, and 0 here.
 
     Args:
-      learning_rate: the largest relative step; a number >= 0, an array, a schedule of the count of calls, or a callable of no
-        arguments.
+      learning_rate: a number >= 0, an array, a schedule of the count of calls, or a callable of no arguments.
       beta_2_decay: the decay of the second moment is `1 − t^beta_2_decay`; a number <= 0.
-      epsilon_1: what is added to the squared gradient, >= 0.
+      epsilon_1: added to the squared gradient, >= 0.
       epsilon_2: the least size of a parameter, >= 0.
       clip_threshold: the largest root mean square of a leaf's update, > 0.
       relative_step: without effect, see above.

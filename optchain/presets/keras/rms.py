@@ -39,10 +39,10 @@ def rmsprop(
       learning_rate: a number >= 0, an array, a schedule of the count of calls, or a callable of no arguments.
       rho: decay of the averages, in [0, 1).
       momentum: decay of the velocity, in [0, 1].
-      epsilon: what is added to the squares, >= 0.
+      epsilon: added to the squares under the root, >= 0.
       centered: whether to divide by the standard deviation.
-      moment_dtype: the dtype in which the averages and the velocity are stored, bfloat16, float32 or float64, or one by name:
-        `{"velocity": "bfloat16"}`; float32 or wider if None.
+      moment_dtype: the dtype in which the rule's slots are stored, bfloat16, float32 or float64, or a dict of these by the
+        names of slots; float32 or wider if None.
       {shared}
 
     Raises:
@@ -74,8 +74,8 @@ def adagrad(
 
     Args:
       learning_rate: a number >= 0, an array, a schedule of the count of calls, or a callable of no arguments.
-      initial_accumulator_value: what the sum of the squared gradients starts from, >= 0.
-      epsilon: what is added to the sum, >= 0.
+      initial_accumulator_value: the value from which the sum of the squared gradients starts, >= 0.
+      epsilon: added to the squares under the root, >= 0.
       {shared}
 
     Raises:
@@ -112,8 +112,8 @@ def adadelta(
       learning_rate: a number >= 0, an array, a schedule of the count of calls, or a callable of no arguments.
       rho: decay of the averages, in [0, 1).
       epsilon: what the first steps are made of, >= 0.
-      moment_dtype: the dtype in which the averages are stored, bfloat16, float32 or float64, or one by name:
-        `{"e_g": "bfloat16"}`; float32 or wider if None.
+      moment_dtype: the dtype in which the rule's slots are stored, bfloat16, float32 or float64, or a dict of these by the
+        names of slots; float32 or wider if None.
       {shared}
 
     Raises:

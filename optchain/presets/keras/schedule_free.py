@@ -38,9 +38,10 @@ def schedule_free_adamw(
       learning_rate: a number >= 0, an array, a schedule of the count of calls, or a callable of no arguments.
       beta_1: how far the gradients are taken towards the average, in [0, 1). Keras's update is NaN with 0.
       beta_2: decay of the second moment, in [0, 1).
-      epsilon: what keeps the quotient finite, >= 0.
+      epsilon: added to the denominator, >= 0.
       warmup_steps: over how many updates the learning rate grows from 0, >= 0.
-      moment_dtype: the dtype in which the second moment is stored; float32 or wider if None.
+      moment_dtype: the dtype in which the rule's slots are stored, bfloat16, float32 or float64, or a dict of these by the
+        names of slots; float32 or wider if None.
       {shared}
 
     Raises:
