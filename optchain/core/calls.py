@@ -1,4 +1,4 @@
-"""Calls whose arguments do not fit: errors that name the function, and the argument that was meant.
+"""Calls whose arguments do not fit: errors that name the function, and suggest the right argument.
 
 People know the names of Optax, PyTorch and Keras by heart. `ALIASES` says what they are called here.
 """
@@ -84,7 +84,7 @@ ABSENT = {
 
 
 def bind(function: str, signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """`signature.bind`, whose errors name the function and the argument that was meant.
+    """`signature.bind`, whose errors name the function and suggest the right argument.
 
     Raises:
       TypeError: the arguments do not fit.
@@ -98,7 +98,7 @@ def bind(function: str, signature: inspect.Signature, args: tuple[Any, ...], kwa
 
 
 def with_clear_call_errors(function: F) -> F:
-    """A function, or a class by what builds it, whose wrong calls name it and the argument that was meant."""
+    """A function, or a class by what builds it, whose errors on a wrong call name it and suggest the right argument."""
     target: Any = function
     name, signature = target.__name__, inspect.signature(function)
 
@@ -128,7 +128,7 @@ def _unknown(name: str, signature: inspect.Signature) -> str:
 
 
 def closest_name(name: str, known: list[str]) -> str | None:
-    """Which of the known names was meant: by what it is called elsewhere, else by its spelling; None if none is near."""
+    """The known name closest to a wrong one: that of the same argument in another library, else the nearest spelling."""
     for alias in ALIASES.get(name, ()):
         if all(part in known for part in alias.split(" and ")):
             return alias

@@ -2,7 +2,7 @@
 
 A Python number is a compile-time constant, except the learning rate and a static loss scale. Those, and every array, are
 kept in the state under `hyperparams`. A schedule (a callable of the step) or a callable of no arguments is evaluated once
-per call of the link that owns it; what it gave is kept in the state under `scheduled`.
+per call of the link that owns it; its value is kept in the state under `scheduled`.
 """
 
 from collections.abc import Callable, Mapping
@@ -84,7 +84,7 @@ class Hyperparams:
     def check_for(self, params: Any) -> None:
         """Requires every number that is known to be in range in the dtypes in which it meets the parameters.
 
-        With JAX's 64-bit mode on, what was checked in float64 is used in float32 on a float32 leaf.
+        With JAX's 64-bit mode on, a number that was checked in float64 is used in float32 on a float32 leaf.
         """
         default, checked = trees.default_float(), set[Any]()
         for path, leaf in trees.leaves_with_paths(params):

@@ -124,7 +124,7 @@ def find_states(state: Any, *names: str) -> list[tuple[str, Any]]:
         if not is_state(path, node):
             return None
         found.append(("/".join(path_names(path)), node))
-        # A gate's inner state lies below its own; what lies below a mirrored tree is no link's.
+        # A gate's inner state lies below its own; entries below a mirrored tree belong to no link.
         below = {key: entry for key, entry in node.items() if key not in names}
         jax.tree_util.tree_map_with_path(lambda p, n: visit((*path, *p), n), below, **_leaves(path))
         return None

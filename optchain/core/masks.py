@@ -154,7 +154,7 @@ class Matching(Choice):
         if paths and not any(found) and not self.allow_unmatched:  # a tree that is masked out whole has no paths
             raise ValueError(
                 f"{self!r} matches no parameter; the paths are: {', '.join(paths)}. "
-                "If that is meant, use matching(…, allow_unmatched=True)."
+                "If you want that, use matching(…, allow_unmatched=True)."
             )
         return jax.tree.unflatten(jax.tree.structure(params), [flag != self.inverted for flag in found])
 
@@ -289,7 +289,7 @@ def _flags(name: str, mask: Tree) -> Tree:
             )
         if arguments.is_traced(leaf):
             raise TypeError(
-                f"{trees.path_code(name, path)} is traced: which parameters are meant must be known before tracing. Give "
+                f"{trees.path_code(name, path)} is traced: the chosen parameters must be known before tracing. Give "
                 "True or False, or decide by a parameter's path, shape or dtype"
             )
         return bool(leaf)

@@ -102,5 +102,5 @@ def slot_names() -> frozenset[str]:
 
 
 def lies_in_slot(names: Iterable[str]) -> bool:
-    """Whether a path in a state leads into a slot: what lies there belongs to a parameter, whatever it is called."""
+    """Whether a path in a state leads into a slot. Entries there belong to a parameter, whatever their names."""
     return not _names.isdisjoint(names)

@@ -65,7 +65,7 @@ class Transformation(Identity):
         `RowGradient` in place of an array; `"examples"`, gradients of single examples, with a leading axis of these
         (see `per_example`). Scaled updates are multiplied and rows made dense for a link that does not accept them.
       rowwise: whether it treats each row of a table by itself, so that it may run on the rows that a gradient names
-        (`lazy_rows`): what it keeps for a parameter has the parameter's shape, and zeros for the other rows change nothing.
+        (`lazy_rows`): its entries for a parameter have the parameter's shape, and zeros for the other rows change nothing.
 
     Attributes:
       name: what the link is called in a chain's state.
@@ -451,7 +451,7 @@ def no_state(params: Tree) -> dict[str, Any]:
 
 
 def _check_declared(stage: Any, accepts: frozenset[Any], rowwise: Any, _needs_params: Any) -> None:
-    """Refuses a misspelled stage or form, with which a check or a fast path would be off and nobody would notice."""
+    """Refuses a misspelled stage or form, which would turn off a check or a fast path silently."""
     for name, given, known in (("stage", {stage} - {None}, Stage), ("accepts", accepts, Form)):
         for value in sorted(given - {*get_args(known)}, key=repr):
             raise ValueError(f"{name} must be one of {', '.join(map(repr, get_args(known)))}; got {value!r}")

@@ -1,7 +1,7 @@
 """Which parameter here is which variable there: by their names, by a given order, or by a table.
 
-Nothing is guessed. Shapes never decide what belongs together, they only confirm it; what is ambiguous or incomplete is an
-error that prints both sides.
+Nothing is guessed. Shapes never decide what belongs together, they only confirm it; an ambiguous or incomplete mapping is
+an error that prints both sides.
 """
 
 from collections.abc import Mapping, Sequence

@@ -26,11 +26,12 @@ def merge(saved: Any, target: Tree, *, hyperparams: Choice) -> tuple[Tree, Repor
     Args:
       saved: any pytree of arrays: a state, or what a serializer made of it, with dicts for named tuples, lists for
         tuples and strings for integer keys. Entries without arrays, such as None, are nothing.
-      target: a tree of the wanted structure: `tx.init(params)`, or `{"params": params, "state": tx.init(params)}`. What
-        was not saved is taken from it; a `jax.ShapeDtypeStruct` may stand for what surely was. It is not changed.
-      hyperparams: which of the hyperparameters that are values in the state the run goes on with: the `"saved"` ones,
-        or those that the transformation was `"configured"` with now. A schedule is always the transformation's own, and
-        goes on at the saved count.
+      target: a tree of the wanted structure: `tx.init(params)`, or `{"params": params, "state": tx.init(params)}`. Entries
+        that were not saved are taken from it; a `jax.ShapeDtypeStruct` may stand for an entry that surely was saved. It is
+        not changed.
+      hyperparams: the hyperparameters in the state with which the run goes on: the `"saved"` ones, or those that the
+        transformation is `"configured"` with now. A schedule is always the transformation's own, and goes on at the saved
+        count.
 
     Returns:
       `(tree, report)`: copies, in the structure, dtypes and shardings of `target`; and what became of each array.
@@ -152,7 +153,7 @@ def _check_model(
     if wanted and saved and not sources:
         entries = (sorted({"/".join(_entry(names)) for names in side}) for side in (saved, wanted))
         theirs, ours = map(join_paths, entries)
-        raise ValueError(f"nothing of what is saved belongs here: saved are {theirs}; expected are {ours}")
+        raise ValueError(f"no saved entry has a counterpart: saved are {theirs}; expected are {ours}")
     used = set(sources.values())
     trees = {_entry(names): _entry(moved.get(names, names)) for names in wanted}
     for entry, source in trees.items():

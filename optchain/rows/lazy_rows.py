@@ -61,7 +61,7 @@ def lazy_rows(inner: optax.GradientTransformation, *, catch_up: bool = False) ->
 
     Raises:
       ValueError: a link that mixes rows (the message names it), such as `accumulate`, a factored second moment, or a link of
-        Optax, of which nobody knows.
+        Optax, which may.
 
     Example:
       >>> import jax.numpy as jnp, optchain

@@ -48,7 +48,7 @@ def scale_by_factored_rms(beta_2_decay: float = -0.8, epsilon: Hyperparam = 1e-3
     product of two `ε` is 0 in float32, and its update NaN.
 
     Args:
-      beta_2_decay: how the decay comes near 1, a number <= 0.
+      beta_2_decay: the exponent that takes the decay towards 1, a number <= 0.
       epsilon: what is added to the squares, >= 0.
 
     Returns:

@@ -84,7 +84,7 @@ class Join(Schedule):
         step = as_step(step)
         value = jnp.asarray(self.schedules[0](step), trees.default_float())
         for boundary, schedule in zip(self.boundaries, self.schedules[1:], strict=True):
-            # A schedule before its own beginning would be asked for negative steps; what it says there is not used.
+            # Before a schedule begins, its own step would be negative: it is evaluated at 0, and that value is not used.
             own = jnp.maximum(step - jnp.asarray(boundary, step.dtype), 0)
             value = jnp.where(reached(step, boundary), jnp.asarray(schedule(own), value.dtype), value)
         return value

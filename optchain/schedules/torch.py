@@ -204,7 +204,7 @@ class CosineAnnealingWarmRestarts(Schedule):
     Args:
       lr: the value at every restart, >= 0.
       T_0: the length of the first period, in steps, >= 1.
-      T_mult: how many times longer each period is than the one before, an integer >= 1.
+      T_mult: the length of each period over that of the one before, an integer >= 1.
       eta_min: the value that a period falls towards, >= 0.
 
     Source: Loshchilov & Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", 2017, arXiv:1608.03983.

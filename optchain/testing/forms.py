@@ -1,4 +1,4 @@
-"""What holds for `init`, `update` and `apply`: the two forms agree, dtypes stay, nothing that a caller holds is written to."""
+"""Checks of `init`, `update` and `apply`: the two forms agree, dtypes stay, nothing that a caller holds is written to."""
 
 from typing import Any
 
@@ -171,7 +171,7 @@ def scalars_of_the_state_are_in_the_default_float_or_int32(subject: Subject) -> 
 
 
 def _no_scalars(subject: Subject, dtype: Any) -> Tree:
-    """The parameters, but for scalars: what mirrors those is a scalar, and no count or rate."""
+    """The parameters, but for scalars: their slots are scalars too, and would be taken for counts or rates."""
     return jax.tree.map(lambda p: p if jnp.ndim(p) else p[None], subject.params(dtype))
 
 

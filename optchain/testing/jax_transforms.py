@@ -1,4 +1,4 @@
-"""What holds under every transform of JAX: jit, scan, vmap, grad, export, and the settings that are strict."""
+"""Checks under every transform of JAX: jit, scan, vmap, grad, export, and the settings that are strict."""
 
 import contextlib
 import importlib.util

@@ -1,4 +1,4 @@
-"""What is checked: a transformation, and what is known of it."""
+"""The subject of the checks: a transformation, and its known properties."""
 
 import dataclasses
 from collections.abc import Callable

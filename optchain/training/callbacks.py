@@ -42,11 +42,11 @@ class ReduceLROnPlateau:
     or an array, not a schedule.
 
     Args:
-      factor: what the rate is multiplied by, in (0, 1).
-      patience: how many evaluations without improvement are waited for, >= 0.
+      factor: the factor of a reduction, in (0, 1).
+      patience: the number of evaluations without improvement to wait for, >= 0.
       mode: whether the metric should fall (`min`) or rise (`max`).
-      min_delta: by how much the metric must improve to count, >= 0.
-      cooldown: how many evaluations after a reduction are not counted, >= 0.
+      min_delta: the least improvement of the metric that counts, >= 0.
+      cooldown: the number of evaluations after a reduction that do not count, >= 0.
       min_learning_rate: the rate is not lowered below this, >= 0.
       name: which hyperparameter, as `get_hyperparams` keys it.
 
@@ -117,11 +117,11 @@ class EarlyStopping:
     """Says when a metric has not improved for `patience` evaluations.
 
     Args:
-      patience: how many evaluations without improvement are waited for, >= 0.
+      patience: the number of evaluations without improvement to wait for, >= 0.
       mode: whether the metric should fall (`min`) or rise (`max`).
-      min_delta: by how much the metric must improve to count, >= 0.
-      baseline: what the metric must beat for an improvement to start the waiting over; None for nothing.
-      start_from: how many evaluations are not looked at first, >= 0.
+      min_delta: the least improvement of the metric that counts, >= 0.
+      baseline: the value that an improvement must beat to start the waiting over; None for no such value.
+      start_from: the number of evaluations to skip at first, >= 0.
 
     Example:
       >>> import optchain

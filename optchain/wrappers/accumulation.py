@@ -53,21 +53,23 @@ def accumulate(
     `gradient_accumulation_steps`.
 
     A call may give a `weight`, 1 if it does not: with the number of tokens of the micro-batch as weight, the mean is the
-    gradient of the whole batch. A call of weight 0 fills a place in the window and does not count, even if its gradient is NaN. An
-    `accumulate` within gets the weight of the whole window, so that nested means are exact too.
-    `flush(tx, params, state)` applies a tail that did not fill a window.
+    gradient of the whole batch. A call of weight 0 fills a place in the window and does not count, even if its gradient is
+    NaN. An `accumulate` within gets the weight of the whole window, so that nested means are exact too. `flush(tx, params,
+    state)` applies a tail that did not fill a window.
 
-    A weight is 0 or in [2⁻⁶⁴, 2⁶⁴], a number or a real scalar array. A traced weight cannot be checked: if it is negative or not
-    finite, the mean of its window is NaN. Σ weight · |g| must be within the range of the accumulator, 3.4e38 in
-    float32, as for the plain sum of four gradients: beyond it the mean is infinite or NaN, and a gate within drops the window.
+    A weight is 0 or in [2⁻⁶⁴, 2⁶⁴], a number or a real scalar array. A traced weight cannot be checked: if it is negative
+    or not finite, the mean of its window is NaN. Σ weight · |g| must be within the range of the accumulator, 3.4e38 in
+    float32, as for the plain sum of four gradients: beyond it the mean is infinite or NaN, and a gate within drops the
+    window.
 
     In an `optax.chain` it must be the last link: a link after it would act on the zero updates of the other calls.
 
     Args:
       inner: what runs on the mean: a transformation of optchain or Optax. Clipping belongs inside, to act on the mean.
-      steps: the number of calls that make one update, >= 1: the length of the window. Or a schedule of it, a callable of the
-        number of updates made so far, whose value is rounded: a real scalar in [1, 2³¹ − 1]. Under `jit` its value cannot be checked: below 1 it is
-        taken as 1, and while it is NaN no update is made. An average around such a gate is refused: it could not count updates.
+      steps: the number of calls that make one update, >= 1: the length of the window. Or a schedule of it, a callable of
+        the number of updates made so far, whose value is rounded: a real scalar in [1, 2³¹ − 1]. Under `jit` its value
+        cannot be checked: below 1 it is taken as 1, and while it is NaN no update is made. An average around such a gate is
+        refused: it could not count updates.
       accumulator_dtype: the dtype of the accumulator; float32 or wider if None.
 
     Returns:
@@ -87,7 +89,7 @@ def accumulate(
     gated = as_transformation(inner, "inner")
     if is_lazy(gated):
         raise ValueError(
-            "accumulate cannot run lazy_rows: what it accumulates is the whole gradient, which names no rows. Leave out "
+            "accumulate cannot run lazy_rows: it accumulates the whole gradient, which names no rows. Leave out "
             "lazy_rows, or concatenate the batches"
         )
     varying = callable(steps)

@@ -45,7 +45,7 @@ def schedule_free(inner: optax.GradientTransformation, beta_1: Hyperparam = 0.9)
 
     Args:
       inner: a rule that acts on gradients, its learning rate included; it has no momentum of its own.
-      beta_1: how far the gradients are taken towards the average, in [0, 1).
+      beta_1: the weight of the average in the point at which gradients are taken, in [0, 1).
 
     Returns:
       A transformation with state `count, beta_1, iterates, inner`, that needs the parameters.

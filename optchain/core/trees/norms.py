@@ -178,7 +178,7 @@ def _roots(
 
     def power(square: jax.Array, size: Any) -> jax.Array:
         info = jnp.finfo(dtype or square.dtype)
-        # Relative to this, what was flushed is a rounding.
+        # Relative to this, squares flushed to zero are a rounding error.
         lost = np.maximum(size, 1) * 2.0 ** (info.minexp + info.nmant + 1)
         up, down = _powers_of_rescue(info.dtype)
         up = jnp.where(square < jnp.asarray(lost, square.dtype), up, 0)
@@ -212,7 +212,7 @@ def _roots(
 
 
 def _powers_of_rescue(dtype: Any) -> tuple[int, int]:
-    """What numbers are multiplied by whose squares were lost, and by whose squares overflowed."""
+    """The exponents of the factors for numbers whose squares were lost, and for those whose squares overflowed."""
     largest = jnp.finfo(dtype).maxexp
     return 5 * largest // 8, -3 * largest // 4
 

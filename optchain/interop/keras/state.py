@@ -87,7 +87,7 @@ def save_state(
       target: the optimizer, `to_keras(tx)` or one like it, built; or a model that is compiled with it. Its variables are
         assigned all together, or not at all.
       mapping: as in `load_state`.
-      calls: how many calls were made, where the state does not count them and the optimizer does not depend on it, such as
+      calls: the number of calls made, where the state does not count them and the optimizer does not depend on it, such as
         plain SGD at a constant rate; None for what the state says.
 
     Raises:

@@ -60,7 +60,9 @@ def to_optax_state(
     partner = {node.path: place for kind in RULES for place, node in pairs(kind, found, theirs)}
     left = [] if lossy else entries_without_counterpart(found, state)
     if left:
-        raise ValueError(f"optax_tx has no place for {join_paths(left)}: take what you need of it, and say lossy=True")
+        raise ValueError(
+            f"optax_tx has no place for {join_paths(left)}: read what you need first, then pass lossy=True"
+        )
 
     def count(inside: bool) -> int | None:
         """What our links counted, inside an accumulation or not: updates there, calls here."""

@@ -68,8 +68,8 @@ def to_state_dict(
     left = [] if lossy else entries_without_counterpart(found, state)
     if left:
         raise ValueError(
-            f"PyTorch's optimizers have no place for {join_paths(left)}: take what you need of it, such as averaged_params(state), and "
-            "say lossy=True. Gradients that wait in accumulate are applied by flush(tx, params, state)"
+            f"PyTorch's optimizers have no place for {join_paths(left)}: read what you need first, such as averaged_params(state), "
+            "then pass lossy=True. Gradients that wait in accumulate are applied by flush(tx, params, state)"
         )
     owner = {path: place for place in presets for path in place.parameters}
     slots = {place: _slots(place, found, state, layouts(params, transforms), step or 0) for place in presets}

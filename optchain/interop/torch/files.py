@@ -106,7 +106,7 @@ def _read_pickled(path: Path) -> Any:
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of how it was pickled: what cannot be read is an error anyway
+            warnings.simplefilter("ignore")  # of how it was pickled: an unreadable file is an error anyway
             archive.check(path)
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

@@ -27,9 +27,9 @@ def adafactor(
         û = u / max(1, rms(u) / clip_threshold)
         p ← p − min(lr, 1/√t) · max(ε₂, rms(p)) · û, with t counting updates from 1
 
-    The learning rate is the largest relative step. Keras takes the minimum with `1/√t` whether `relative_step` is set or not, and so does this: the argument is there so that
-    Keras's recipes can be written down, and changes nothing. What differs: where a row and a column of a matrix have had no
-    gradient Keras's update is NaN in float32, and 0 here.
+    The learning rate is the largest relative step. Keras takes the minimum with `1/√t` whether `relative_step` is set or
+    not, and so does this: the argument is there so that Keras's recipes can be written down, and changes nothing. What
+    differs: where a row and a column of a matrix have had no gradient Keras's update is NaN in float32, and 0 here.
 
     Args:
       learning_rate: a number >= 0, an array, a schedule of the count of calls, or a callable of no arguments.

@@ -60,7 +60,7 @@ def muon(
       muon_a: the first coefficient of the Newton-Schulz iteration, a number.
       muon_b: its second coefficient.
       muon_c: its third coefficient.
-      adam_lr_ratio: what the learning rate of Adam's steps, not of its decay, is multiplied by, >= 0.
+      adam_lr_ratio: the factor of the learning rate in Adam's steps, but not in its decay, >= 0.
       momentum: decay of the momentum of the matrices, in [0, 1].
       ns_steps: the number of iterations, >= 1.
       nesterov: whether to look ahead.

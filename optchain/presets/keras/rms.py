@@ -111,7 +111,7 @@ def adadelta(
     Args:
       learning_rate: a number >= 0, an array, a schedule of the count of calls, or a callable of no arguments.
       rho: decay of the averages, in [0, 1).
-      epsilon: what the first steps are made of, >= 0.
+      epsilon: added to the squares under both roots, >= 0; it sets the size of the first steps.
       moment_dtype: the dtype in which the rule's slots are stored, bfloat16, float32 or float64, or a dict of these by the
         names of slots; float32 or wider if None.
       {shared}

@@ -36,7 +36,7 @@ def schedule_free_adamw(
 
     Args:
       learning_rate: a number >= 0, an array, a schedule of the count of calls, or a callable of no arguments.
-      beta_1: how far the gradients are taken towards the average, in [0, 1). Keras's update is NaN with 0.
+      beta_1: the weight of the average in the point at which gradients are taken, in [0, 1). Keras's update is NaN with 0.
       beta_2: decay of the second moment, in [0, 1).
       epsilon: added to the denominator, >= 0.
       warmup_steps: over how many updates the learning rate grows from 0, >= 0.

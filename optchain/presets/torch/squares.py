@@ -77,7 +77,7 @@ def adagrad(
       lr: a number >= 0, an array, a schedule of the count of calls, or a callable of no arguments.
       lr_decay: how fast the rate falls with the number of updates made before, a number >= 0.
       weight_decay: an L2 penalty, added to the gradient before the rule, >= 0 (see `add_l2_penalty`).
-      initial_accumulator_value: what the sum starts from, a number >= 0.
+      initial_accumulator_value: the value from which the sum starts, a number >= 0.
       eps: added to the denominator, >= 0.
       maximize: whether to climb instead of descending.
 
