@@ -79,8 +79,8 @@ def lazy_rows(inner: optax.GradientTransformation, *, catch_up: bool = False) ->
     refusing = wrapped.refuses_rows()
     if refusing is not None:
         raise ValueError(
-            f"lazy_rows cannot run {refusing} on some rows of a table only: it does not treat each row by itself, or nobody "
-            "knows whether it does"
+            f"lazy_rows cannot run {refusing} on some rows of a table only: it does not treat each row by itself, or does "
+            "not declare that it does"
         )
 
     return LazyRows._of(

@@ -185,7 +185,7 @@ class StepOverMesh:
         leaves, treedef = jax.tree.flatten(params)
         if any(map(arguments.is_traced, leaves)):
             raise TypeError(
-                "a step over a mesh looks where its parameters lie, and inside of jit, scan or vmap they lie nowhere yet: "
+                "a step over a mesh reads the shardings of its parameters, which they do not have inside jit, scan or vmap: "
                 "use tx.apply there, and give out_shardings to the outermost jit"
             )
         shardings = jax.tree.leaves(parameter_shardings(params, self._mesh))

@@ -73,9 +73,9 @@ class Weights:
         while waiting:
             place, group = waiting.pop()
             visited += 1
-            # A group may contain itself: what is too deep or too large to be a model ends here.
+            # A group may contain itself: the walk ends where it is too deep or too large for a model.
             if visited > MAX_GROUPS or place.count("/") > MAX_DEPTH:
-                raise ValueError(f"{self.what}: what is in {root} is too deep or too large to be a model")
+                raise ValueError(f"{self.what}: {root} is too deep or too large to be a model")
             names = sorted((name for name in group or () if isinstance(name, str)), reverse=True)
             children = {name: self._child(group, name) for name in names}
             groups = {name: child for name, child in children.items() if isinstance(child, _h5py().Group)}
