@@ -47,7 +47,7 @@ def check_transformation(
         whose masks look for certain paths.
       refuses_complex: whether complex parameters are an error of it, a `TypeError` at `init` that says so.
       exports: whether `jax.export` takes a step: not with a hyperparameter that is read on the host.
-      is_still: whether zero gradients leave zero parameters at zero: False for a link that adds noise.
+      zero_is_fixed_point: whether zero gradients leave zero parameters at zero: False for a link that adds noise.
       only: the names of the checks to run, all if None.
       skip: the names of checks to leave out.
 
