@@ -89,7 +89,7 @@ from optchain.wrappers.loss_scale import unscale_gradients as unscale_gradients
 from optchain.wrappers.masking import freeze as freeze
 from optchain.wrappers.masking import masked as masked
 from optchain.wrappers.multi_optimizer import multi_optimizer as multi_optimizer
-from optchain.wrappers.nonfinite import check as check
+from optchain.wrappers.nonfinite import raise_if_nonfinite as raise_if_nonfinite
 from optchain.wrappers.nonfinite import skip_nonfinite as skip_nonfinite
 from optchain.wrappers.per_example import per_example as per_example
 from optchain.wrappers.schedule_free import schedule_free as schedule_free

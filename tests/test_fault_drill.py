@@ -175,7 +175,7 @@ def test_with_skip_nonfinite_the_faults_are_counted_exactly(digits: tuple[np.nda
         run_length = 0 if fault == 1 else run_length + 1
         skipped += fault != 1
         assert (int(metrics["skipped_steps"]), int(metrics["consecutive"])) == (skipped, run_length)
-        oc.check(metrics)
+        oc.raise_if_nonfinite(metrics)
     assert skipped == MICRO // 10
     assert updates_in(state) == (MICRO - skipped) // WINDOW
     accuracy = float(np.mean(np.argmax(logits_of(params, x_test), axis=1) == y_test))

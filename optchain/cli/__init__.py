@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except ModuleNotFoundError as error:
         return _fail(_missing(error))
-    # What all of typer's usage errors have in common has no public name, and moved between its versions.
+    # The base class of typer's usage errors has no public name, and moved between its versions.
     usage_error = cast(type[Exception], typer.BadParameter.__mro__[2])
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax tells there, at length, what it raises too
     hook = sys.unraisablehook

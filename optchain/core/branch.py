@@ -115,11 +115,11 @@ class _Body:
 def _once(pred: jax.Array, run: Callable[[list[Any]], list[Any]], leaves: list[Any]) -> list[Any]:
     """A loop of at most one round."""
 
-    def round_(carry: tuple[jax.Array, list[Any]]) -> tuple[jax.Array, list[Any]]:
+    def run_body(carry: tuple[jax.Array, list[Any]]) -> tuple[jax.Array, list[Any]]:
         pending, leaves = carry
         return ~pending, run(leaves)  # `~pending` is False, and varies over devices as `pending` does
 
-    return lax.while_loop(lambda carry: carry[0], round_, (pred, leaves))[1]
+    return lax.while_loop(lambda carry: carry[0], run_body, (pred, leaves))[1]
 
 
 def _bind(cond: Callable[..., list[Any]], on_gpu: Callable[..., list[Any]], *operands: Any) -> list[Any]:
@@ -140,32 +140,32 @@ def _types(*operands: Any, cond: ClosedJaxpr, on_gpu: ClosedJaxpr) -> tuple[Any,
 
 
 def _derivative(primals: Sequence[Any], tangents: Sequence[Any], **forms: ClosedJaxpr) -> tuple[list[Any], list[Any]]:
-    moving = [i for i, tangent in enumerate(tangents) if not isinstance(tangent, ad.Zero)]
+    perturbed = [i for i, tangent in enumerate(tangents) if not isinstance(tangent, ad.Zero)]
 
-    def of_moving(*moved: Any) -> list[Any]:
-        operands = dict(enumerate(primals)) | dict(zip(moving, moved, strict=True))
+    def of_perturbed(*perturbed_values: Any) -> list[Any]:
+        operands = dict(enumerate(primals)) | dict(zip(perturbed, perturbed_values, strict=True))
         return as_cond(*operands.values(), **forms)
 
-    out, directions = jax.jvp(of_moving, [primals[i] for i in moving], [tangents[i] for i in moving])
-    still = [direction.dtype == jax.dtypes.float0 for direction in directions]
+    out, directions = jax.jvp(of_perturbed, [primals[i] for i in perturbed], [tangents[i] for i in perturbed])
+    has_no_tangent = [direction.dtype == jax.dtypes.float0 for direction in directions]
     zeros = [ad.Zero(jax.typeof(value).to_tangent_aval()) for value in out]
-    return out, [zero if s else d for zero, s, d in zip(zeros, still, directions, strict=True)]
+    return out, [zero if s else d for zero, s, d in zip(zeros, has_no_tangent, directions, strict=True)]
 
 
 def _batched(
     axis: Any, operands: Sequence[Any], dims: Sequence[int | None], **forms: ClosedJaxpr
 ) -> tuple[list[Any], list[int | None]]:
-    """What does not differ from one member of the batch to the next, such as a count of calls, stays single."""
+    """Keeps a value unbatched that is the same for every member of the batch, such as a count of calls."""
     names = {"axis_name": axis.name if isinstance(axis.name, str) else None, "spmd_axis_name": axis.spmd_name}
     vmap = functools.partial(jax.vmap, in_axes=tuple(dims), axis_size=axis.size, **names)
     out_dims: list[int | None] = []
 
-    def looked_at(*operands: Any) -> list[Any]:
+    def probe(*operands: Any) -> list[Any]:
         out = as_on_gpu(*operands, **forms)
         out_dims[:] = [None if getattr(value, "batch_dim", None) is None else 0 for value in out]
         return out
 
-    jax.make_jaxpr(vmap(looked_at))(*operands)
+    jax.make_jaxpr(vmap(probe))(*operands)
     mapped = {
         name: jax.make_jaxpr(vmap(jaxpr_as_fun(form), out_axes=out_dims))(*operands) for name, form in forms.items()
     }

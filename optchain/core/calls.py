@@ -1,6 +1,6 @@
-"""Calls whose arguments do not fit: errors that name the function, and the argument that was meant.
+"""Calls whose arguments do not fit: errors that name the function, and suggest the right argument.
 
-People come with the names of Optax, PyTorch and Keras in their fingers. What such a name is called here, `ALIASES` says.
+People know the names of Optax, PyTorch and Keras by heart. `ALIASES` says what they are called here.
 """
 
 import difflib
@@ -84,7 +84,7 @@ ABSENT = {
 
 
 def bind(function: str, signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """`signature.bind`, whose errors name the function and the argument that was meant.
+    """`signature.bind`, whose errors name the function and suggest the right argument.
 
     Raises:
       TypeError: the arguments do not fit.
@@ -97,8 +97,8 @@ def bind(function: str, signature: inspect.Signature, args: tuple[Any, ...], kwa
         raise TypeError(f"{function}() {words}") from None
 
 
-def explained(function: F) -> F:
-    """A function, or a class by what builds it, whose wrong calls name it and the argument that was meant."""
+def with_clear_call_errors(function: F) -> F:
+    """A function, or a class by what builds it, whose errors on a wrong call name it and suggest the right argument."""
     target: Any = function
     name, signature = target.__name__, inspect.signature(function)
 
@@ -118,7 +118,7 @@ def explained(function: F) -> F:
 
 def _unknown(name: str, signature: inspect.Signature) -> str:
     known = [p.name for p in signature.parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    meant = meant_by(name, known)
+    meant = closest_name(name, known)
     if meant is not None:
         opposite = OPPOSITES.get(name) == meant
         sense = f" It is the opposite: it chooses what {name} leaves out." if opposite else ""
@@ -127,12 +127,12 @@ def _unknown(name: str, signature: inspect.Signature) -> str:
     return f"has no argument {name!r}{why}; it has: {', '.join(known) or 'none'}"
 
 
-def meant_by(name: str, known: list[str]) -> str | None:
-    """Which of the known names was meant: by what it is called elsewhere, else by its spelling; None if none is near."""
+def closest_name(name: str, known: list[str]) -> str | None:
+    """The known name closest to a wrong one: that of the same argument in another library, else the nearest spelling."""
     for alias in ALIASES.get(name, ()):
         if all(part in known for part in alias.split(" and ")):
             return alias
     if name in ALIASES or name in ABSENT:  # it has a meaning of its own, and is no misspelling
         return None
     near = difflib.get_close_matches(name, [*known, *ALIASES], n=1)
-    return None if not near else near[0] if near[0] in known else meant_by(near[0], known)
+    return None if not near else near[0] if near[0] in known else closest_name(near[0], known)

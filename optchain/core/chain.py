@@ -13,7 +13,7 @@ from typing import Any, Self, TypeGuard
 import optax
 
 from optchain.core import arguments, trees
-from optchain.core.composite import Composite, entries
+from optchain.core.composite import Composite, nonempty_states
 from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.optax_link import as_transformation, is_transformation
 from optchain.core.registry import register
@@ -47,8 +47,8 @@ def chain(*links: Link, learning_rate: Hyperparam | None = None, name: str = "ch
       *links: transformations of optchain or Optax, or pairs `(name, transformation)`. Links on gradients come first, then
         at most one gate, then links on parameters.
       learning_rate: a number >= 0, a scalar array, a schedule (a callable of the count of calls), or a callable of no
-        arguments. The first two can be changed with `set_hyperparams`. What a callable of no arguments returns is checked
-        when it is read; an error there, as any in a step whose buffers are donated, leaves no parameters behind.
+        arguments. The first two can be changed with `set_hyperparams`. The value of a callable of no arguments is
+        checked when it is read. An error inside a step whose buffers are donated loses the parameters.
       name: what the chain is called in another chain's state; an identifier.
 
     Returns:
@@ -56,7 +56,7 @@ def chain(*links: Link, learning_rate: Hyperparam | None = None, name: str = "ch
 
     Raises:
       TypeError: something that is not a transformation.
-      ValueError: no links, a name that is taken or not an identifier, an order that cannot be meant (the message says
+      ValueError: no links, a name that is taken or not an identifier, an invalid order (the message says
         which link stands where and why it cannot), or a learning rate that no link takes.
 
     Example:
@@ -124,7 +124,7 @@ class Chain(Composite):
             projected, projected_state = self._project(applied, state, **extra)
             new_state |= projected_state
             updates = trees.updates_to(projected, applied, params, updates)
-        return updates, entries(new_state)
+        return updates, nonempty_states(new_state)
 
     def _apply(self, params: Tree, state: State, grads: Tree, **extra: Any) -> tuple[Tree, State]:
         updates, new_state = self._run_gradient_links(grads, state, params, extra)
@@ -133,18 +133,18 @@ class Chain(Composite):
         else:
             params = trees.add(params, trees.force(updates))
         params, projected_state = self._project(params, state, **extra)
-        return params, entries({**new_state, **projected_state})
+        return params, nonempty_states({**new_state, **projected_state})
 
     def _project(self, params: Tree, state: State, **extra: Any) -> tuple[Tree, State]:
         new_state: dict[str, Any] = {}
         for link in self._parameter_links:
             params, new_state[link.name] = link.run_project(params, state.get(link.name, {}), extra)
-        return params, entries(new_state)
+        return params, nonempty_states(new_state)
 
     def _flush(self, params: Tree, state: State, **extra: Any) -> tuple[Tree, State]:
         if gate := self._gate:
             params, gate_state = gate.run_flush(params, state.get(gate.name, {}), extra)
-            state = {**state, **entries({gate.name: gate_state})}
+            state = {**state, **nonempty_states({gate.name: gate_state})}
         # Averages pass by, since a flush is no call; projections act.
         for link in self._parameter_links:
             params, _ = link.run_flush(params, state.get(link.name, {}), extra)

@@ -20,7 +20,7 @@ class Composite(Transformation):
         return cls._link(parts=parts, **{"accepts": frozenset({"scaled", "rows"}), "rowwise": True} | attributes)
 
     def _init(self, params: Tree) -> dict[str, Any]:
-        return entries({name: part.run_init(params) for name, part in self.parts.items()})
+        return nonempty_states({name: part.run_init(params) for name, part in self.parts.items()})
 
     def _update(self, updates: Tree, state: State, params: Tree | None, **extra: Any) -> tuple[Tree, State]:
         raise NotImplementedError
@@ -51,6 +51,6 @@ class Composite(Transformation):
         return self._flush(params, state, **{**extra, **self.hyperparams.last(state)})
 
 
-def entries(states: Mapping[str, State]) -> dict[str, Any]:
+def nonempty_states(states: Mapping[str, State]) -> dict[str, Any]:
     """The states of parts by name, without those that have none."""
     return {name: state for name, state in states.items() if not (isinstance(state, dict) and not state)}

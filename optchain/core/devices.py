@@ -46,7 +46,7 @@ def check_same(owner: str, what: str, value: jax.Array, axis_name: AxisName | No
         names = ", ".join(map(repr, varying))
         argument = names if len(varying) == 1 else f"({names})"
         raise ValueError(
-            f"{owner}: {what} differs over the devices of the axis {names}, and they would go apart. If each device has a part "
+            f"{owner}: {what} differs over the devices of the axis {names}, and they would diverge. If each device has a part "
             f"of the batch, put cross_replica_mean({argument}) first in the chain. If each has a part of the parameters, "
             f"give {owner} axis_name={argument}. If each trains a model of its own, give axis_name=()."
         )

@@ -1,9 +1,9 @@
 """Factors and norms that neither overflow nor underflow: a significand, and an exponent of its own.
 
 The reciprocal of a loss scale of 2¹²⁷ is subnormal in float32, and XLA flushes it to 0; the norm of four elements of 3e38 is
-beyond float32. What is left when the two meet their gradient is an ordinary number all the same. So what one scalar is
-divided or multiplied by goes into the significand, and the powers of two are added up apart. Where a factor meets a leaf,
-half of its power is multiplied in at a time: what lies between two numbers in range is in range.
+beyond float32. The gradient times such a factor is an ordinary number all the same. So products and quotients of scalars
+act on the significands, and the powers of two are added up separately. A leaf is multiplied by half of the power at a
+time: the number in between is in range if the leaf and the result are.
 """
 
 import dataclasses

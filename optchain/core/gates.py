@@ -7,11 +7,10 @@ from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from optchain.core import devices, trees
 from optchain.core.branch import run_if, run_or_zeros
-from optchain.core.composite import Composite, entries
+from optchain.core.composite import Composite, nonempty_states
 from optchain.core.factors import Factor
 from optchain.core.row_gradient import densified, is_rows
 from optchain.core.slot import Slot
@@ -22,7 +21,7 @@ from optchain.core.walk import walk
 Decision = tuple[jax.Array, Callable[[], Tree | trees.Scaled], dict[str, Any]]
 
 
-def storage(inner: Transformation) -> dict[str, float]:
+def largest_storable(inner: Transformation) -> dict[str, float]:
     """The largest numbers that the slots of `inner` can store, as `trees.all_usable` wants them.
 
     A slot that is real for complex parameters holds squares; another holds the values themselves.
@@ -90,7 +89,7 @@ class Gate(Composite):
     ) -> tuple[Tree, dict[str, Any]]:
         inner = self.parts["inner"]
         run_now, gradient, own = self._decide(updates, state, extra)
-        extra = self._handed_on(own, extra)
+        extra = self._extra_for_inner(own, extra)
 
         def run(inner_state: State) -> tuple[Tree, State]:
             updates, inner_state = inner.run_update(gradient(), inner_state, params, extra)
@@ -98,7 +97,7 @@ class Gate(Composite):
 
         like = jax.tree.map(_at_hand, trees.unscaled(updates), is_leaf=is_rows)
         updates, inner_state = run_or_zeros(run_now, run, like, state.get("inner", {}), mostly_runs=self._mostly_runs)
-        return updates, {**own, **entries({"inner": inner_state})}
+        return updates, {**own, **nonempty_states({"inner": inner_state})}
 
     def _apply(self, params: Tree, state: dict[str, Any], grads: Tree, **extra: Any) -> tuple[Tree, dict[str, Any]]:
         return self._step(params, state, self._decide(grads, state, extra), extra)
@@ -107,28 +106,28 @@ class Gate(Composite):
         if self._decide_flush is not None:
             return self._step(params, state, self._decide_flush(state), extra)
         params, inner_state = self.parts["inner"].run_flush(params, state.get("inner", {}), extra)
-        return params, {**state, **entries({"inner": inner_state})}
+        return params, {**state, **nonempty_states({"inner": inner_state})}
 
     def _step(
         self, params: Tree, state: dict[str, Any], decision: Decision, extra: Mapping[str, Any]
     ) -> tuple[Tree, dict[str, Any]]:
         run_now, gradient, own = decision
         keep_layout = extra.get("keep_layout")
-        extra = self._handed_on(own, extra)
+        extra = self._extra_for_inner(own, extra)
 
         def run(params: Tree, inner_state: State) -> tuple[Tree, State]:
             params, inner_state = self.parts["inner"].run_apply(params, inner_state, gradient(), extra)
             return (keep_layout(params) if keep_layout else params), inner_state
 
         params, inner_state = run_if(run_now, run, params, state.get("inner", {}))
-        return jax.tree.map(_kept_narrow, params), {**own, **entries({"inner": inner_state})}
+        return jax.tree.map(trees.barrier_if_narrow, params), {**own, **nonempty_states({"inner": inner_state})}
 
     @functools.cached_property
     def _mostly_runs(self) -> bool:
         """Whether neither this gate nor one within makes one call of several."""
         return all(getattr(node.link, "_weighs", None) is None for node in walk(self))
 
-    def _handed_on(self, own: dict[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+    def _extra_for_inner(self, own: dict[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
         """The call's extra arguments as the one within gets them."""
         weighed = self._weighs is not None and ("weight" in extra or "weight" in self.parts["inner"].takes)
         return {**extra, "weight": self._weighs(own)} if self._weighs and weighed else dict(extra)
@@ -160,11 +159,3 @@ def judge(
 def _at_hand(u: Any) -> Any:
     """An array of an update's shape: the gradient, or of one that names rows zeros, since a dense one is not at hand."""
     return trees.zeros_like(densified(u)) if is_rows(u) else u
-
-
-def _kept_narrow(p: Any) -> Any:
-    """Keeps what widens a parameter after the gate out of the gate's branches.
-
-    XLA would move it there, and both would write the wide parameters out: 8 bytes a parameter of a call that waits, on a TPU.
-    """
-    return lax.optimization_barrier(p) if trees.wide_dtype(trees.dtype_of(p)) != trees.dtype_of(p) else p

@@ -2,7 +2,7 @@
 
 A Python number is a compile-time constant, except the learning rate and a static loss scale. Those, and every array, are
 kept in the state under `hyperparams`. A schedule (a callable of the step) or a callable of no arguments is evaluated once
-per call of the link that owns it; what it gave is kept in the state under `scheduled`.
+per call of the link that owns it; its value is kept in the state under `scheduled`.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,7 +14,7 @@ import numpy as np
 
 from optchain.core import arguments, trees
 from optchain.core.arguments import Range
-from optchain.core.calls import meant_by
+from optchain.core.calls import closest_name
 from optchain.core.lookup import Field, find_fields, replace_fields
 from optchain.core.masks import Choice
 
@@ -84,7 +84,7 @@ class Hyperparams:
     def check_for(self, params: Any) -> None:
         """Requires every number that is known to be in range in the dtypes in which it meets the parameters.
 
-        With JAX's 64-bit mode on, what was checked in float64 is used in float32 on a float32 leaf.
+        With JAX's 64-bit mode on, a number that was checked in float64 is used in float32 on a float32 leaf.
         """
         default, checked = trees.default_float(), set[Any]()
         for path, leaf in trees.leaves_with_paths(params):
@@ -240,7 +240,7 @@ def find_settable(state: Any, key: str) -> Field:
     by_key = _keyed(fields)
     if key not in by_key:
         names = _by_name(fields)
-        meant = None if key in names else meant_by(key, list(names))
+        meant = None if key in names else closest_name(key, list(names))
         what = "ambiguous" if key in names else "unknown" if meant is None else f"unknown (did you mean {meant}?)"
         raise ValueError(f"hyperparameter {key!r} is {what}; there are: {', '.join(sorted(by_key)) or 'none'}")
     field = by_key[key]

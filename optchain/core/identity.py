@@ -19,7 +19,7 @@ class Identity(optax.GradientTransformationExtraArgs):
     """An Optax transformation that knows how it was built.
 
     It is immutable, a pytree without leaves, and equal to any other that was built from the same arguments, so that building a
-    preset twice does not make a jitted step compile twice. `init, update = tx` works. What it does, a subclass says.
+    preset twice does not make a jitted step compile twice. `init, update = tx` works. Subclasses define what it does.
 
     Attributes:
       name: what it is called in a chain's state.

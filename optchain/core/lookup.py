@@ -45,7 +45,7 @@ def find_siblings(state: Any, name: str, sibling: str) -> list[Any]:
     return [node[name] for _, node in find_states(state, name, sibling)]
 
 
-def united(what: str, parts: list[tuple[str, Any]]) -> dict[tuple[str, ...], tuple[int, Path, Any]]:
+def leaves_by_path(what: str, parts: list[tuple[str, Any]]) -> dict[tuple[str, ...], tuple[int, Path, Any]]:
     """The leaves of trees that a state has for different parameters, by path: which tree it is of, the path, the leaf.
 
     Raises:
@@ -63,13 +63,15 @@ def united(what: str, parts: list[tuple[str, Any]]) -> dict[tuple[str, ...], tup
     return found
 
 
-def at_their_paths(
+def replace_leaves_by_path(
     root: str, found: Mapping[tuple[str, ...], tuple[int, Path, Any]], params: Any, new: Callable[[Any, int, Any], Any]
 ) -> Any:
-    """The parameters with `new(parameter, tree, leaf)` for those of which :func:`united` found a leaf, the others as they are.
+    """The parameters with `new(parameter, tree, leaf)` for those of which :func:`leaves_by_path` found a leaf, the others as
+    they are.
 
     Paths are compared by their names, so that the parameters may come in any container: as a module, as the state or the pure
-    dict of one, with leaves besides that are no parameters. What a module of Flax's `nnx` has twice, it has twice in the new one.
+    dict of one, with leaves besides that are no parameters. A parameter that a module of Flax's `nnx` has twice is tied in
+    the new one too.
 
     Raises:
       ValueError: a leaf that belongs to no parameter, or to one of another shape (the message names it).
@@ -77,7 +79,7 @@ def at_their_paths(
     nnx = sys.modules.get("flax.nnx")  # without it there is no module of it
     if nnx is not None and _has_modules(params, nnx.Module):  # of which parameters may be tied: a tree has them twice
         graph, state = nnx.split(params)
-        return nnx.merge(graph, at_their_paths(root, found, state, new))
+        return nnx.merge(graph, replace_leaves_by_path(root, found, state, new))
     left = dict(found)
 
     def place(path: Path, p: Any) -> Any:
@@ -122,7 +124,7 @@ def find_states(state: Any, *names: str) -> list[tuple[str, Any]]:
         if not is_state(path, node):
             return None
         found.append(("/".join(path_names(path)), node))
-        # A gate's inner state lies below its own; what lies below a mirrored tree is no link's.
+        # A gate's inner state lies below its own; entries below a mirrored tree belong to no link.
         below = {key: entry for key, entry in node.items() if key not in names}
         jax.tree_util.tree_map_with_path(lambda p, n: visit((*path, *p), n), below, **_leaves(path))
         return None

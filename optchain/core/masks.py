@@ -154,7 +154,7 @@ class Matching(Choice):
         if paths and not any(found) and not self.allow_unmatched:  # a tree that is masked out whole has no paths
             raise ValueError(
                 f"{self!r} matches no parameter; the paths are: {', '.join(paths)}. "
-                "If that is meant, use matching(…, allow_unmatched=True)."
+                "If you want that, use matching(…, allow_unmatched=True)."
             )
         return jax.tree.unflatten(jax.tree.structure(params), [flag != self.inverted for flag in found])
 
@@ -239,7 +239,7 @@ def resolve_mask(name: str, mask: Mask | None, params: Tree) -> Tree:
     """The mask as a tree of bools with the structure of `params`; None is all of them."""
     if mask is None:
         return jax.tree.map(lambda _: True, params)
-    if _stands_in(params):
+    if _is_placeholder(params):
         return params
     chosen = _flags(name, mask(params) if is_function(mask) else mask)
     if jax.tree.structure(chosen) == jax.tree.structure(params):
@@ -250,7 +250,7 @@ def resolve_mask(name: str, mask: Mask | None, params: Tree) -> Tree:
         raise ValueError(f"{name} does not fit the parameters: {error}") from error
 
 
-def _stands_in(params: Tree) -> bool:
+def _is_placeholder(params: Tree) -> bool:
     """Whether this is a node that is no container and has nothing in it: what `optax.tree.map_params` gives to `init` to see
     where the state mirrors the parameters. No mask fits it, and none has anything to choose.
     """
@@ -289,7 +289,7 @@ def _flags(name: str, mask: Tree) -> Tree:
             )
         if arguments.is_traced(leaf):
             raise TypeError(
-                f"{trees.path_code(name, path)} is traced: which parameters are meant must be known before tracing. Give "
+                f"{trees.path_code(name, path)} is traced: the chosen parameters must be known before tracing. Give "
                 "True or False, or decide by a parameter's path, shape or dtype"
             )
         return bool(leaf)

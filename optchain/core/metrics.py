@@ -1,4 +1,4 @@
-"""What links noticed on the way: scalars in their states under `metrics`, and the learning rates."""
+"""Metrics: scalars that links keep in their states under `metrics`, and the learning rates."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from optchain.core.lookup import Field, find_fields
 
 
 def metrics(state: Any) -> dict[str, jax.Array]:
-    """The scalars that the links of a state noticed at the last call, for a logger. No pass over the data is made for it.
+    """The metrics of the last call, as scalars for a logger. Links compute them on the way: no pass over the data is added.
 
     The learning rates are among them, read from where they stand (`get_hyperparams`): what the last call used, or what was
     set since. Where a link within a chain has a rate of its own, such as that of a decay, the chain's is shown.

@@ -8,7 +8,7 @@ import jax
 import optax
 
 from optchain.core import trees
-from optchain.core.restored import Rebuilt, may_be_restored
+from optchain.core.restored import ConvertedState, may_be_restored
 from optchain.core.transformation import State, Transformation
 from optchain.core.trees import Tree
 
@@ -46,10 +46,10 @@ class OptaxLink(Transformation):
         # Optax's states take the dtypes of the parameters at init; updates in another dtype would change them.
         if params is not None:
             updates = trees.cast_tree(updates, params)
-        state, as_it_came = self._in_its_containers(state, updates if params is None else params)
+        state, in_original_containers = self._in_its_containers(state, updates if params is None else params)
         made, state = self.inner.update(updates, state, params, **extra)
         self._check_made(made, updates, params)
-        return made, as_it_came(state)
+        return made, in_original_containers(state)
 
     def _in_its_containers(self, state: State, params: Tree) -> tuple[State, Callable[[State], State]]:
         """The state as Optax's `init` makes it, whatever a checkpoint made of it, and the way back."""
@@ -59,8 +59,8 @@ class OptaxLink(Transformation):
         template = jax.eval_shape(self.inner.init, structs)
         if isinstance(state, dict) and not state and jax.tree.leaves(template):
             raise ValueError(f"the state has no entry {self.name!r}: it is another transformation's")
-        rebuilt = Rebuilt(self.name, template, state)
-        return rebuilt.state, rebuilt.as_it_came
+        rebuilt = ConvertedState(self.name, template, state)
+        return rebuilt.state, rebuilt.in_original_containers
 
     @functools.cached_property
     def _key(self) -> Any:

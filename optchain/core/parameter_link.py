@@ -82,7 +82,7 @@ class ParameterLink(Transformation):
         return made, {**kept, **own}
 
     def run_flush(self, params: Tree, state: State, extra: Mapping[str, Any]) -> tuple[Tree, State]:
-        # What must hold for the parameters is made to hold for the new ones; an average passes by.
+        # A projection holds for the flushed parameters too. An average does not see them.
         if self.stage != "projection":
             return params, state
         self._check_state(state, params)

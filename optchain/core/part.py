@@ -6,7 +6,7 @@ from typing import Any, Self
 import jax
 
 from optchain.core import trees
-from optchain.core.composite import Composite, entries
+from optchain.core.composite import Composite, nonempty_states
 from optchain.core.masks import Mask, check_mask, invert, merge, resolve_mask, select
 from optchain.core.transformation import State, Transformation
 from optchain.core.trees import Tree
@@ -53,7 +53,7 @@ class Part(Composite):
         inner_state = state.get("inner", {})
         new, inner_state = self.parts["inner"].run_update(select(mask, updates), inner_state, part, extra)
         rest = self._update_others(select(invert(mask), updates))
-        return merge(mask, trees.widened(new), rest), entries({"inner": inner_state})
+        return merge(mask, trees.widened(new), rest), nonempty_states({"inner": inner_state})
 
     def _apply(self, params: Tree, state: dict[str, Any], grads: Tree, **extra: Any) -> tuple[Tree, dict[str, Any]]:
         mask = self._chosen(params)
@@ -61,7 +61,7 @@ class Part(Composite):
         inner_state = state.get("inner", {})
         new, inner_state = self.parts["inner"].run_apply(select(mask, params), inner_state, select(mask, grads), extra)
         rest = self._apply_others(select(others, params), select(others, grads))
-        return merge(mask, new, rest), entries({"inner": inner_state})
+        return merge(mask, new, rest), nonempty_states({"inner": inner_state})
 
     def _project(self, params: Tree, state: dict[str, Any], **extra: Any) -> tuple[Tree, dict[str, Any]]:
         return self._on_part(self.parts["inner"].run_project, params, state, extra)
@@ -74,7 +74,7 @@ class Part(Composite):
     ) -> tuple[Tree, dict[str, Any]]:
         mask = self._chosen(params)
         new, inner_state = act(select(mask, params), state.get("inner", {}), extra)
-        return merge(mask, new, params), entries({"inner": inner_state})
+        return merge(mask, new, params), nonempty_states({"inner": inner_state})
 
 
 def of_some(link: Transformation, mask: Mask) -> Part:

@@ -35,8 +35,8 @@ def register(factory: Callable[..., optax.GradientTransformation] | None = None,
       name: the registered name; the function's own by default.
 
     Returns:
-      The function, whose result carries `name` and `config`. Called with an argument that it has not, it says which one was
-      meant.
+      The function, whose result carries `name` and `config`. A call with an unknown argument raises an error that suggests
+      the right name.
 
     Raises:
       ValueError: the name is taken by another function.

@@ -1,7 +1,7 @@
 """States of Optax's that a checkpoint gave back in other containers.
 
 A checkpoint that is read without a template has dicts where named tuples were, lists or dicts of numbers where tuples were, and
-None or an empty dict where a state had no leaves. What stays is the name of each entry, and by these it is found again.
+None or an empty dict where a state had no leaves. The names of the entries are the same: by them each entry is found.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from optchain.core import trees
 from optchain.core.trees import Path, Tree
 
 
-class Rebuilt:
+class ConvertedState:
     """A state in the containers of a template, and the way back to those in which it came.
 
     A link gives its state back as it came, so that a step keeps the structure of the state, as `scan` and `cond` ask.
@@ -28,15 +28,15 @@ class Rebuilt:
     """
 
     def __init__(self, owner: str, template: Tree, state: Tree):
-        leaves, self._came_as = jax.tree.flatten(state)
-        numbers = self._came_as.unflatten(range(len(leaves)))
+        leaves, self._original_structure = jax.tree.flatten(state)
+        numbers = self._original_structure.unflatten(range(len(leaves)))
         self._order = _numbers_in_order(owner, (), template, numbers)
         self.state = jax.tree.unflatten(jax.tree.structure(template), [leaves[number] for number in self._order])
 
-    def as_it_came(self, new_state: Tree) -> Tree:
+    def in_original_containers(self, new_state: Tree) -> Tree:
         """The leaves of the new state, which has the template's structure, in the containers of the old one."""
         leaves = dict(zip(self._order, jax.tree.leaves(new_state), strict=True))
-        return self._came_as.unflatten([leaves[number] for number in range(len(leaves))])
+        return self._original_structure.unflatten([leaves[number] for number in range(len(leaves))])
 
 
 def may_be_restored(state: Tree) -> bool:

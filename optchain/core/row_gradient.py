@@ -10,7 +10,7 @@ import jax.numpy as jnp
 @jax.tree_util.register_pytree_with_keys_class
 @dataclasses.dataclass(frozen=True, eq=False)
 class RowGradient:
-    """The gradient of a table that is zero but in the rows that it names: what an embedding gets from a batch.
+    """The gradient of a table that is zero but in the rows that it names, such as that of an embedding.
 
         dense()[i] = Σ rows[k]  over all k with indices[k] = i
 

@@ -1,7 +1,7 @@
-"""`Slot`: an entry of a link's state that mirrors the parameters, and all that anyone may ask of it.
+"""`Slot`: an entry of a link's state that mirrors the parameters, and its properties.
 
-What a slot holds, how it begins, how it is stored: a rule says it once, as data. Whoever else needs to know what mirrors the
-parameters (checks of shapes, `lazy_rows`, `metrics`, `sweep`, the readers of checkpoints) asks the slots.
+A rule declares once, as data, what a slot holds, how it begins and how it is stored. All code that needs to know which
+entries mirror the parameters (checks of shapes, `lazy_rows`, `metrics`, `sweep`, the readers of checkpoints) asks the slots.
 """
 
 import dataclasses
@@ -73,7 +73,7 @@ def stored(slots: Mapping[str, Slot], dtype: Any, *, argument: str = "moment_dty
     }
 
 
-def divided(dtype: Any, *slots: Mapping[str, Slot]) -> list[Any]:
+def split_by_rule(dtype: Any, *slots: Mapping[str, Slot]) -> list[Any]:
     """An argument such as `moment_dtype` for several rules: to each what names its slots."""
     if not isinstance(dtype, Mapping):
         return [dtype] * len(slots)
@@ -102,5 +102,5 @@ def slot_names() -> frozenset[str]:
 
 
 def lies_in_slot(names: Iterable[str]) -> bool:
-    """Whether a path in a state leads into a slot: what lies there belongs to a parameter, whatever it is called."""
+    """Whether a path in a state leads into a slot. Entries there belong to a parameter, whatever their names."""
     return not _names.isdisjoint(names)

@@ -13,14 +13,14 @@ from optchain.core.lookup import replace_fields
 from optchain.core.slot import lies_in_slot
 from optchain.core.trees import Path, path_names
 
-# What is counted by calls alone, and so is the same for every member.
+# Entries that depend on the number of calls alone, and so are the same for every member.
 COUNTERS = frozenset({"count", "weight", "updates"})
 
 
 def sweep(state: Any, values: Mapping[str, Any] | None = None, /, **named: Any) -> tuple[Any, Any]:
     """A state for several members at once, and its axes for `jax.vmap`.
 
-    Hyperparameters, and everything that follows from them, get a leading axis of members. What counts calls stays single,
+    Hyperparameters, and everything that follows from them, get a leading axis of members. Counts of calls stay scalars,
     so that an `accumulate` within stays a branch: with a counter for each member `vmap` would have to run both branches
     and select.
 

@@ -1,15 +1,15 @@
 """`Transformation`: `init`, `update`, `apply`, checked at the boundary, and what everything else may ask of a link.
 
 A transformation is built from plain functions by a factory that is decorated with `register`. The functions get resolved
-hyperparameters as keyword arguments, and deal with no checks, no run-time values and no dtypes at the boundary. What kind of
-link it is, its class says:
+hyperparameters as keyword arguments, and deal with no checks, no run-time values and no dtypes at the boundary. The
+class says what kind of link it is:
 
 - a `Transformation` acts on gradients: `update(updates, state, params, *, …) -> (updates, state)`. `rule` makes one of the math
   of one leaf;
 - a `ParameterLink` acts on the new parameters: `project(params, state, *, …) -> (params, state)`;
 - a `Composite` runs others: chains, gates, masks, groups.
 
-What a function asks for by keyword and the link does not own (`learning_rate`, `value`) it gets from the call.
+A function gets the keyword arguments that the link does not own (`learning_rate`, `value`) from the call.
 """
 
 import functools
@@ -65,7 +65,7 @@ class Transformation(Identity):
         `RowGradient` in place of an array; `"examples"`, gradients of single examples, with a leading axis of these
         (see `per_example`). Scaled updates are multiplied and rows made dense for a link that does not accept them.
       rowwise: whether it treats each row of a table by itself, so that it may run on the rows that a gradient names
-        (`lazy_rows`): what it keeps for a parameter has the parameter's shape, and zeros for the other rows change nothing.
+        (`lazy_rows`): its entries for a parameter have the parameter's shape, and zeros for the other rows change nothing.
 
     Attributes:
       name: what the link is called in a chain's state.
@@ -130,7 +130,7 @@ class Transformation(Identity):
 
     @classmethod
     def _link(cls, function: Callable[..., Any] | None = None, **attributes: Any) -> Self:
-        """A transformation of this kind. What `function` asks for by keyword and it does not own it gets from the call."""
+        """A transformation of this kind. The call gives `function` the keyword arguments that the link does not own."""
         nothing: frozenset[str] = frozenset()
         defaults = {"parts": {}, "slots": {}, "hyperparams": Hyperparams(), "stage": None, "accepts": nothing}
         defaults |= {"rowwise": False, "_needs_params": False}
@@ -451,7 +451,7 @@ def no_state(params: Tree) -> dict[str, Any]:
 
 
 def _check_declared(stage: Any, accepts: frozenset[Any], rowwise: Any, _needs_params: Any) -> None:
-    """Refuses a misspelled stage or form, with which a check or a fast path would be off and nobody would notice."""
+    """Refuses a misspelled stage or form, which would turn off a check or a fast path silently."""
     for name, given, known in (("stage", {stage} - {None}, Stage), ("accepts", accepts, Form)):
         for value in sorted(given - {*get_args(known)}, key=repr):
             raise ValueError(f"{name} must be one of {', '.join(map(repr, get_args(known)))}; got {value!r}")

@@ -23,7 +23,7 @@ def registered_name(factory: Callable[..., Any]) -> str:
 def given_arguments(signature: inspect.Signature, values: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a call that differ from their defaults."""
     parameters = signature.parameters
-    return {name: value for name, value in values.items() if not _same(value, parameters[name].default)}
+    return {name: value for name, value in values.items() if not _is_default(value, parameters[name].default)}
 
 
 def call_code(function: str, signature: inspect.Signature, given: Mapping[str, Any]) -> str:
@@ -69,11 +69,11 @@ def to_code(value: Any) -> str:
             return repr(value)
 
 
-def _same(value: Any, default: Any) -> bool:
+def _is_default(value: Any, default: Any) -> bool:
     if value is default:
         return True
     if isinstance(value, tuple) and isinstance(default, tuple) and len(value) == len(default):
-        return all(map(_same, value, default))
+        return all(map(_is_default, value, default))
     simple = (bool, int, float, str)
     return isinstance(value, simple) and isinstance(default, simple) and value == default
 

@@ -1,7 +1,7 @@
 """Which parameter here is which variable there: by their names, by a given order, or by a table.
 
-Nothing is guessed. Shapes never decide what belongs together, they only confirm it; what is ambiguous or incomplete is an
-error that prints both sides.
+Nothing is guessed. Shapes never decide what belongs together, they only confirm it; an ambiguous or incomplete mapping is
+an error that prints both sides.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from optchain.core.trees import Tree
 Correspondence: TypeAlias = Mapping[str, str] | Sequence[str] | Literal["order"] | None
 """How the two sides belong together.
 
-- None: by names. What all paths of a side begin with is dropped (`params/`, `sequential/`); the rest must be equal.
+- None: by names. The prefix that all paths of a side share is dropped (`params/`, `sequential/`); the rest must be equal.
 - a sequence of our paths, in the order of the other side's variables.
 - `"order"`: the leaves of our tree, in its own order, are the other side's variables in theirs.
 - a table `{our path: their name}`.
@@ -29,7 +29,7 @@ class Entry(NamedTuple):
     shape: tuple[int, ...]
 
 
-def entries(params: Tree) -> list[Entry]:
+def parameter_entries(params: Tree) -> list[Entry]:
     """The parameters of a tree, in its order, by their paths."""
     return [Entry(trees.path_string(path), jnp.shape(leaf)) for path, leaf in trees.leaves_with_paths(params)]
 

@@ -14,7 +14,7 @@ import numpy as np
 from optchain.core.slot import lies_in_slot, slot_names
 from optchain.core.trees import Tree, dtype_of, leaves_with_paths, path_names
 from optchain.interop import checks
-from optchain.interop.report import Choice, Names, Report, Row, is_field, listed, split
+from optchain.interop.report import Choice, Names, Report, Row, is_field, join_paths, split
 
 
 def merge(saved: Any, target: Tree, *, hyperparams: Choice) -> tuple[Tree, Report]:
@@ -26,11 +26,12 @@ def merge(saved: Any, target: Tree, *, hyperparams: Choice) -> tuple[Tree, Repor
     Args:
       saved: any pytree of arrays: a state, or what a serializer made of it, with dicts for named tuples, lists for
         tuples and strings for integer keys. Entries without arrays, such as None, are nothing.
-      target: a tree of the wanted structure: `tx.init(params)`, or `{"params": params, "state": tx.init(params)}`. What
-        was not saved is taken from it; a `jax.ShapeDtypeStruct` may stand for what surely was. It is not changed.
-      hyperparams: which of the hyperparameters that are values in the state the run goes on with: the `"saved"` ones,
-        or those that the transformation was `"configured"` with now. A schedule is always the transformation's own, and
-        goes on at the saved count.
+      target: a tree of the wanted structure: `tx.init(params)`, or `{"params": params, "state": tx.init(params)}`. Entries
+        that were not saved are taken from it; a `jax.ShapeDtypeStruct` may stand for an entry that surely was saved. It is
+        not changed.
+      hyperparams: the hyperparameters in the state with which the run goes on: the `"saved"` ones, or those that the
+        transformation is `"configured"` with now. A schedule is always the transformation's own, and goes on at the saved
+        count.
 
     Returns:
       `(tree, report)`: copies, in the structure, dtypes and shardings of `target`; and what became of each array.
@@ -66,7 +67,7 @@ def merge_entries(saved: Mapping[Names, Any], target: Tree, *, hyperparams: Choi
     """The same of arrays by their paths."""
     check_choice(hyperparams)
     wanted = by_names(target)
-    moved = _moved(saved, wanted)
+    moved = _moved_links(saved, wanted)
     sources = {names: moved.get(names, names) for names in wanted if moved.get(names, names) in saved}
     _check_model(saved, wanted, moved, sources)
     _check_shapes(saved, wanted, sources)
@@ -118,7 +119,7 @@ def check_choice(hyperparams: Any) -> None:
         raise ValueError(f"hyperparams must be one of {', '.join(map(repr, get_args(Choice)))}; got {hyperparams!r}")
 
 
-def _moved(saved: Mapping[Names, Any], wanted: Mapping[Names, Any]) -> dict[Names, Names]:
+def _moved_links(saved: Mapping[Names, Any], wanted: Mapping[Names, Any]) -> dict[Names, Names]:
     """The saved paths of links that stand elsewhere now, by the new ones: those of a name that only one on each side has."""
     before, now = _links(saved), _links(wanted)
     left = {owner: name for owner, name in before.items() if owner not in now}
@@ -137,7 +138,7 @@ def _moved(saved: Mapping[Names, Any], wanted: Mapping[Names, Any]) -> dict[Name
 
 
 def _links(entries: Mapping[Names, Any]) -> dict[Names, str]:
-    """The places of links that have a name of their own, with the name. What keeps nothing that a link keeps is a layer."""
+    """The places of links that have a name of their own, with the name. A node without any entry of a link is a layer."""
     owners = {owner for owner, field, _ in map(split, entries) if is_field(field)}
     return {owner: owner[-1] for owner in owners if owner and owner[-1] != "inner" and not owner[-1].isdecimal()}
 
@@ -151,8 +152,8 @@ def _check_model(
     """Refuses the state of another model: trees of parameters of which each side has some that the other lacks."""
     if wanted and saved and not sources:
         entries = (sorted({"/".join(_entry(names)) for names in side}) for side in (saved, wanted))
-        theirs, ours = map(listed, entries)
-        raise ValueError(f"nothing of what is saved belongs here: saved are {theirs}; expected are {ours}")
+        theirs, ours = map(join_paths, entries)
+        raise ValueError(f"no saved entry has a counterpart: saved are {theirs}; expected are {ours}")
     used = set(sources.values())
     trees = {_entry(names): _entry(moved.get(names, names)) for names in wanted}
     for entry, source in trees.items():
@@ -162,8 +163,8 @@ def _check_model(
         surplus = ["/".join(split(names)[2]) for names in saved if _entry(names) == source and names not in used]
         if lacking and (surplus or entry[-1] == "params"):
             raise ValueError(
-                f"{'/'.join(entry)} is that of another model: expected and not saved are {listed(lacking)}; "
-                f"saved and not expected are {listed(surplus)}"
+                f"{'/'.join(entry)} is that of another model: expected and not saved are {join_paths(lacking)}; "
+                f"saved and not expected are {join_paths(surplus)}"
             )
 
 

@@ -7,7 +7,7 @@ EXTRAS = {"h5py": "interop", "safetensors": "interop", "torch": "torch", "keras"
 """The extra of optchain that has a package."""
 
 
-def needed(package: str) -> Any:
+def import_package(package: str) -> Any:
     """A package, imported.
 
     Raises:
@@ -16,8 +16,8 @@ def needed(package: str) -> Any:
     try:
         return importlib.import_module(package)
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(missing(package, EXTRAS[package]), name=package) from error
+        raise ModuleNotFoundError(install_hint(package, EXTRAS[package]), name=package) from error
 
 
-def missing(package: str, extra: str) -> str:
+def install_hint(package: str, extra: str) -> str:
     return f'this needs {package}, which is not installed: pip install "optchain[{extra}]"'

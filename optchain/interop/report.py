@@ -80,7 +80,7 @@ def split(names: Names) -> tuple[Names, str, Names]:
     return names[:index], names[index] if names else "", names[index + 1 :]
 
 
-def listed(paths: Iterable[str], most: int = 8) -> str:
+def join_paths(paths: Iterable[str], most: int = 8) -> str:
     """Paths for an error message: the first few, and how many more there are."""
     paths = list(paths)
     more = f" and {len(paths) - most} more" if len(paths) > most else ""

@@ -58,7 +58,7 @@ def adamw(
       learning_rate: a number >= 0, an array, a schedule of the count of calls, or a callable of no arguments.
       beta_1: decay of the first moment, in [0, 1).
       beta_2: decay of the second moment, in [0, 1).
-      epsilon: outside the bias correction, >= 0.
+      epsilon: added to the denominator, >= 0.
       amsgrad: whether to divide by the largest second moment so far.
       total_iterations: the number of updates from one restart to the next, >= 2; needed for annealing and for decay.
       total_iterations_wd: T in the decay; `total_iterations` if None.
@@ -135,7 +135,7 @@ def nadamw(
       learning_rate: a number >= 0, an array, a schedule of the count of calls, or a callable of no arguments.
       beta_1: decay of the first moment, in [0, 1).
       beta_2: decay of the second moment, in [0, 1).
-      epsilon: within the root, >= 0; in the units of the squared gradient.
+      epsilon: added to the squares under the root, >= 0.
       schedule_decay: how fast the momentum warms up, >= 0.
       total_iterations: the number of updates from one restart to the next, >= 2; needed for annealing and for decay.
       total_iterations_wd: T in the decay; `total_iterations` if None.

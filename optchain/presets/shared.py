@@ -54,9 +54,9 @@ SHARED_DOC = """
       use_ema: whether to keep an average of the parameters (`averaged_params`, `finalize`).
       ema_momentum: the weight of the old average, in [0, 1].
       ema_overwrite_frequency: every how many updates the average overwrites the parameters, >= 1; None for never.
-      loss_scale_factor: what the loss was multiplied by (`scale_loss`), > 0; gradients are divided by it.
-      gradient_accumulation_steps: how many calls make one update of the mean of their gradients, >= 1. A schedule of the
-        learning rate, and the average, still count calls.
+      loss_scale_factor: the factor of the loss (`scale_loss`), > 0; gradients are divided by it.
+      gradient_accumulation_steps: the number of calls that make one update, of the mean of their gradients, >= 1. A schedule
+        of the learning rate still counts calls, and the average is updated at every call.
       name: what the preset is called in another chain; its own name if None.
       exclude_from_weight_decay: which parameters do not decay: regular expressions searched in their paths (see
         `matching`), a tree of bools, or a callable of the parameters that returns one.
@@ -93,7 +93,9 @@ def assemble(
     """
     clips = _clips(clipnorm=clipnorm, clipvalue=clipvalue, global_clipnorm=global_clipnorm)
     unscaling = (
-        [] if loss_scale_factor is None else [named_error("loss_scale_factor", unscale_gradients, loss_scale_factor)]
+        []
+        if loss_scale_factor is None
+        else [link_for_argument("loss_scale_factor", unscale_gradients, loss_scale_factor)]
     )
     body = [*clips, *_with_decay(rule, weight_decay, exclude_from_weight_decay)]
     steps = 1
@@ -114,7 +116,7 @@ def _clips(**clips: Hyperparam | None) -> list[Transformation]:
         values = ", ".join(f"{name}={value}" for name, value in given.items())
         raise ValueError(f"only one of clipnorm, clipvalue and global_clipnorm can be set; got {values}")
     links = {"clipnorm": clip_by_norm, "clipvalue": clip_by_value, "global_clipnorm": clip_by_global_norm}
-    return [named_error(name, links[name], value) for name, value in given.items()]
+    return [link_for_argument(name, links[name], value) for name, value in given.items()]
 
 
 def _with_decay(
@@ -162,8 +164,8 @@ def _decayed(learning_rate: Hyperparam, decay: float | None) -> Hyperparam:
     return schedules.legacy_decay(learning_rate, decay)
 
 
-def named_error(name: str, link: Callable[[Any], Transformation], value: Any) -> Transformation:
-    """The link, whose errors speak of the preset's argument."""
+def link_for_argument(name: str, link: Callable[[Any], Transformation], value: Any) -> Transformation:
+    """The link that an argument of a preset asks for; errors name that argument."""
     arguments.check_hyperparam(name, value)
     return link(value)
 

@@ -1,7 +1,7 @@
 """Many runs of one recipe on one task as one program: a member is a seed and a learning rate.
 
 The members' parameters and states have a leading axis, over which the step is vmapped and which is split over the devices;
-what only counts calls stays single (`optchain.sweep`), so that an accumulation within stays a branch. No device needs anything of
+counts of calls stay scalars (`optchain.sweep`), so that an accumulation within stays a branch. No device needs anything of
 another's. A member's numbers follow from its seed and its rate alone.
 """
 
@@ -31,7 +31,7 @@ SAVE_EVERY = 30.0
 
 
 class StoppedError(Exception):
-    """A group was asked to stop. What it had done is on the disk if it was given a folder."""
+    """A group was asked to stop. Its work so far is on disk if it was given a folder."""
 
 
 @dataclasses.dataclass(frozen=True)

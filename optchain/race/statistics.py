@@ -1,7 +1,7 @@
 """Which differences are real: a paired test, Holm's correction, and what the test could have seen.
 
-Two recipes that start from the same seed have the same initial parameters and see the same batches. What a lucky seed gives to both
-falls out of the difference, so the test is on the differences, seed by seed.
+Two recipes that start from the same seed have the same initial parameters and see the same batches. The luck of a seed is the same
+for both and cancels in the difference, so the test is on the differences, seed by seed.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""What data names is looked up and built; an error says where in the data it is."""
+"""Looks up and builds what data names; an error says where in the data the name is."""
 
 import difflib
 import inspect
@@ -32,12 +32,12 @@ def text_key(key: Any, where: str) -> str:
 def look_up(table: Mapping[str, Any], kind: str, name: str, where: str) -> Any:
     """What a table has by this name, and nothing else: no name in data imports anything."""
     if name not in table:
-        known = f"{meant(name, table)}; there are: {', '.join(sorted(table))}"
+        known = f"{suggestion(name, table)}; there are: {', '.join(sorted(table))}"
         raise ConfigError(f"{where}: no {kind} is registered as {name!r}{known}")
     return table[name]
 
 
-def meant(name: str, known: Iterable[str]) -> str:
+def suggestion(name: str, known: Iterable[str]) -> str:
     """The nearest name, as the end of a sentence, if one is near: whichever case it is written in."""
     by_lower = {each.lower(): each for each in known}
     near = difflib.get_close_matches(name.lower(), by_lower, n=1)
@@ -49,7 +49,7 @@ def check_names(known: Iterable[str], given: Iterable[str]) -> None:
     known = list(known)
     for name in given:
         if name not in known:
-            raise TypeError(f"there is no argument {name!r}{meant(name, known)}; there are: {', '.join(known)}")
+            raise TypeError(f"there is no argument {name!r}{suggestion(name, known)}; there are: {', '.join(known)}")
 
 
 def check_arguments(builder: Callable[..., Any], given: Iterable[str]) -> None:

@@ -247,7 +247,7 @@ def _device_bytes(tree: Any) -> int:
 
 
 def _groups(link: Transformation, params: Tree, path: str) -> dict[str, list[str]]:
-    """What acts on each parameter, by the links' paths, as far as something within does not act on all."""
+    """The parts that act on each parameter, by the links' paths, of links whose parts do not all act on all parameters."""
     labels = None if link.labels is None else link.labels(params)
     found: dict[str, list[str]] = {}
     for name, inner in link.parts.items():

@@ -6,7 +6,7 @@ from typing import Any
 
 from optchain.core.transformation import Transformation
 from optchain.presets import keras as keras_presets
-from optchain.recipes.building import ConfigError, built, check_arguments, meant, registered_schedule, text_key
+from optchain.recipes.building import ConfigError, built, check_arguments, registered_schedule, suggestion, text_key
 from optchain.schedules import Schedule
 
 KERAS_CLASSES: dict[str, Callable[..., Transformation]] = {
@@ -40,7 +40,7 @@ def from_keras_config(config: Mapping[str, Any], where: str) -> Transformation:
     if name not in KERAS_CLASSES:
         known = sorted([*KERAS_CLASSES, "LossScaleOptimizer"])
         raise ConfigError(
-            f"{where}: Keras's {name!r} has no counterpart here{meant(name, known)}; there are: {', '.join(known)}"
+            f"{where}: Keras's {name!r} has no counterpart here{suggestion(name, known)}; there are: {', '.join(known)}"
         )
     rate = given.get("learning_rate")
     if isinstance(rate, Mapping):

@@ -4,8 +4,8 @@ JAX differentiates a lookup by scattering into zeros of the table's shape. `valu
 
     table[indices]  becomes  constant(table)[indices] + e,    e = 0
 
-and the gradient of `e` is the gradient of the rows. Which lookups there are is read off the program of the loss, in which
-`rows_of` leaves its name; a table that is used in any other way too is differentiated as ever.
+and the gradient of `e` is the gradient of the rows. The lookups are found in the program of the loss, where
+`rows_of` leaves its name. A table that is also used in any other way is differentiated as usual.
 """
 
 import dataclasses

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from optchain.core import arguments, trees
-from optchain.core.composite import Composite, entries
+from optchain.core.composite import Composite, nonempty_states
 from optchain.core.optax_link import as_transformation
 from optchain.core.registry import register
 from optchain.core.row_gradient import RowGradient, is_rows, values
@@ -61,7 +61,7 @@ def lazy_rows(inner: optax.GradientTransformation, *, catch_up: bool = False) ->
 
     Raises:
       ValueError: a link that mixes rows (the message names it), such as `accumulate`, a factored second moment, or a link of
-        Optax, of which nobody knows.
+        Optax, which may.
 
     Example:
       >>> import jax.numpy as jnp, optchain
@@ -79,8 +79,8 @@ def lazy_rows(inner: optax.GradientTransformation, *, catch_up: bool = False) ->
     refusing = wrapped.refuses_rows()
     if refusing is not None:
         raise ValueError(
-            f"lazy_rows cannot run {refusing} on some rows of a table only: it does not treat each row by itself, or nobody "
-            "knows whether it does"
+            f"lazy_rows cannot run {refusing} on some rows of a table only: it does not treat each row by itself, or does "
+            "not declare that it does"
         )
 
     return LazyRows._of(
@@ -119,7 +119,7 @@ class LazyRows(Composite):
 
     def _flush(self, params: Tree, state: dict[str, Any], **extra: Any) -> tuple[Tree, dict[str, Any]]:
         params, inner_state = self.parts["inner"].run_flush(params, state.get("inner", {}), extra)
-        return params, {**state, **entries({"inner": inner_state})}
+        return params, {**state, **nonempty_states({"inner": inner_state})}
 
     def _on_rows(
         self,
@@ -153,7 +153,7 @@ class LazyRows(Composite):
             caught_up = {"count": count, "last_call": _put(state["last_call"], called, named, trees.path_names)}
         new, inner_part = act(part, inner_part, values(grads))
         inner_state = _put(inner_state, inner_part, named, mirrored)
-        return new, {**caught_up, **entries({"inner": inner_state})}, named
+        return new, {**caught_up, **nonempty_states({"inner": inner_state})}, named
 
 
 def _take(tree: Tree, named: Named, key: Callable[[Path], Keys | None]) -> Tree:

@@ -32,7 +32,7 @@ def scale_by_adadelta(
 
     Args:
       rho: decay of the averages, in [0, 1).
-      epsilon: what the first steps are made of, >= 0; with 0 there are none.
+      epsilon: added to the squares under both roots, >= 0; it sets the size of the first steps; with 0 there are none.
       moment_dtype: the dtype in which the averages are stored, bfloat16, float32 or float64, or one by name, `{"e_g": "bfloat16"}`; float32
         or wider if None. Arithmetic is not done in it.
 

@@ -29,7 +29,7 @@ def scale_by_rss(
     The sign is the gradient's, and the learning rate is not in it: `scale_by_learning_rate` follows.
 
     Args:
-      initial_accumulator_value: what the sum starts from, a number >= 0.
+      initial_accumulator_value: the value from which the sum starts, a number >= 0.
       epsilon: what keeps the quotient finite, >= 0; in the units of the squared gradient within the root, of the gradient
         outside it.
       epsilon_in_root: whether ε is added within the root (Keras, TensorFlow) or to it (PyTorch).

@@ -48,7 +48,7 @@ def scale_by_factored_rms(beta_2_decay: float = -0.8, epsilon: Hyperparam = 1e-3
     product of two `ε` is 0 in float32, and its update NaN.
 
     Args:
-      beta_2_decay: how the decay comes near 1, a number <= 0.
+      beta_2_decay: the exponent that takes the decay towards 1, a number <= 0.
       epsilon: what is added to the squares, >= 0.
 
     Returns:
@@ -70,7 +70,7 @@ def scale_by_factored_rms(beta_2_decay: float = -0.8, epsilon: Hyperparam = 1e-3
     def init(params: Tree) -> ScaleByFactoredRmsState:
         def zeros(p: jax.Array) -> tuple[jax.Array, ...]:
             dtype = trees.wide_dtype(trees.real_dtype(trees.dtype_of(p)))
-            # What a leaf does not use has one element, as checkpoints want some.
+            # An entry that a leaf does not use has one element: checkpoints need at least one.
             unused = [jnp.zeros((1,), dtype) for _ in range(2)]
             if not _is_factored(jnp.shape(p)):
                 return *unused, jnp.zeros_like(p, dtype)

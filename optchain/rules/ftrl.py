@@ -42,7 +42,7 @@ def apply_ftrl(
 
     Args:
       learning_rate_power: the power of the sum of squares, a number <= 0; 0 for a fixed learning rate.
-      initial_accumulator_value: what the sum of squared gradients starts from, a number >= 0.
+      initial_accumulator_value: the value from which the sum of squared gradients starts, a number >= 0.
       l1_regularization_strength: >= 0; above 0 it makes parameters exactly 0.
       l2_regularization_strength: >= 0; it is part of the problem that is solved.
       l2_shrinkage_regularization_strength: >= 0; it is added to the gradient.

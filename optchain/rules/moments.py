@@ -40,8 +40,8 @@ def average(old: jax.Array, new: jax.Array, beta: Hyperparam) -> jax.Array:
 def average_of_squares(old: jax.Array, x: jax.Array, beta: Hyperparam) -> jax.Array:
     """The decaying average of `|x|²` one step on: `old + (1 − β)(|x|² − old)`.
 
-    Multiplied in PyTorch's order, `(1 − β) · x · x`, which overflows later than `x²`. What is infinite stays so: a rule that
-    divides by its root stands still, where ∞ − ∞ would make it NaN.
+    Multiplied in PyTorch's order, `(1 − β) · x · x`, which overflows later than `x²`. An infinite average stays infinite: a
+    rule that divides by its root makes no step, where ∞ − ∞ would make it NaN.
     """
     share = 1 - trees.cast(beta, old)
     return jnp.where(jnp.isinf(old), old, old + (scaled_square(share, x) - share * old))

@@ -68,14 +68,14 @@ def scale_by_muon(
     Args:
       momentum: decay of the momentum of matrices, in [0, 1].
       nesterov: whether to look ahead.
-      ns_steps: how many steps of the iteration, >= 1.
+      ns_steps: the number of iterations, >= 1.
       coefficients: `a, b, c`, numbers.
       rms_rate: the root mean square of an update, >= 0, about that of Adam's by default; None to leave out the scale
         `√max(n, m) · rms_rate`.
       adam_beta_1: decay of Adam's first moment, in [0, 1).
       adam_beta_2: decay of Adam's second moment, in [0, 1).
-      epsilon: what keeps Adam's quotient finite, >= 0.
-      adam_lr_ratio: what Adam's updates are multiplied by, >= 0.
+      epsilon: added to the denominator of Adam's step, >= 0.
+      adam_lr_ratio: the factor of Adam's updates, >= 0.
       mask: which matrices are made orthogonal: a tree of bools, or a callable of the parameters that returns one, such as
         `~matching("embedding")`. None for all. It is asked when the state is made.
       moment_dtype: the dtype in which the moments are stored, bfloat16, float32 or float64, or one by name, `{"mu": "bfloat16"}`; float32
@@ -198,7 +198,7 @@ def _warn_of_stacks(params: Tree, chosen: Tree) -> None:
     if stacks:
         warnings.warn(
             f"Muon makes matrices orthogonal, which have two axes; these have more and are trained by Adam's rule: "
-            f"{', '.join(stacks)}. If that is meant, leave them out by name: exclude_layers of muon, the mask of scale_by_muon",
+            f"{', '.join(stacks)}. To silence this, exclude them by name: exclude_layers of muon, the mask of scale_by_muon",
             UserWarning,
             stacklevel=2,
         )

@@ -1,8 +1,9 @@
 """Schedules: functions of the step that know their arguments.
 
-Every schedule is a frozen callable of an integer step, a Python number or an array of any shape, and computes in JAX's
-default float (float64 with x64). Names, arguments and values are Keras's where Keras has the schedule; those whose names
-end in `LR`, and `CosineAnnealingWarmRestarts`, are PyTorch's. They work in Optax too, and Optax's schedules work here.
+The step is the number of calls made before, or of updates inside `accumulate`: 0 at the first. Every schedule is a frozen
+callable of it, a Python number or an array of any shape, and computes in JAX's default float (float64 with x64). Names,
+arguments and values are Keras's where Keras has the schedule; those whose names end in `LR`, and
+`CosineAnnealingWarmRestarts`, are PyTorch's. They work in Optax too, and Optax's schedules work here.
 """
 
 from optchain.schedules.base import Scaled as Scaled

@@ -1,4 +1,4 @@
-"""What every schedule is, and how its arguments are checked."""
+"""The base class of schedules, and the checks of their arguments."""
 
 import dataclasses
 import inspect
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optchain.core import arguments, trees
-from optchain.core.calls import explained
+from optchain.core.calls import with_clear_call_errors
 
 Step: TypeAlias = int | jax.Array
 ScheduleFunction: TypeAlias = Callable[[Any], Any]
@@ -21,8 +21,10 @@ ScheduleFunction: TypeAlias = Callable[[Any], Any]
 class Schedule:
     """A function of the step: equal to any other with the same arguments, printed as the code that builds it.
 
-    The arguments are the fields of a subclass that is a dataclass. Of another nobody knows the arguments: it is equal to itself
-    alone.
+    The step is the number of calls made before, 0 at the first. Inside `accumulate` it is the number of updates.
+
+    The arguments are the fields of a subclass that is a dataclass. The arguments of any other subclass are unknown: it is equal
+    to itself alone.
     """
 
     def __init_subclass__(cls) -> None:
@@ -91,10 +93,10 @@ def register(kind: S) -> S:
       kind: a subclass of `Schedule`, a frozen dataclass whose fields are its arguments.
 
     Returns:
-      The class. Called with an argument that it has not, it says which one was meant.
+      The class. A call with an unknown argument raises an error that suggests the right name.
 
     Raises:
-      TypeError: something else, such as a class without the decorator, whose arguments nobody would know.
+      TypeError: something else, such as a class without the decorator, whose arguments are unknown.
       ValueError: the name of the class is taken by another schedule.
 
     Example:
@@ -122,7 +124,7 @@ def register(kind: S) -> S:
         raise ValueError(
             f"name {name!r} is taken by {known.__module__}.{known.__qualname__}: give the class another name"
         )
-    REGISTERED[name] = explained(kind)
+    REGISTERED[name] = with_clear_call_errors(kind)
     return kind
 
 

@@ -50,7 +50,7 @@ class LegacyDecay(Schedule):
 
 
 def legacy_decay(learning_rate: Hyperparam, decay: float) -> Schedule:
-    """The learning rate under the legacy `decay`: `learning_rate / (1 + decay · step)`, the step counted per batch."""
+    """The learning rate under the legacy `decay`: `learning_rate / (1 + decay · step)`, where every call is a step."""
     if callable(learning_rate):
         return LegacyDecay(cast(ScheduleFunction, learning_rate), decay)
     if not arguments.is_number(learning_rate):
@@ -84,7 +84,7 @@ class Join(Schedule):
         step = as_step(step)
         value = jnp.asarray(self.schedules[0](step), trees.default_float())
         for boundary, schedule in zip(self.boundaries, self.schedules[1:], strict=True):
-            # A schedule before its own beginning would be asked for negative steps; what it says there is not used.
+            # Before a schedule begins, its own step would be negative: it is evaluated at 0, and that value is not used.
             own = jnp.maximum(step - jnp.asarray(boundary, step.dtype), 0)
             value = jnp.where(reached(step, boundary), jnp.asarray(schedule(own), value.dtype), value)
         return value
@@ -117,16 +117,16 @@ def join(schedules: Sequence[ScheduleFunction], boundaries: Sequence[float]) -> 
 @register
 @dataclasses.dataclass(frozen=True, repr=False, init=False)
 class PerEpoch(Schedule):
-    """Keras's `LearningRateScheduler`: at the start of epoch e, `lr ← fn(e, lr)`, each call seeing the last result.
+    """Keras's `LearningRateScheduler`: at the start of epoch e, `lr ← fn(e, lr)`, from the rate of the epoch before.
 
-    The function is plain Python, and may branch on the epoch. It is called once per epoch, here; what it returned is a
-    table, and that is the schedule. After the last epoch its value holds.
+    The function is plain Python, and may branch on the epoch. It is called once per epoch, when the schedule is built; the
+    schedule is the table of its results. After the last epoch its value holds.
 
     Args:
       fn: `fn(epoch, learning_rate) -> learning_rate`, or `fn(epoch)`; epochs count from 0.
       steps_per_epoch: the number of steps in an epoch, >= 1.
-      initial_learning_rate: what the first call sees, >= 0.
-      epochs: how many epochs to ask for, >= 1.
+      initial_learning_rate: the rate that `fn` gets for epoch 0, >= 0.
+      epochs: the number of epochs in the table, >= 1.
 
     Raises:
       ValueError, TypeError: an argument out of range, or a function that returns no finite number >= 0.

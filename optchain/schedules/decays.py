@@ -31,7 +31,7 @@ class ExponentialDecay(Schedule):
       initial_learning_rate: the value at step 0, >= 0.
       decay_steps: the number of steps in which the value falls by `decay_rate`, > 0.
       decay_rate: > 0.
-      staircase: whether to fall in steps.
+      staircase: whether the value stays the same for `decay_steps` steps and then falls at once.
 
     Example:
       >>> import optchain
@@ -62,7 +62,7 @@ class InverseTimeDecay(Schedule):
       initial_learning_rate: the value at step 0, >= 0.
       decay_steps: > 0.
       decay_rate: >= 0.
-      staircase: whether to fall in steps.
+      staircase: whether the value stays the same for `decay_steps` steps and then falls at once.
 
     Example:
       >>> import optchain
@@ -224,8 +224,8 @@ class CosineDecayRestarts(Schedule):
     Args:
       initial_learning_rate: the value at step 0, >= 0.
       first_decay_steps: the length of the first period, > 0.
-      t_mul: how much longer each period is than the one before, > 0.
-      m_mul: how much higher each period starts than the one before, > 0.
+      t_mul: the length of each period over that of the one before, > 0.
+      m_mul: the start of each period over that of the one before, > 0.
       alpha: the share of the initial learning rate at the end of a period, >= 0.
 
     Source: Loshchilov & Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", 2017, arXiv:1608.03983.

@@ -33,8 +33,8 @@ class OneCycleLR(Schedule):
       steps_per_epoch: >= 1.
       pct_start: the share of the cycle that rises, in [0, 1].
       anneal_strategy: "cos" for half cosines, "linear" for lines.
-      div_factor: what `max_lr` is divided by at the start, > 0.
-      final_div_factor: what the start is divided by at the end, > 0.
+      div_factor: the divisor of `max_lr` at the start, > 0.
+      final_div_factor: the divisor of the start value at the end, > 0.
       three_phase: whether to come down the way it went up, and then fall further.
 
     Source: Smith & Topin, "Super-Convergence: Very Fast Training of Neural Networks Using Large Learning Rates", 2017,

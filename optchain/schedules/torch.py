@@ -23,7 +23,7 @@ class StepLR(Schedule):
 
     Args:
       lr: the value at step 0, >= 0.
-      step_size: how many steps lie between two decays, >= 1.
+      step_size: the number of steps from one decay to the next, >= 1.
       gamma: the factor of a decay, >= 0.
 
     Example:
@@ -110,7 +110,7 @@ class LinearLR(Schedule):
         lr · (start_factor + (end_factor − start_factor) · min(step / total_iters, 1))
 
     Args:
-      lr: what the factor multiplies, >= 0.
+      lr: the rate that the factor multiplies, >= 0.
       start_factor: the factor at step 0, in (0, 1].
       end_factor: the factor from `total_iters` on, in [0, 1].
       total_iters: the number of steps between them, >= 1.
@@ -204,7 +204,7 @@ class CosineAnnealingWarmRestarts(Schedule):
     Args:
       lr: the value at every restart, >= 0.
       T_0: the length of the first period, in steps, >= 1.
-      T_mult: how many times longer each period is than the one before, an integer >= 1.
+      T_mult: the length of each period over that of the one before, an integer >= 1.
       eta_min: the value that a period falls towards, >= 0.
 
     Source: Loshchilov & Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", 2017, arXiv:1608.03983.

@@ -24,7 +24,7 @@ def check_transformation(
     params: Tree = None,
     refuses_complex: bool = False,
     exports: bool = True,
-    is_still: bool = True,
+    zero_is_fixed_point: bool = True,
     only: tuple[str, ...] | None = None,
     skip: tuple[str, ...] = (),
 ) -> tuple[str, ...]:
@@ -47,7 +47,7 @@ def check_transformation(
         whose masks look for certain paths.
       refuses_complex: whether complex parameters are an error of it, a `TypeError` at `init` that says so.
       exports: whether `jax.export` takes a step: not with a hyperparameter that is read on the host.
-      is_still: whether zero gradients leave zero parameters alone: not with noise.
+      zero_is_fixed_point: whether zero gradients leave zero parameters at zero: False for a link that adds noise.
       only: the names of the checks to run, all if None.
       skip: the names of checks to leave out.
 
@@ -89,7 +89,7 @@ def check_transformation(
         has_code=plain and first.is_registered,
         owns_all_state=not any(isinstance(node.link, OptaxLink) for node in walk(first)),
         exports=exports,
-        is_still=is_still,
+        zero_is_fixed_point=zero_is_fixed_point,
         tree=PLAIN if params is None else params,
     )
     chosen = [name for name in only or CHECKS if name not in skip]
@@ -100,13 +100,13 @@ def check_transformation(
         except Exception as error:
             failures[name] = error
     if failures:
-        told = "\n".join(f"- {name.replace('_', ' ')}: {_told(error)}" for name, error in failures.items())
+        summaries = "\n".join(f"- {name.replace('_', ' ')}: {_summary(error)}" for name, error in failures.items())
         raise AssertionError(
-            f"{first.name} fails {len(failures)} of {len(chosen)} checks of optchain.testing:\n{told}"
+            f"{first.name} fails {len(failures)} of {len(chosen)} checks of optchain.testing:\n{summaries}"
         ) from next(iter(failures.values()))
     return tuple(chosen)
 
 
-def _told(error: Exception) -> str:
+def _summary(error: Exception) -> str:
     kind = "" if isinstance(error, AssertionError) else f"{type(error).__name__}: "
     return kind + " ".join(str(error).split())[:400]

@@ -1,4 +1,4 @@
-"""What holds for `init`, `update` and `apply`: the two forms agree, dtypes stay, nothing that a caller holds is written to."""
+"""Checks of `init`, `update` and `apply`: the two forms agree, dtypes stay, nothing that a caller holds is written to."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ from optchain.testing.trees import Tree, grads_of, params_of
 NARROW = ("bfloat16", "float16")
 
 
-def agree(subject: Subject, *cases: tuple[Any, str]) -> None:
+def check_forms_agree(subject: Subject, *cases: tuple[Any, str]) -> None:
     """Steps from the same state in both forms give the same, and leave structure, shapes and dtypes alone.
 
     Args:
@@ -51,21 +51,21 @@ def agree(subject: Subject, *cases: tuple[Any, str]) -> None:
 
 
 def apply_is_update_and_apply_updates(subject: Subject) -> None:
-    agree(subject, (subject.tree, "float32"))
+    check_forms_agree(subject, (subject.tree, "float32"))
 
 
 def both_forms_agree_in_narrow_dtypes(subject: Subject) -> None:
-    agree(subject, *((subject.tree, dtype) for dtype in NARROW))
+    check_forms_agree(subject, *((subject.tree, dtype) for dtype in NARROW))
 
 
 def both_forms_agree_in_float64(subject: Subject) -> None:
     with enable_x64(True):
-        agree(subject, (subject.tree, "float64"))
+        check_forms_agree(subject, (subject.tree, "float64"))
 
 
 def complex_leaves_work_or_are_refused_at_init(subject: Subject) -> None:
     if not subject.refuses_complex:
-        agree(subject, (subject.tree, "complex64"))
+        check_forms_agree(subject, (subject.tree, "complex64"))
         return
     try:
         subject.make().init(subject.params(jnp.complex64))
@@ -171,7 +171,7 @@ def scalars_of_the_state_are_in_the_default_float_or_int32(subject: Subject) -> 
 
 
 def _no_scalars(subject: Subject, dtype: Any) -> Tree:
-    """The parameters, but for scalars: what mirrors those is a scalar, and no count or rate."""
+    """The parameters, but for scalars: their slots are scalars too, and would be taken for counts or rates."""
     return jax.tree.map(lambda p: p if jnp.ndim(p) else p[None], subject.params(dtype))
 
 

@@ -1,4 +1,4 @@
-"""What holds under every transform of JAX: jit, scan, vmap, grad, export, and the settings that are strict."""
+"""Checks under every transform of JAX: jit, scan, vmap, grad, export, and the settings that are strict."""
 
 import contextlib
 import importlib.util
@@ -120,7 +120,7 @@ def zero_gradients_and_parameters_stay_finite(subject: Subject) -> None:
     params, state = zeros, tx.init(zeros)
     for _ in range(STEPS):
         params, state = apply_step(tx, params, state, zeros)
-    if subject.is_still:
+    if subject.zero_is_fixed_point:
         assert_same(params, zeros)
     assert_finite(state, "the state after zero gradients")
 

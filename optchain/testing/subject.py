@@ -1,4 +1,4 @@
-"""What is checked: a transformation, and what is known of it."""
+"""The subject of the checks: a transformation, and its known properties."""
 
 import dataclasses
 from collections.abc import Callable
@@ -22,8 +22,8 @@ class Subject:
     """Whether its state is its own; an Optax link keeps Optax's tuples."""
     exports: bool = True
     """Whether `jax.export` takes a step: not with a callable that is read on the host."""
-    is_still: bool = True
-    """Whether zero gradients leave parameters that are zero where they are: not with noise."""
+    zero_is_fixed_point: bool = True
+    """Whether zero gradients leave zero parameters at zero: not with noise."""
     tree: Any = PLAIN
     """The parameters it is tried on: the name of a tree, or a tree of arrays."""
 

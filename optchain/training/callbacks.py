@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from optchain.core import arguments, trees
-from optchain.core.calls import explained
+from optchain.core.calls import with_clear_call_errors
 from optchain.core.hyperparams import find_settable, set_hyperparams
 
 WatchState = dict[str, jax.Array]
@@ -33,7 +33,7 @@ def _improved(mode: str, min_delta: float, metric: jax.Array, best: jax.Array) -
     return metric + min_delta < best if mode == "min" else metric - min_delta > best
 
 
-@explained
+@with_clear_call_errors
 @dataclasses.dataclass(frozen=True)
 class ReduceLROnPlateau:
     """Multiplies the learning rate by `factor` when a metric has not improved for `patience` evaluations.
@@ -42,11 +42,11 @@ class ReduceLROnPlateau:
     or an array, not a schedule.
 
     Args:
-      factor: what the rate is multiplied by, in (0, 1).
-      patience: how many evaluations without improvement are waited for, >= 0.
+      factor: the factor of a reduction, in (0, 1).
+      patience: the number of evaluations without improvement to wait for, >= 0.
       mode: whether the metric should fall (`min`) or rise (`max`).
-      min_delta: by how much the metric must improve to count, >= 0.
-      cooldown: how many evaluations after a reduction are not counted, >= 0.
+      min_delta: the least improvement of the metric that counts, >= 0.
+      cooldown: the number of evaluations after a reduction that do not count, >= 0.
       min_learning_rate: the rate is not lowered below this, >= 0.
       name: which hyperparameter, as `get_hyperparams` keys it.
 
@@ -111,17 +111,17 @@ class ReduceLROnPlateau:
         return new, optimizer_state
 
 
-@explained
+@with_clear_call_errors
 @dataclasses.dataclass(frozen=True)
 class EarlyStopping:
     """Says when a metric has not improved for `patience` evaluations.
 
     Args:
-      patience: how many evaluations without improvement are waited for, >= 0.
+      patience: the number of evaluations without improvement to wait for, >= 0.
       mode: whether the metric should fall (`min`) or rise (`max`).
-      min_delta: by how much the metric must improve to count, >= 0.
-      baseline: what the metric must beat for an improvement to start the waiting over; None for nothing.
-      start_from: how many evaluations are not looked at first, >= 0.
+      min_delta: the least improvement of the metric that counts, >= 0.
+      baseline: the value that an improvement must beat to start the waiting over; None for no such value.
+      start_from: the number of evaluations to skip at first, >= 0.
 
     Example:
       >>> import optchain

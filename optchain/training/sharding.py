@@ -1,6 +1,6 @@
 """State over a mesh of devices: where each leaf lies, states that are made there, and steps that leave them there.
 
-What follows here is for `jit` over sharded arrays. Inside `shard_map` and `pmap` nothing is laid out for a transformation:
+This module is for `jit` over sharded arrays. Inside `shard_map` and `pmap` nothing is laid out for a transformation:
 there `cross_replica_mean` and the `axis_name` of a link say what the devices share.
 """
 
@@ -42,8 +42,8 @@ def state_shardings(
 
     Args:
       tx: a transformation of optchain or Optax.
-      params: the parameters, arrays or `jax.ShapeDtypeStruct`, with their shardings over `mesh`; what has none, and an
-        array that was never put anywhere, counts as whole on every device.
+      params: the parameters, arrays or `jax.ShapeDtypeStruct`, with their shardings over `mesh`; one without a
+        sharding, or not committed to devices, counts as whole on every device.
       mesh: the devices. An `AbstractMesh` will do for shape structs.
       axis: the name of a mesh axis, or of several; None to leave each leaf with its parameter.
 
@@ -185,7 +185,7 @@ class StepOverMesh:
         leaves, treedef = jax.tree.flatten(params)
         if any(map(arguments.is_traced, leaves)):
             raise TypeError(
-                "a step over a mesh looks where its parameters lie, and inside of jit, scan or vmap they lie nowhere yet: "
+                "a step over a mesh reads the shardings of its parameters, which they do not have inside jit, scan or vmap: "
                 "use tx.apply there, and give out_shardings to the outermost jit"
             )
         shardings = jax.tree.leaves(parameter_shardings(params, self._mesh))
@@ -200,7 +200,7 @@ class StepOverMesh:
 
 
 def parameter_shardings(params: Tree, mesh: AnyMesh) -> Tree:
-    """The parameters' own shardings; what lies nowhere in particular is taken to be whole on every device."""
+    """The parameters' own shardings; a leaf without one counts as whole on every device."""
 
     def placed(path: Path, leaf: Any) -> NamedSharding:
         sharding = getattr(leaf, "sharding", None)

@@ -8,7 +8,7 @@ import optax
 from jax.sharding import Mesh
 
 from optchain.core import arguments, trees
-from optchain.core.calls import explained
+from optchain.core.calls import with_clear_call_errors
 from optchain.core.metrics import metrics
 from optchain.core.optax_link import as_transformation
 from optchain.core.transformation import State, Transformation
@@ -20,7 +20,7 @@ from optchain.wrappers.loss_scale import scale_loss
 Step = Callable[..., tuple[Tree, State, dict[str, Any]]]
 
 
-@explained
+@with_clear_call_errors
 def make_step(
     loss_fn: Callable[..., Any],
     tx: optax.GradientTransformation,
@@ -29,7 +29,7 @@ def make_step(
     mesh: Mesh | None = None,
     axis: str | tuple[str, ...] | None = None,
 ) -> Step:
-    """A compiled training step: the gradient of the loss, one step of `tx` in the `apply` form, what was noticed.
+    """A compiled training step: the gradient of the loss, one step of `tx` in the `apply` form, the metrics.
 
     The parameters and the state are donated and updated in place: go on with what the step returns, the arrays that went
     in are gone. The loss is scaled by the loss scales in the state before the gradient is taken, and handed to links
@@ -90,8 +90,8 @@ def make_step(
             # Parameters before state, in and out: donated buffers are paired with outputs of equal shape by position.
             extra = {"value": loss} | ({} if weight is None else {"weight": weight})
             params, state = apply(params, state, grads=grads, **extra)
-            noticed = {"loss": loss} | ({"aux": aux} if has_aux else {}) | metrics(state)
-            return params, state, noticed
+            logged = {"loss": loss} | ({"aux": aux} if has_aux else {}) | metrics(state)
+            return params, state, logged
 
         return step
 

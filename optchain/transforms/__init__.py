@@ -1,1 +1,1 @@
-"""What a recipe has around its rule: clipping, decay, the learning rate, averages, projections; a feature a file."""
+"""The parts of a recipe around its rule: clipping, decay, the learning rate, averages, projections; a feature a file."""

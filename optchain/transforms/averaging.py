@@ -9,7 +9,7 @@ import optax
 
 from optchain.core import arguments, trees
 from optchain.core.hyperparams import Hyperparam, Hyperparams
-from optchain.core.lookup import at_their_paths, find_trees, united
+from optchain.core.lookup import find_trees, leaves_by_path, replace_leaves_by_path
 from optchain.core.parameter_link import ParameterLink
 from optchain.core.registry import register
 from optchain.core.slot import Slot, declare, stored
@@ -31,9 +31,9 @@ def average_params(
 ) -> Transformation:
     """Keeps an exponential moving average of the parameters, as they are after the update. A parameter link.
 
-        step = calls // calls_per_step
-        average ← m · average + (1 − m) · params,   m = 0 while step is 0, else momentum
-        params ← average,   where (step + 1) is a multiple of overwrite_every
+        updates = calls // calls_per_step,   of the calls before
+        average ← m · average + (1 − m) · params,   m = 0 while updates is 0, else momentum
+        params ← average,   where (updates + 1) is a multiple of overwrite_every
 
     Keras's `use_ema`, `ema_momentum`, `ema_overwrite_frequency`. Outside a gate it runs at every call, inside it at every
     update. `averaged_params(state)` and `finalize(params, state)` give the average.
@@ -42,8 +42,8 @@ def average_params(
 
     Args:
       momentum: the weight of the old average, in [0, 1].
-      overwrite_every: how many steps lie between overwrites of the parameters, >= 1; None for never.
-      calls_per_step: how many calls a step is made of, >= 1: outside of `accumulate`, its `steps`.
+      overwrite_every: the number of updates from one overwrite of the parameters to the next, >= 1; None for never.
+      calls_per_step: the number of calls that make one update, >= 1: outside of `accumulate`, its `steps`.
       average_dtype: the dtype of the average; float32 or wider if None.
 
     Returns:
@@ -123,12 +123,12 @@ def averaged_params(state: Any) -> Tree:
 def finalize(params: Tree, state: Any) -> Tree:
     """The parameters to evaluate and to save: the average in the parameters' dtypes where there is one, else `params`.
 
-    Keras's `finalize_variable_values`. What is returned is the state's or the caller's own: copy before donating. Leaves
+    Keras's `finalize_variable_values`. It returns the state's or the caller's own arrays: copy before donating. Leaves
     without an average are as they were: frozen parameters, statistics, the functions of an Equinox module.
 
     Args:
       params: the parameters, in any container: a tree, a whole module of Flax's `nnx` or Equinox's, `nnx.state(module)`, or a
-        pure dict. What is returned is of the same kind; a module is a new one.
+        pure dict. The result is of the same kind; a module is a new one.
       state: any pytree with an optchain state in it.
 
     Raises:
@@ -143,8 +143,10 @@ def finalize(params: Tree, state: Any) -> Tree:
     averages = find_trees(state, "average")
     if not averages:
         return params
-    found = united("averages of the parameters", averages)
-    return at_their_paths("average", found, params, lambda p, _, average: trees.astype(average, trees.dtype_of(p)))
+    found = leaves_by_path("averages of the parameters", averages)
+    return replace_leaves_by_path(
+        "average", found, params, lambda p, _, average: trees.astype(average, trees.dtype_of(p))
+    )
 
 
 def _united(averages: list[tuple[str, Tree]]) -> Tree:

@@ -21,12 +21,12 @@ def cross_replica_mean(axis_name: str | tuple[str, ...]) -> Transformation:
     gradient on every device; within `accumulate` it runs once in a window. Under `jit` with sharded arrays there is no axis
     and no need: the gradient is that of the whole batch.
 
-    Under `shard_map` JAX adds up the gradients of parameters that it knows to be the same on all devices, and nobody can tell
+    Under `shard_map` JAX adds up the gradients of parameters that it knows to be the same on all devices, and nothing can tell
     such a sum from a mean: a gradient that does not vary over the axis is an error. Take the gradient at
     `jax.lax.pcast(params, axis_name, to="varying")`, which is each replica's own; or take the mean in the loss, by
     `jax.lax.pmean`, and leave this link out. With `check_vma=False`, and in `pmap`, gradients are each replica's own.
 
-    Of a `RowGradient` the rows of all replicas are gathered: what travels is the rows that are named, not the table. Inside
+    Of a `RowGradient` the rows of all replicas are gathered: only the named rows travel, not the table. Inside
     `shard_map` that takes `check_vma=False`.
 
     Args:

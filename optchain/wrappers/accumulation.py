@@ -47,26 +47,29 @@ def accumulate(
 
         grads ← Σ weight · g,    inner runs on grads / Σ weight
 
-    The other calls add to the accumulator and do nothing else: in the `apply` form the parameters and the state of `inner`
-    are not touched, so such a call moves 12 bytes per float32 parameter. What `inner` counts is updates; a chain around
-    the gate counts calls, and its learning rate is passed through. Keras's `gradient_accumulation_steps`.
+    A call that does not fill the window adds to the accumulator and does nothing else: in the `apply` form the parameters
+    and the state of `inner` are not touched, so such a call moves 12 bytes per float32 parameter. Links in `inner` count
+    updates; a chain around the gate counts calls, and its learning rate is passed through. Keras's
+    `gradient_accumulation_steps`.
 
     A call may give a `weight`, 1 if it does not: with the number of tokens of the micro-batch as weight, the mean is the
-    gradient of the whole batch. One whose weight is 0 fills a place in the window and does not count, were its gradient NaN. An
-    `accumulate` within gets the weight of the whole window, so that nested means are exact too.
-    `flush(tx, params, state)` applies a tail that did not fill a window.
+    gradient of the whole batch. A call of weight 0 fills a place in the window and does not count, even if its gradient is
+    NaN. An `accumulate` within gets the weight of the whole window, so that nested means are exact too. `flush(tx, params,
+    state)` applies a tail that did not fill a window.
 
-    A weight is 0 or in [2⁻⁶⁴, 2⁶⁴], a number or a real scalar array. What is traced cannot be looked at: if it is negative or not
-    finite, the mean of its window is NaN, and shows. Σ weight · |g| must be within the range of the accumulator, 3.4e38 in
-    float32, as for the plain sum of four gradients: beyond it the mean is infinite or NaN, and a gate within drops the window.
+    A weight is 0 or in [2⁻⁶⁴, 2⁶⁴], a number or a real scalar array. A traced weight cannot be checked: if it is negative
+    or not finite, the mean of its window is NaN. Σ weight · |g| must be within the range of the accumulator, 3.4e38 in
+    float32, as for the plain sum of four gradients: beyond it the mean is infinite or NaN, and a gate within drops the
+    window.
 
-    In an `optax.chain` it must be the last link: a link after it would act on the zero updates in between.
+    In an `optax.chain` it must be the last link: a link after it would act on the zero updates of the other calls.
 
     Args:
       inner: what runs on the mean: a transformation of optchain or Optax. Clipping belongs inside, to act on the mean.
-      steps: the number of calls an update is made of, >= 1; or a schedule of it, a callable of the number of updates made
-        so far, whose value is rounded: a real scalar in [1, 2³¹ − 1]. Under `jit` its value cannot be checked: below 1 it is
-        taken as 1, and while it is NaN no update is made. An average around such a gate is refused: it could not count updates.
+      steps: the number of calls that make one update, >= 1: the length of the window. Or a schedule of it, a callable of
+        the number of updates made so far, whose value is rounded: a real scalar in [1, 2³¹ − 1]. Under `jit` its value
+        cannot be checked: below 1 it is taken as 1, and while it is NaN no update is made. An average around such a gate is
+        refused: it could not count updates.
       accumulator_dtype: the dtype of the accumulator; float32 or wider if None.
 
     Returns:
@@ -86,7 +89,7 @@ def accumulate(
     gated = as_transformation(inner, "inner")
     if is_lazy(gated):
         raise ValueError(
-            "accumulate cannot run lazy_rows: what it accumulates is the whole gradient, which names no rows. Leave out "
+            "accumulate cannot run lazy_rows: it accumulates the whole gradient, which names no rows. Leave out "
             "lazy_rows, or concatenate the batches"
         )
     varying = callable(steps)

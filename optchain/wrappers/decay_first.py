@@ -6,7 +6,7 @@ import jax
 import optax
 
 from optchain.core import trees
-from optchain.core.composite import Composite, entries
+from optchain.core.composite import Composite, nonempty_states
 from optchain.core.hyperparams import Hyperparam
 from optchain.core.masks import Mask
 from optchain.core.optax_link import OptaxLink, as_transformation
@@ -33,12 +33,12 @@ def decay_first(
 
     This is Keras's order, for every optimizer. For a rule that does not look at the parameters it comes to the same as the
     plainer `decay_weights` after it; for one that does (`scale_by_trust_ratio`, `apply_ftrl`) it does not. The updates are
-    `p' + u − p`: what the rule makes exactly 0 is exactly 0 afterwards.
+    `p' + u − p`: a parameter that the rule makes exactly 0 is exactly 0 afterwards.
 
     Args:
       rule: a transformation of optchain or Optax that makes updates of gradients, its learning rate included.
       weight_decay: the fraction, >= 0, without unit.
-      learning_rate: what the decay is multiplied by; None for the rate of the chain, 1.0 for the paper's decay. The rule
+      learning_rate: the factor of the decay; None for the rate of the chain, 1.0 for the paper's decay. The rule
         always gets the rate of the chain.
       mask: which parameters decay, as in `decay_weights`. None for all.
 
@@ -87,4 +87,4 @@ class DecayFirst(Composite):
         updates = jax.tree.map(
             lambda n, p: trees.wide(n) - trees.wide(p), trees.add(decayed, trees.force(updates)), params
         )
-        return updates, entries({"inner": inner_state, "decay_weights": decay_state})
+        return updates, nonempty_states({"inner": inner_state, "decay_weights": decay_state})

@@ -11,7 +11,7 @@ import optax
 
 from optchain.core import arguments, trees
 from optchain.core.factors import Factor
-from optchain.core.gates import Decision, Gate, judge, storage
+from optchain.core.gates import Decision, Gate, judge, largest_storable
 from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.lookup import find_fields, find_siblings
 from optchain.core.optax_link import as_transformation
@@ -78,10 +78,10 @@ def dynamic_loss_scale(
         otherwise:            nothing is touched;                                                   loss_scale ← ½ · loss_scale
 
     Keras's `LossScaleOptimizer`, whose scale is unbounded; this one stays within 2⁻²⁴ and 2¹²⁷. Multiply the loss with
-    `scale_loss(loss, state)`; `make_step` does. Finiteness is judged on the scaled gradients. A value whose square is not
+    `scale_loss(loss, state)`; `make_step` does. The check is on the scaled gradients. A value whose square is not
     finite when it has been divided by this loss scale and those within, one above 1.8e19 in float32, is bad too: a second
-    moment would be infinite from then on. As in `skip_nonfinite`, what is judged is the gradient that is handed to the gate,
-    each value by itself, in its own dtype and in those in which the moments within are stored.
+    moment would be infinite from then on. As in `skip_nonfinite`, the check is on each value of the gradient that reaches the
+    gate, in its own dtype and in those in which the moments within are stored.
 
     Around `accumulate` a bad call does not count, and the window goes on; one whose `weight` is 0 is never bad, fills its place
     in the window, and changes nothing here. Inside it, one bad call drops the whole window. In an `optax.chain` it must be the
@@ -114,13 +114,13 @@ def dynamic_loss_scale(
     """
     axis_name = arguments.check_axis_name(axis_name)
     gated = as_transformation(inner, "inner")
-    fits = storage(gated)
+    fits = largest_storable(gated)
     arguments.check_number("initial_scale", initial_scale, arguments.RANGES["initial_scale"])
     growth_steps = arguments.check_integer("growth_steps", growth_steps, minimum=1)
 
     def state_of(loss_scale: jax.Array, good_steps: jax.Array) -> dict[str, Any]:
-        noticed = {"loss_scale": jnp.array(loss_scale, copy=True)}
-        return {"loss_scale": loss_scale, "good_steps": good_steps, "metrics": noticed}
+        metrics = {"loss_scale": jnp.array(loss_scale, copy=True)}
+        return {"loss_scale": loss_scale, "good_steps": good_steps, "metrics": metrics}
 
     def init(params: Tree) -> dict[str, Any]:
         return state_of(jnp.array(initial_scale, trees.default_float()), jnp.zeros((), jnp.int32))

@@ -50,7 +50,7 @@ def masked(inner: optax.GradientTransformation, mask: Mask) -> Transformation:
 def freeze(inner: optax.GradientTransformation, mask: Mask) -> Transformation:
     """Runs `inner` on the leaves where the mask is False; the others are frozen: no step changes a bit of them.
 
-    Frozen parameters do not decay, have no state and no part in a norm or an average; what their gradients are does not
+    Frozen parameters do not decay, have no state and no part in a norm or an average; their gradients do not
     matter, not even to a gate that looks for NaN, and a compiled step does not compute them. Put it around a whole recipe:
     a link that comes after it sees their updates, zero, and would let them decay. `averaged_params` has None for them,
     `finalize` takes them from the parameters.

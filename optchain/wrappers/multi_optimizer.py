@@ -8,7 +8,7 @@ import optax
 
 from optchain.core import arguments, trees
 from optchain.core.chain import reserved_names
-from optchain.core.composite import Composite, entries
+from optchain.core.composite import Composite, nonempty_states
 from optchain.core.masks import Mask, Matching, check_mask, matching, resolve_mask, select
 from optchain.core.optax_link import as_transformation
 from optchain.core.registry import register
@@ -109,7 +109,7 @@ class Groups(Composite):
             tree, states[name] = act(link, lambda tree, mask=mask: tree if tree is None else select(mask, tree))
             made.append(tree)
         index = {name: i for i, name in enumerate(self.parts)}
-        return jax.tree.map(lambda name, *leaves: leaves[index[name]], names, *made), entries(states)
+        return jax.tree.map(lambda name, *leaves: leaves[index[name]], names, *made), nonempty_states(states)
 
 
 def _checked(

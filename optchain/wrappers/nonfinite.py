@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from optchain.core import arguments, trees
-from optchain.core.gates import Decision, Gate, judge, storage
+from optchain.core.gates import Decision, Gate, judge, largest_storable
 from optchain.core.optax_link import as_transformation
 from optchain.core.registry import register
 from optchain.core.transformation import State, Transformation
@@ -35,12 +35,12 @@ def skip_nonfinite(
     """Runs `inner` when every value of the gradients is finite; else leaves the parameters and its state alone. A gate.
 
     A value whose square is not finite, one above 1.8e19 in float32, is bad too: a second moment would be infinite from then
-    on. What is judged is the gradient that is handed to the gate, divided by the loss scales within, each value by itself: it
-    must have a finite square in its own dtype and in those in which the moments within are stored. What links within make of
-    it (`scale(1e10)`) and sums of squares, over steps (Adagrad, Ftrl) or elements, are not judged.
+    on. The check is on each value of the gradient that reaches the gate, divided by the loss scales within: it must have a finite
+    square in its own dtype and in those in which the moments within are stored. The results of links within (`scale(1e10)`)
+    and sums of squares, over steps (Adagrad, Ftrl) or elements, are not checked.
 
-    A bad step is never let through, however many come in a row. With `max_consecutive` the metrics say when that many
-    have: `check(metrics)` raises on the host, with the state still good.
+    A bad step is never applied, however many come in a row. With `max_consecutive` the metrics say when there were that many
+    in a row: `raise_if_nonfinite(metrics)` then raises on the host, with the state still good.
 
     Around `accumulate` a bad call does not count, and the window goes on; one whose `weight` is 0 is never bad, fills its place
     in the window, and changes neither count. Inside it, the mean of the window is judged: one
@@ -48,7 +48,7 @@ def skip_nonfinite(
 
     Args:
       inner: a transformation of optchain or Optax.
-      max_consecutive: how many bad steps in a row `check` tolerates at most, less one, >= 1; None for any number.
+      max_consecutive: how many bad steps in a row `raise_if_nonfinite` tolerates at most, less one, >= 1; None for any number.
       axis_name: inside `shard_map` or `pmap`, the axis or axes over which the parameters themselves are split. `()`:
         each device trains a model of its own.
 
@@ -69,18 +69,18 @@ def skip_nonfinite(
     """
     axis_name = arguments.check_axis_name(axis_name)
     gated = as_transformation(inner, "inner")
-    fits = storage(gated)
+    fits = largest_storable(gated)
     if max_consecutive is not None:
         max_consecutive = arguments.check_integer("max_consecutive", max_consecutive, minimum=1)
 
     def state_of(skipped_steps: jax.Array, consecutive: jax.Array) -> dict[str, Any]:
-        noticed = {
+        metrics = {
             "skipped_steps": jnp.array(skipped_steps, copy=True),
             "consecutive": jnp.array(consecutive, copy=True),
         }
         if max_consecutive is not None:
-            noticed["max_consecutive"] = jnp.array(max_consecutive, jnp.int32)
-        return {"skipped_steps": skipped_steps, "consecutive": consecutive, "metrics": noticed}
+            metrics["max_consecutive"] = jnp.array(max_consecutive, jnp.int32)
+        return {"skipped_steps": skipped_steps, "consecutive": consecutive, "metrics": metrics}
 
     def init(params: Tree) -> dict[str, Any]:
         return state_of(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
@@ -96,7 +96,7 @@ def skip_nonfinite(
     return Gate(gated, init, decide, fields=["skipped_steps", "consecutive", "metrics"], rowwise=True)
 
 
-def check(metrics: Mapping[str, Any]) -> None:
+def raise_if_nonfinite(metrics: Mapping[str, Any]) -> None:
     """Raises on the host when `skip_nonfinite(…, max_consecutive)` has skipped too many steps in a row.
 
     It reads the metrics, and so waits for the step that they come from: call it where the run logs anyway.
@@ -112,7 +112,7 @@ def check(metrics: Mapping[str, Any]) -> None:
       >>> import jax.numpy as jnp, optchain
       >>> tx = optchain.skip_nonfinite(optchain.sgd(1.0), max_consecutive=1)
       >>> params, state = tx.apply(jnp.ones(1), tx.init(jnp.ones(1)), grads=jnp.array([jnp.inf]))
-      >>> optchain.check(optchain.metrics(state))
+      >>> optchain.raise_if_nonfinite(optchain.metrics(state))
       Traceback (most recent call last):
       ...
       FloatingPointError: the gradients were not finite in 1 steps in a row (max_consecutive=1), and in 1 steps in all...

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import optax
 
 from optchain.core import trees
-from optchain.core.composite import Composite, entries
+from optchain.core.composite import Composite, nonempty_states
 from optchain.core.hyperparams import Hyperparam, Hyperparams
-from optchain.core.lookup import at_their_paths, find_states, united
+from optchain.core.lookup import find_states, leaves_by_path, replace_leaves_by_path
 from optchain.core.optax_link import as_transformation
 from optchain.core.registry import register
 from optchain.core.slot import Slot, declare
@@ -45,7 +45,7 @@ def schedule_free(inner: optax.GradientTransformation, beta_1: Hyperparam = 0.9)
 
     Args:
       inner: a rule that acts on gradients, its learning rate included; it has no momentum of its own.
-      beta_1: how far the gradients are taken towards the average, in [0, 1).
+      beta_1: the weight of the average in the point at which gradients are taken, in [0, 1).
 
     Returns:
       A transformation with state `count, beta_1, iterates, inner`, that needs the parameters.
@@ -105,7 +105,7 @@ class ScheduleFree(Composite):
             return new_y - y, new_z
 
         updates, z = trees.map_unzip(step, 2, trees.force(moves), params, state["iterates"])
-        return updates, {"count": count, "beta_1": _kept(beta), "iterates": z} | entries({"inner": inner_state})
+        return updates, {"count": count, "beta_1": _kept(beta), "iterates": z} | nonempty_states({"inner": inner_state})
 
 
 def schedule_free_params(params: Tree, state: Any) -> Tree:
@@ -137,7 +137,9 @@ def schedule_free_params(params: Tree, state: Any) -> Tree:
     found = find_states(state, "iterates", "beta_1", "count")
     if not found:
         raise ValueError("the state must have a schedule_free in it; it has none")
-    iterates = united("schedule_free of the same parameters", [(place, node["iterates"]) for place, node in found])
+    iterates = leaves_by_path(
+        "schedule_free of the same parameters", [(place, node["iterates"]) for place, node in found]
+    )
 
     def average(y: jax.Array, index: int, z: jax.Array) -> jax.Array:
         wide, (beta,) = trees.wide(y), jax.tree.leaves(found[index][1]["beta_1"])  # nnx wraps each leaf
@@ -146,7 +148,7 @@ def schedule_free_params(params: Tree, state: Any) -> Tree:
         x = jnp.where(known, (wide - (1 - b) * z) / jnp.where(known, b, jnp.ones_like(b)), wide)
         return trees.astype(x, trees.dtype_of(y))
 
-    return at_their_paths("iterates", iterates, params, average)
+    return replace_leaves_by_path("iterates", iterates, params, average)
 
 
 def _kept(value: Hyperparam) -> jax.Array:

@@ -50,7 +50,7 @@ ROWS = [
     Row("adaptive_grad_clip", lambda: oc.adaptive_grad_clip(0.5, jnp.array(0.1))),
     Row("adaptive_grad_clip_axis", lambda: oc.masked(oc.adaptive_grad_clip(0.5, axis=[0, -1]), only_matrices)),
     Row("centralize_gradients", lambda: oc.centralize_gradients()),
-    Row("add_noise", lambda: oc.add_noise(0.01, seed=3), is_still=False),
+    Row("add_noise", lambda: oc.add_noise(0.01, seed=3), zero_is_fixed_point=False),
     Row("scale_by_adam", lambda: oc.scale_by_adam()),
     Row("scale_by_adam_amsgrad", lambda: oc.scale_by_adam(0.5, amsgrad=True)),
     Row("scale_by_adam_torch", lambda: oc.scale_by_adam(epsilon=1e-3, epsilon_hat=False)),

@@ -683,14 +683,14 @@ def test_a_set_value_of_an_unknown_name_must_be_finite():
 # Metrics --------------------------------------------------------------------------------------------------------------
 
 
-def test_metrics_are_what_the_last_call_noticed():
+def test_metrics_are_those_of_the_last_call():
     tx = oc.sgd(lambda step: 0.5 * (step + 1), global_clipnorm=1.0)
     params = {"w": jnp.zeros(2)}
     state = tx.init(params)
     for number in (1, 2):
         _, state = tx.apply(params, state, grads={"w": number * jnp.array([3.0, 4.0])})
-        noticed = {key: float(value) for key, value in oc.metrics(state).items()}
-        assert (noticed["global_norm"], noticed["learning_rate"]) == (5.0 * number, 0.5 * number)
+        values = {key: float(value) for key, value in oc.metrics(state).items()}
+        assert (values["global_norm"], values["learning_rate"]) == (5.0 * number, 0.5 * number)
 
 
 def test_metrics_with_equal_names_are_keyed_by_path():

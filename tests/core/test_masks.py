@@ -235,7 +235,7 @@ def test_a_traced_bool_is_refused_and_says_why():
     def step(flag, params):
         return oc.masked(oc.clip_by_norm(1.0), {"dense": flag, "head": True}).update(params, {})[0]
 
-    with pytest.raises(TypeError, match=r'mask\["dense"\] is traced: which parameters are meant must be known'):
+    with pytest.raises(TypeError, match=r'mask\["dense"\] is traced: the chosen parameters must be known'):
         jax.jit(step)(True, ONES)
     tx = oc.decay_weights(0.5, learning_rate=1.0, mask=lambda params: jax.tree.map(lambda p: jnp.all(p > 0), params))
     with pytest.raises(TypeError, match=r'mask\["dense"\]\["bias"\] is traced'):

@@ -63,7 +63,7 @@ def error(ours: Any, theirs: Any) -> float:
 
 
 def remembered(state: Any) -> Any:
-    """The state without what a link only noticed, which Keras does not know."""
+    """The state without the metrics, which Keras does not have."""
     return {name: entry for name, entry in state.items() if name != "clip_by_global_norm"}
 
 

@@ -58,7 +58,7 @@ def test_a_link_that_moved_into_a_gate_is_found_by_its_name():
 
 def test_two_links_of_a_name_are_not_guessed_at():
     two = oc.multi_optimizer(("kernels", "kernel", oc.adam(0.2)), default=oc.adam(0.3))
-    with pytest.raises(ValueError, match=r"nothing of what is saved belongs here: saved are .*scale_by_adam/mu"):
+    with pytest.raises(ValueError, match=r"no saved entry has a counterpart: saved are .*scale_by_adam/mu"):
         merge(SAVED, two.init(PARAMS), hyperparams="saved")
 
 
@@ -151,7 +151,7 @@ def test_a_shape_that_differs_is_refused_and_the_target_is_as_it_was():
 
 def test_something_else_altogether_is_refused():
     with pytest.raises(
-        ValueError, match="nothing of what is saved belongs here: saved are weights; expected are hyperparams"
+        ValueError, match="no saved entry has a counterpart: saved are weights; expected are hyperparams"
     ):
         merge({"weights": np.ones(3)}, oc.sgd(0.1).init(PARAMS), hyperparams="saved")
 

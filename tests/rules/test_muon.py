@@ -29,7 +29,7 @@ def warned(make, params=SCANNED):
 )
 def test_init_names_the_stacked_matrices_that_go_by_adam_and_no_others(make):
     (message,) = warned(make)
-    assert "trained by Adam's rule: conv (2, 2, 3, 3), layers/kernel (2, 3, 3). If that is meant" in message
+    assert "trained by Adam's rule: conv (2, 2, 3, 3), layers/kernel (2, 3, 3). To silence this" in message
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def test_clip_by_global_norm_clips_all_leaves_by_the_norm_of_them_together(bound
     assert_updates(oc.clip_by_global_norm(bound), expected)
 
 
-def test_the_global_norm_that_is_noticed_is_that_before_clipping():
+def test_the_global_norm_in_the_metrics_is_that_before_clipping():
     _, state = updates_of(oc.clip_by_global_norm(0.5))
     norm = np.sqrt(sum(np.sum(leaf**2) for leaf in GRADS[-1].values()))
     assert float(oc.metrics(state)["global_norm"]) == pytest.approx(norm, rel=1e-6)

@@ -63,7 +63,7 @@ def test_what_the_message_says_helps(name, form):
 
 @every_link
 def test_an_axis_that_was_left_out_is_named(name):
-    with pytest.raises(ValueError, match="over the devices of the axis 'model', and they would go apart"):
+    with pytest.raises(ValueError, match="over the devices of the axis 'model', and they would diverge"):
         trace(DECIDING[name](axis_name="data"), P("data", "model"), P("data", "model"), P("data", "model"))
 
 

@@ -1,4 +1,4 @@
-"""`make_step`: one compiled step, in place, that tells what it noticed."""
+"""`make_step`: one compiled step, in place, that returns its metrics."""
 
 import jax
 import jax.numpy as jnp

@@ -34,7 +34,7 @@ class Counts:
 def compile_step(functions: StepFunctions, params: Tree, state: Any, grads: Tree) -> tuple[Any, Counts]:
     """The compiled step, parameters and state donated, and its counts. Arrays or shape structs will do.
 
-    What JAX has traced before is forgotten first, so that no contender finds the work of another done.
+    Clears JAX's caches first, so that no contender profits from the tracing of another.
     """
     jax.clear_caches()
     size = trees.size(params)

@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Callable, Iterator
 
-from optchain.core.trees import RARELY
+from optchain.core.trees import EXTREMES_SCOPE
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%(\S+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^  (?:ROOT )?%(\S+) = ")
@@ -73,7 +73,7 @@ def _added(text: str, weigh: Callable[["Instruction", dict[str, "Instruction"]],
             if taken:
                 least += min(branch.least for branch in taken)
                 # The branch for norms that overflowed is not part of a step as it usually is.
-                rarely = RARELY in instruction.line
+                rarely = EXTREMES_SCOPE in instruction.line
                 most += min(branch.least for branch in taken) if rarely else max(branch.most for branch in taken)
             fewest, rounds = runs(instruction)
             for body in called(instruction):

@@ -80,8 +80,8 @@ def convert(
 ) -> None:
     """Converts the parameters and the optimizer's state of a half-trained run, and shows what went where.
 
-    The recipe says what the state belongs to. Nothing is guessed: what is ambiguous, incomplete or without a place on
-    the other side is an error that says so, and then nothing is written.
+    The recipe says what the state belongs to. Nothing is guessed: an entry that is ambiguous, missing or without a place
+    on the other side is an error that says so, and then nothing is written.
 
     SOURCE is read as data alone: no code in it is run.
     """

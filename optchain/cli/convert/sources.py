@@ -106,7 +106,7 @@ def _keras(source: Path, tx: optchain.Transformation, names: Names, hyperparams:
             f"--names FILE: {source} has weights alone: give a table of the paths here to its own, in their order"
         )
     with source_of(source) as found:
-        shapes = {entry.path: _shape(entry.shape) for entry in found.entries()}
+        shapes = {entry.path: _shape(entry.shape) for entry in found.variable_entries()}
     table = names or {_renamed(name, ALIASES): name for name in shapes}
     missing = [name for name in table.values() if name not in shapes]
     if missing:

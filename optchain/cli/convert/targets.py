@@ -45,24 +45,24 @@ def write(
 def _torch(out: Path, tx: optchain.Transformation, run: Run, names: Names, step: int | None, lossy: bool) -> list[str]:
     from optchain.interop import torch as interop
     from optchain.interop.links import places
-    from optchain.interop.torch.export import lost
+    from optchain.interop.torch.export import entries_without_counterpart
 
     if names is None:
         raise UserError("--names FILE: PyTorch's names are its own: give a table of the paths here to the names there")
     optimizer = interop.to_state_dict(tx, run.params, run.state, names, step=step, lossy=lossy)
     interop.write(out, interop.params_to_state_dict(run.params, names), optimizer)
-    return lost(places(tx, run.params), run.state)
+    return entries_without_counterpart(places(tx, run.params), run.state)
 
 
 def _optax(out: Path, tx: optchain.Transformation, run: Run, step: int | None, lossy: bool) -> list[str]:
     from optchain.interop import orbax
     from optchain.interop.links import places
     from optchain.interop.optax import to_optax, to_optax_state
-    from optchain.interop.optax.export import lost
+    from optchain.interop.optax.export import entries_without_counterpart
 
     opt_state = to_optax_state(tx, run.params, run.state, to_optax(tx), step=step, lossy=lossy)
     orbax.save(out, step or 0, {"params": run.params, "opt_state": opt_state})
-    return lost(places(tx, run.params), run.state)
+    return entries_without_counterpart(places(tx, run.params), run.state)
 
 
 def _keras(out: Path, tx: optchain.Transformation, run: Run, names: Names, model: Path, step: int | None) -> list[str]:

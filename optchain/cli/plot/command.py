@@ -23,8 +23,7 @@ def plot(
 ) -> None:
     """Draws the learning rate, and every other hyperparameter that is scheduled, over a run.
 
-    What a link within an accumulation counts is updates, and so it is drawn: as it will be at each call, if every call is
-    good.
+    A schedule inside an accumulation counts updates. It is drawn over calls, as if every call were good.
     """
     from optchain.cli import recipes
     from optchain.cli.plot import values

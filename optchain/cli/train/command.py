@@ -85,7 +85,7 @@ def train(
     happened, after a kill too. --resume-or-start DIR begins the run where there is none: send the same command again until it
     is done. One process at a time trains in a folder.
 
-    A run keeps its optimizer, its seed and the shape of its schedule. What you give besides --resume is changed:
+    A run keeps its optimizer, its seed and the shape of its schedule. Options beside --resume change it:
 
     --steps trains on. The schedule stays as it was laid out: beyond its end the rate stays at its last value, 1% of the
     highest. --schedule-steps lays it out anew.

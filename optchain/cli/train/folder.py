@@ -37,7 +37,7 @@ def check_folder(folder: Path, option: str) -> None:
 def check_free(folder: Path, option: str) -> None:
     """Refuses a folder in which there is anything that a new run could spoil.
 
-    What a run leaves that was killed before its first checkpoint was complete is nothing.
+    The remains of a run that was killed before its first checkpoint was complete do not count.
 
     Raises:
       UserError: there is something.
@@ -97,7 +97,7 @@ def _taken(path: Path) -> IO[str]:
                 f"optchain: {path.parent}: no lock here ({error.strerror}): let no two runs write to it", err=True
             )
             return file
-        # Who let go while this process opened the file has removed it: then nobody else sees the one that is locked.
+        # A process that released the lock while this one opened the file has removed it: the locked file is then seen by nobody.
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 return file

@@ -69,8 +69,8 @@ def train(
     """Trains to the last step, or to the end of the step in which `stop` is asked for; ends with a checkpoint.
 
     Raises:
-      FloatingPointError: `optchain.check` raised it, of the first step that it did not like. There is a checkpoint of the
-        last step: the recipe let nothing through that is not finite.
+      FloatingPointError: raised by `optchain.raise_if_nonfinite`, for the first step that failed. There is a checkpoint of the last
+        step: the recipe applied no update that is not finite.
     """
     take_step = _step(settings)
     saved = run.step
@@ -81,14 +81,14 @@ def train(
         def read(count: int) -> None:
             """Takes the oldest `count` from the device: into the record, and the last of them to the screen."""
             taken = jax.device_get(unread[:count])
-            lines = [_line(step, noticed, settings) for step, noticed in taken]
+            lines = [_line(step, logged, settings) for step, logged in taken]
             del unread[:count]
             record.append(lines)
             for line in lines:
                 shown.show(line)
-            for _, noticed in taken:
+            for _, logged in taken:
                 try:
-                    optchain.check(noticed)
+                    optchain.raise_if_nonfinite(logged)
                 except FloatingPointError as error:
                     failures.append(error)
 
@@ -101,12 +101,12 @@ def train(
 
         while run.step < settings.steps and stop.signal is None and not failures:
             images, labels = digits.batch(data, settings.seed, run.step, settings.batch_size)
-            params, state, noticed = take_step(run.params, run.state, images, labels)
+            params, state, logged = take_step(run.params, run.state, images, labels)
             run = Run(run.step + 1, params, state)
             # Nothing special at the last step: a run that trains on later has the lines of one that never stopped.
             if run.step % settings.evaluate_every == 0:
-                noticed = noticed | test_accuracies(run, data)
-            unread.append((run.step, noticed))
+                logged = logged | test_accuracies(run, data)
+            unread.append((run.step, logged))
             if run.step % settings.checkpoint_every == 0:
                 save()
             elif len(unread) == 2 * READ_EVERY:
@@ -124,15 +124,15 @@ def _step(settings: Settings) -> Step:
     return optchain.make_step(loss, recipe.optimizer(settings))
 
 
-def _line(step: int, noticed: dict[str, Any], settings: Settings) -> Line:
-    """A line of the record. Of a recipe, all that was noticed: what is inside a gate, at its last update."""
+def _line(step: int, logged: dict[str, Any], settings: Settings) -> Line:
+    """A line of the record. With a recipe of one's own it has all metrics; those of links inside a gate are of its last update."""
     if settings.recipe is None:
-        chosen = {"loss": noticed["loss"], "learning_rate": noticed["learning_rate"]}
+        chosen = {"loss": logged["loss"], "learning_rate": logged["learning_rate"]}
         # A step that only accumulates makes no update, and has no norm of one.
         if step % settings.accumulation_steps == 0:
-            chosen["gradient_norm"] = noticed["global_norm"]
-        noticed = chosen | {name: value for name, value in noticed.items() if name.startswith("test_accuracy")}
-    values = {"loss": noticed["loss"]} | noticed  # the loss first
+            chosen["gradient_norm"] = logged["global_norm"]
+        logged = chosen | {name: value for name, value in logged.items() if name.startswith("test_accuracy")}
+    values = {"loss": logged["loss"]} | logged  # the loss first
     return {"step": step, **{name: _number(value) for name, value in values.items()}}
 
 

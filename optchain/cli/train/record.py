@@ -41,7 +41,7 @@ class Record:
 
 
 def bytes_up_to(path: Path, step: int) -> int:
-    """The length of the record up to a step, included. What follows belongs to steps that are going to be run again.
+    """The length of the record up to a step, included. The lines after it are of steps that will be run again.
 
     Raises:
       UserError: a line before the end of that is damaged.

@@ -27,6 +27,7 @@ from optchain.core.trees.checks import of_one_example as of_one_example
 from optchain.core.trees.checks import shape_of as shape_of
 from optchain.core.trees.checks import with_update as with_update
 from optchain.core.trees.dtypes import astype as astype
+from optchain.core.trees.dtypes import barrier_if_narrow as barrier_if_narrow
 from optchain.core.trees.dtypes import cast as cast
 from optchain.core.trees.dtypes import cast_tree as cast_tree
 from optchain.core.trees.dtypes import default_float as default_float
@@ -36,7 +37,7 @@ from optchain.core.trees.dtypes import is_complex as is_complex
 from optchain.core.trees.dtypes import real_dtype as real_dtype
 from optchain.core.trees.dtypes import wide as wide
 from optchain.core.trees.dtypes import wide_dtype as wide_dtype
-from optchain.core.trees.norms import RARELY as RARELY
+from optchain.core.trees.norms import EXTREMES_SCOPE as EXTREMES_SCOPE
 from optchain.core.trees.norms import abs_square as abs_square
 from optchain.core.trees.norms import all_usable as all_usable
 from optchain.core.trees.norms import global_norm as global_norm

@@ -43,6 +43,16 @@ def wide(x: Any) -> Any:
     return astype(x, wide_dtype(dtype_of(x)))
 
 
+def barrier_if_narrow(x: Any) -> Any:
+    """A narrow leaf behind an optimization barrier, any other as it is: XLA cannot move the widening to the other side.
+
+    Before a norm, XLA's CPU backend would else share the widened copy between the reduction and the rule that follows, and
+    write it out: 4 bytes a parameter of temporary memory. After a gate, XLA would move it into the gate's branches, and
+    both would write the wide parameters out: 8 bytes a parameter of a call that waits, on a TPU.
+    """
+    return lax.optimization_barrier(x) if wide_dtype(dtype_of(x)) != dtype_of(x) else x
+
+
 def astype(x: Any, dtype: Any) -> jax.Array:
     """`x` in `dtype`, strongly typed; no operation is traced when it is so already."""
     if isinstance(x, jax.Array) and x.dtype == dtype and not x.weak_type:

@@ -12,7 +12,14 @@ from jax import lax
 from optchain.core import devices
 from optchain.core.factors import Factor, power_of_two
 from optchain.core.row_gradient import values
-from optchain.core.trees.dtypes import astype, cast, default_float, dtype_of, is_complex, wide, wide_dtype
+from optchain.core.trees.dtypes import (
+    astype,
+    barrier_if_narrow,
+    cast,
+    default_float,
+    is_complex,
+    wide,
+)
 from optchain.core.trees.paths import Tree
 from optchain.core.trees.scaled import Scaled, unscaled
 
@@ -34,13 +41,13 @@ def sum_of_squares(x: Any, axes: tuple[int, ...] | None = None, scale: jax.Array
 
     It overflows from 1.8e19 on and underflows, which a norm does not.
     """
-    x = wide(_apart(x))
+    x = wide(barrier_if_narrow(x))
     if scale is not None:
         x = x * cast(scale, x)
     return jnp.sum(abs_square(x), axis=axes, keepdims=axes is not None)
 
 
-def _with_scale_of_its_own(x: Any, axes: tuple[int, ...] | None, scale: jax.Array) -> jax.Array:
+def _sum_of_squares_behind_barrier(x: Any, axes: tuple[int, ...] | None, scale: jax.Array) -> jax.Array:
     """`sum_of_squares`, where the scale is that of all leaves: XLA's CPU backend would write it out in the leaf's shape."""
     x, scale = lax.optimization_barrier((x, scale))
     return sum_of_squares(x, axes, scale)
@@ -48,16 +55,7 @@ def _with_scale_of_its_own(x: Any, axes: tuple[int, ...] | None, scale: jax.Arra
 
 def mean(x: Any, axes: tuple[int, ...]) -> jax.Array:
     """The mean of one leaf over some axes, which then have length 1, accumulated wide."""
-    return jnp.mean(wide(_apart(x)), axis=axes, keepdims=True)
-
-
-def _apart(x: Any) -> Any:
-    """The operand of a norm or a mean, kept apart from the update's where it is narrow.
-
-    Without the barrier XLA's CPU backend shares the widened copy of a narrow leaf between the reduction and the rule that
-    follows, and writes it out: 4 bytes per parameter of temporary memory.
-    """
-    return lax.optimization_barrier(x) if wide_dtype(dtype_of(x)) != dtype_of(x) else x
+    return jnp.mean(wide(barrier_if_narrow(x)), axis=axes, keepdims=True)
 
 
 def norm(x: Any) -> jax.Array:
@@ -70,7 +68,7 @@ def norms(updates: Tree | Scaled, axes: Tree | None = None) -> Tree:
     leaves, treedef = jax.tree.flatten(values(unscaled(updates)))
     axes_of = [None] * len(leaves) if axes is None else treedef.flatten_up_to(axes)
     first = [sum_of_squares(x, along) for x, along in zip(leaves, axes_of, strict=True)]
-    # What devices differ in inside shard_map may decide for nothing that is the same on all.
+    # Inside shard_map a value that differs over devices must not decide for one that is the same on all.
     groups: dict[Any, list[int]] = {}
     for place, square in enumerate(first):
         groups.setdefault((devices.varies_over(square), square.dtype), []).append(place)
@@ -85,19 +83,19 @@ def norms(updates: Tree | Scaled, axes: Tree | None = None) -> Tree:
 def _norms(leaves: list[Any], axes: list[Any], squares: list[jax.Array]) -> list[Factor]:
     sizes = [jnp.size(x) for x in leaves]
 
-    def beside(power: jax.Array) -> list[jax.Array]:
+    def sums_all_at_one_power(power: jax.Array) -> list[jax.Array]:
         scale = power_of_two(power, squares[0].dtype)
         return [sum_of_squares(x, along, scale) for x, along in zip(leaves, axes, strict=True)]
 
     if axes[0] is None:
 
-        def every(powers: list[jax.Array]) -> list[jax.Array]:
+        def sums_each_at_its_power(powers: list[jax.Array]) -> list[jax.Array]:
             scales = power_of_two(jnp.stack(powers), squares[0].dtype)
             return [sum_of_squares(x, scale=scales[i]) for i, x in enumerate(leaves)]
 
-        return _roots(squares, every, beside, sizes)
+        return _roots(squares, sums_each_at_its_power, sums_all_at_one_power, sizes)
 
-    def again(powers: list[jax.Array]) -> list[jax.Array]:
+    def sums_at_both_powers(powers: list[jax.Array]) -> list[jax.Array]:
         # Twice, each time with one power for all: a power for each norm would be written out in the leaf's shape.
         dtype = squares[0].dtype
         up, down = (power_of_two(jnp.int32(power), dtype) for power in _powers_of_rescue(dtype))
@@ -105,12 +103,16 @@ def _norms(leaves: list[Any], axes: list[Any], squares: list[jax.Array]) -> list
             jnp.where(
                 power == 0,
                 square,
-                jnp.where(power > 0, _with_scale_of_its_own(x, along, up), _with_scale_of_its_own(x, along, down)),
+                jnp.where(
+                    power > 0,
+                    _sum_of_squares_behind_barrier(x, along, up),
+                    _sum_of_squares_behind_barrier(x, along, down),
+                ),
             )
             for x, along, square, power in zip(leaves, axes, squares, powers, strict=True)
         ]
 
-    return _roots(squares, again, beside, sizes)
+    return _roots(squares, sums_at_both_powers, sums_all_at_one_power, sizes)
 
 
 def global_norm(updates: Tree | Scaled, axis_name: str | tuple[str, ...] | None = None) -> jax.Array:
@@ -140,36 +142,41 @@ def norm_of(
     norm: Factor | None = None
     for dtype, places in groups.items():
 
-        def again(powers: list[jax.Array], places: list[int] = places, dtype: Any = dtype) -> list[jax.Array]:
+        def sums_each_at_its_power(
+            powers: list[jax.Array], places: list[int] = places, dtype: Any = dtype
+        ) -> list[jax.Array]:
             scale = power_of_two(powers[0], dtype)
-            return [summed([_with_scale_of_its_own(leaves[i], None, scale) for i in places])]
+            return [summed([_sum_of_squares_behind_barrier(leaves[i], None, scale) for i in places])]
 
-        def beside(power: jax.Array, places: list[int] = places, dtype: Any = dtype) -> list[jax.Array]:
+        def sums_all_at_one_power(power: jax.Array, places: list[int] = places, dtype: Any = dtype) -> list[jax.Array]:
             scale = power_of_two(power, dtype)
             return [summed([sum_of_squares(leaves[i], scale=scale) for i in places])]
 
         size = sum(jnp.size(leaves[i]) for i in places)
-        (part,) = _roots([summed([squares[i] for i in places])], again, beside, [size], dtype)
+        (part,) = _roots(
+            [summed([squares[i] for i in places])], sums_each_at_its_power, sums_all_at_one_power, [size], dtype
+        )
         norm = part if norm is None else _hypotenuse(norm, part)
     return Factor.of(jnp.zeros((), default_float())) if norm is None else norm
 
 
-RARELY = "norm_of_extremes"
+EXTREMES_SCOPE = "norm_of_extremes"
 """The scope of the branch in which a norm is taken again, for who reads a compiled program."""
 
 
 def _roots(
     squares: list[jax.Array],
-    again: Callable[[list[jax.Array]], list[jax.Array]],
-    beside: Callable[[jax.Array], list[jax.Array]],
+    sums_each_at_its_power: Callable[[list[jax.Array]], list[jax.Array]],
+    sums_all_at_one_power: Callable[[jax.Array], list[jax.Array]],
     sizes: list[Any],
     dtype: Any = None,
 ) -> list[Factor]:
-    """The roots of sums of squares; `again` gives the sums of the same numbers times powers of two, `beside` times one of two.
+    """The roots of sums of squares.
 
-    It is called in a branch, taken when a sum is infinite or so small that squares may have been lost, as in a leaf of
-    zeros: else the numbers are read once. With powers that depend on that alone no maximum is needed: whatever float32
-    holds, its squares are in range after one of the two.
+    `sums_each_at_its_power` takes the sums again, of the numbers times a power of two for each sum; `sums_all_at_one_power`
+    takes them with one power for all. The first is called in a branch, taken when a sum is infinite or so small that squares
+    may have been lost, as in a leaf of zeros: else the numbers are read once. The powers depend on that alone, and no maximum
+    is needed: of any number that float32 holds, the square is in range after one of the two.
 
     A TPU's compiler keeps a gradient in vector memory from its norm to its update, but not across a branch: there the three sums
     are taken in one pass.
@@ -195,12 +202,17 @@ def _roots(
     needed = functools.reduce(jnp.logical_or, (jnp.any(power != 0) for power in powers))
 
     def in_a_branch(squares: list[jax.Array]) -> list[jax.Array]:
-        with jax.named_scope(RARELY):
+        with jax.named_scope(EXTREMES_SCOPE):
             # In the branch the powers are computed again: handed in, each would be kept in memory.
-            return lax.cond(needed, lambda squares: again(powers_of(squares)), lambda squares: squares, squares)
+            return lax.cond(
+                needed, lambda squares: sums_each_at_its_power(powers_of(squares)), lambda squares: squares, squares
+            )
 
     def in_one_pass(squares: list[jax.Array]) -> list[jax.Array]:
-        up, down = (beside(jnp.asarray(power, jnp.int32)) for power in _powers_of_rescue(dtype or squares[0].dtype))
+        up, down = (
+            sums_all_at_one_power(jnp.asarray(power, jnp.int32))
+            for power in _powers_of_rescue(dtype or squares[0].dtype)
+        )
         return [
             jnp.where(power == 0, square, jnp.where(power > 0, larger, smaller))
             for power, square, larger, smaller in zip(powers, squares, up, down, strict=True)
@@ -211,7 +223,7 @@ def _roots(
 
 
 def _powers_of_rescue(dtype: Any) -> tuple[int, int]:
-    """What numbers are multiplied by whose squares were lost, and by whose squares overflowed."""
+    """The exponents of the factors for numbers whose squares were lost, and for those whose squares overflowed."""
     largest = jnp.finfo(dtype).maxexp
     return 5 * largest // 8, -3 * largest // 4
 

@@ -17,7 +17,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from optchain.interop.packages import needed
+from optchain.interop.packages import import_package
 
 CONFIG, WEIGHTS = "config.json", "model.weights.h5"
 MAX_CONFIG = 2**26  # bytes
@@ -73,9 +73,9 @@ class Weights:
         while waiting:
             place, group = waiting.pop()
             visited += 1
-            # A group may contain itself: what is too deep or too large to be a model ends here.
+            # A group may contain itself: the walk ends where it is too deep or too large for a model.
             if visited > MAX_GROUPS or place.count("/") > MAX_DEPTH:
-                raise ValueError(f"{self.what}: what is in {root} is too deep or too large to be a model")
+                raise ValueError(f"{self.what}: {root} is too deep or too large to be a model")
             names = sorted((name for name in group or () if isinstance(name, str)), reverse=True)
             children = {name: self._child(group, name) for name in names}
             groups = {name: child for name, child in children.items() if isinstance(child, _h5py().Group)}
@@ -112,7 +112,7 @@ class Weights:
 
 
 @contextlib.contextmanager
-def opened(path: str | Path) -> Iterator[tuple[Weights, Mapping[str, Any] | None]]:
+def open_run_file(path: str | Path) -> Iterator[tuple[Weights, Mapping[str, Any] | None]]:
     """The variables of a file and, if it is an archive, the model's config.
 
     Raises:
@@ -182,4 +182,4 @@ def _member(archive: zipfile.ZipFile, name: str, what: str, largest: int) -> byt
 
 
 def _h5py() -> Any:
-    return needed("h5py")
+    return import_package("h5py")

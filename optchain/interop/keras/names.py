@@ -1,7 +1,7 @@
 """The names of the variables in a file: of their own they have only numbers.
 
 A file has `layers/conv2d_1/vars/0`, by the class of a layer and its number among its kind. The config of the model has the
-layers' names and their order; what a layer's variables are called follows from its class.
+layers' names and their order; the class of a layer gives the names of its variables.
 """
 
 import re

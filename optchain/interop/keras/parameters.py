@@ -10,7 +10,7 @@ import numpy as np
 from optchain.core import trees
 from optchain.core.trees import Tree
 from optchain.interop.keras import sources
-from optchain.interop.mapping import Correspondence, Entry, both_sides, check_shapes, entries, match
+from optchain.interop.mapping import Correspondence, Entry, both_sides, check_shapes, match, parameter_entries
 
 
 def load_params(params: Tree, source: Any, mapping: Correspondence = None) -> Tree:
@@ -31,7 +31,7 @@ def load_params(params: Tree, source: Any, mapping: Correspondence = None) -> Tr
     Raises:
       ValueError: as `load_state`.
     """
-    ours = entries(params)
+    ours = parameter_entries(params)
     with sources.source_of(source) as found:
         model = list(found.model)
         if not found.ordered:
@@ -40,7 +40,7 @@ def load_params(params: Tree, source: Any, mapping: Correspondence = None) -> Tr
             if len(model) != len(ours):
                 raise ValueError(
                     f"{found.name}: {found.unnamed}. Give a table {{path: place}} of every parameter, with places of the "
-                    f"file.\n{both_sides(ours, found.entries(), found.name)}"
+                    f"file.\n{both_sides(ours, found.variable_entries(), found.name)}"
                 )
         theirs = [Entry(name, variable.shape) for name, variable in model]
         positions = match(ours, theirs, mapping, found.name, aliases=sources.ALIASES)
@@ -64,7 +64,7 @@ def save_params(params: Tree, model: Any, mapping: Correspondence = None) -> Non
       ValueError: as `load_state`.
     """
     variables = list(model.trainable_variables)
-    ours, theirs = entries(params), [Entry(v.path, tuple(v.shape)) for v in variables]
+    ours, theirs = parameter_entries(params), [Entry(v.path, tuple(v.shape)) for v in variables]
     positions = match(ours, theirs, mapping, "the model", aliases=sources.ALIASES)
     check_shapes(ours, theirs, positions, "the model")
     leaves = jax.tree.leaves(params)

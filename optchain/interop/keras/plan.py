@@ -15,7 +15,15 @@ from optchain.interop import checks
 from optchain.interop.keras import rules, sources
 from optchain.interop.keras.recipes import keras_class
 from optchain.interop.keras.rules import Cell
-from optchain.interop.mapping import Correspondence, Entry, both_sides, check_shapes, entries, given_order, match
+from optchain.interop.mapping import (
+    Correspondence,
+    Entry,
+    both_sides,
+    check_shapes,
+    given_order,
+    match,
+    parameter_entries,
+)
 from optchain.recipes.config import from_config
 
 
@@ -24,7 +32,7 @@ def check_preset(tx: Any) -> None:
     keras_class(tx)
 
 
-def planned(
+def pair_with_variables(
     tx: Transformation,
     state: State,
     params: Tree,
@@ -48,7 +56,7 @@ def planned(
     """
     if not found.optimizer:
         raise ValueError(f"{found.name} has no state of an optimizer: the model was not compiled, or saved without it")
-    ours, theirs = entries(params), list(found.optimizer)
+    ours, theirs = parameter_entries(params), list(found.optimizer)
     order = _order(ours, found, mapping)
     rated = rules.rate_place(tx, state) is not None
     # Whether Keras's rate is a variable: the recipe says so; without one, the number of variables.
@@ -71,14 +79,14 @@ def planned(
 def _order(ours: Sequence[Entry], found: sources.Source, mapping: Correspondence) -> list[int]:
     """The positions of our parameters in Keras's order."""
     if found.ordered:
-        order = match(ours, found.entries(), mapping, found.name, aliases=sources.ALIASES)
-        check_shapes(ours, found.entries(), order, found.name)
+        order = match(ours, found.variable_entries(), mapping, found.name, aliases=sources.ALIASES)
+        check_shapes(ours, found.variable_entries(), order, found.name)
         return order
     order = given_order(ours, mapping)
     if order is None:
         raise ValueError(
             f"{found.name}: {found.unnamed}. Give a mapping: the paths of params in the order of Keras's variables.\n"
-            + both_sides(ours, found.entries(), found.name)
+            + both_sides(ours, found.variable_entries(), found.name)
         )
     return order
 

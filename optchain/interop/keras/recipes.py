@@ -16,7 +16,7 @@ from optchain.core.transformation import Transformation
 from optchain.core.trees import Tree
 from optchain.core.values import registered_name
 from optchain.interop.keras import files, sources
-from optchain.interop.mapping import Correspondence, Entry, entries, match
+from optchain.interop.mapping import Correspondence, Entry, match, parameter_entries
 from optchain.presets.shared import all_but
 from optchain.recipes.config import from_config
 from optchain.recipes.keras import KERAS_CLASSES
@@ -71,20 +71,22 @@ def from_keras(optimizer: Any, *, exclude_from_weight_decay: Sequence[str] | Mas
     live = getattr(live, "inner_optimizer", live)
     rate = getattr(live, "_learning_rate", None)
     if callable(rate) and not hasattr(rate, "get_config"):  # code, which no config holds
-        tx = _changed(from_config(sources.without_rate(recipe)), learning_rate=rate)
+        tx = _with_arguments(from_config(sources.without_rate(recipe)), learning_rate=rate)
     else:
         tx = from_config(recipe)
     if exclude_from_weight_decay is None and live is not None:
         exclude_from_weight_decay = _excluded_by(live)
     return (
-        tx if exclude_from_weight_decay is None else _changed(tx, exclude_from_weight_decay=exclude_from_weight_decay)
+        tx
+        if exclude_from_weight_decay is None
+        else _with_arguments(tx, exclude_from_weight_decay=exclude_from_weight_decay)
     )
 
 
-def _changed(tx: Transformation, **changes: Any) -> Transformation:
+def _with_arguments(tx: Transformation, **changes: Any) -> Transformation:
     """The preset, or the one within a `loss_scale_optimizer`, with other arguments."""
     if tx.registered_name == LOSS_SCALE:
-        return tx.rebuilt(inner=_changed(tx.config["inner"], **changes))
+        return tx.rebuilt(inner=_with_arguments(tx.config["inner"], **changes))
     return tx.rebuilt(**changes)
 
 
@@ -151,7 +153,7 @@ def to_keras(
         raise ValueError("Keras's AdamW needs a weight_decay; got None: build tx with adam")
     if config["gradient_accumulation_steps"] == 1:
         config["gradient_accumulation_steps"] = None
-    config = {argument: _said(name, argument, value) for argument, value in config.items()}
+    config = {argument: _keras_value(name, argument, value) for argument, value in config.items()}
     made = getattr(keras.optimizers, name)(**config)
     if excluded is not None:
         if params is None or variables is None:
@@ -161,7 +163,7 @@ def to_keras(
             )
         decays = jax.tree.leaves(resolve_mask("exclude_from_weight_decay", all_but(excluded), params))
         theirs = [Entry(v.path, tuple(v.shape)) for v in variables]
-        positions = match(entries(params), theirs, mapping, "the variables", aliases=sources.ALIASES)
+        positions = match(parameter_entries(params), theirs, mapping, "the variables", aliases=sources.ALIASES)
         undecayed = [v for v, position in zip(variables, positions, strict=True) if not decays[position]]
         made.exclude_from_weight_decay(var_list=undecayed)
     return made
@@ -185,7 +187,7 @@ def _name_of(tx: Any) -> str:
     return tx.registered_name if isinstance(tx, Transformation) and tx.is_registered else ""
 
 
-def _said(name: str, argument: str, value: Any) -> Any:
+def _keras_value(name: str, argument: str, value: Any) -> Any:
     """A value as Keras takes it."""
     if argument == "learning_rate":
         if isinstance(value, SCHEDULES):

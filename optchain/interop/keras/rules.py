@@ -166,7 +166,7 @@ def entry(state: State, place: Place) -> Any:
 
 
 def with_entry(state: State, place: Place, value: Any) -> State:
-    """The state with another entry; what does not lie on the way to it is shared."""
+    """The state with another entry; entries off the way to it are shared."""
     if not place:
         return value
     assert isinstance(state, Mapping)

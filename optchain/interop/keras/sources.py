@@ -65,7 +65,7 @@ class Source:
     ordered: bool
     unnamed: str = ""
 
-    def entries(self) -> list[Entry]:
+    def variable_entries(self) -> list[Entry]:
         return [Entry(name, variable.shape) for name, variable in self.model]
 
 
@@ -73,7 +73,7 @@ class Source:
 def source_of(source: Any) -> Iterator[Source]:
     """A source as a `Source`, open while it is read."""
     if isinstance(source, str | Path):
-        with files.opened(source) as (weights, config):
+        with files.open_run_file(source) as (weights, config):
             yield _of_file(weights, config)
     else:
         yield of_live(source)

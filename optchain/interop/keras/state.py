@@ -25,8 +25,8 @@ def load_state(
 ) -> State:
     """The state with which `tx` goes on where a Keras optimizer stopped.
 
-    Counts, the learning rate, moments, averages, gradients accumulated so far and the loss scale are taken over; what links
-    only noticed (`metrics`) starts anew. Where a window of accumulation is empty, so is the accumulator.
+    Counts, the learning rate, moments, averages, gradients accumulated so far and the loss scale are taken over; the
+    metrics start anew. Where a window of accumulation is empty, so is the accumulator.
 
     Args:
       tx: the preset, `from_keras(…)` or one like it.
@@ -57,8 +57,8 @@ def load_state(
     plan.check_preset(tx)
     state = tx.init(params)
     with sources.source_of(source) as found:
-        planned = plan.planned(tx, state, params, found, mapping, same_rate=saved)
-        values = [(cell, variable.read()) for cell, variable in planned if cell.is_kept or cell.slot == "iteration"]
+        pairs = plan.pair_with_variables(tx, state, params, found, mapping, same_rate=saved)
+        values = [(cell, variable.read()) for cell, variable in pairs if cell.is_kept or cell.slot == "iteration"]
     for cell, value in values:
         plan.check_value(cell, value, found.name)
     (calls,) = (int(value) for cell, value in values if cell.slot == "iteration")
@@ -87,7 +87,7 @@ def save_state(
       target: the optimizer, `to_keras(tx)` or one like it, built; or a model that is compiled with it. Its variables are
         assigned all together, or not at all.
       mapping: as in `load_state`.
-      calls: how many calls were made, where the state does not count them and the optimizer does not depend on it, such as
+      calls: the number of calls made, where the state does not count them and the optimizer does not depend on it, such as
         plain SGD at a constant rate; None for what the state says.
 
     Raises:
@@ -101,9 +101,9 @@ def save_state(
     shapes = jax.eval_shape(tx.init, params)
     trees.check_match("state", state, "the states of tx", shapes)
     plan.check_unchanged(tx, state)
-    planned = plan.planned(tx, shapes, params, sources.of_live(target), mapping, same_rate=True)
-    values = _values([cell for cell, _ in planned], state, _calls(tx, state, calls), rules.window_length(tx))
-    for (_, variable), value in zip(planned, values, strict=True):
+    pairs = plan.pair_with_variables(tx, shapes, params, sources.of_live(target), mapping, same_rate=True)
+    values = _values([cell for cell, _ in pairs], state, _calls(tx, state, calls), rules.window_length(tx))
+    for (_, variable), value in zip(pairs, values, strict=True):
         if value is not None:
             assert isinstance(variable, sources.Live)
             variable.assign(value)

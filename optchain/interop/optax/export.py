@@ -15,7 +15,7 @@ from optchain.interop.links import Place, places
 from optchain.interop.merging import by_names
 from optchain.interop.optax.nodes import Node, nodes, rebuilt
 from optchain.interop.optax.state import HYPERPARAMS, RULES, TREES, check_momentum, gate_of, pairs
-from optchain.interop.report import listed
+from optchain.interop.report import join_paths
 
 
 def to_optax_state(
@@ -58,9 +58,11 @@ def to_optax_state(
     found, template = places(link, params), optax_tx.init(params)
     theirs = nodes(template)
     partner = {node.path: place for kind in RULES for place, node in pairs(kind, found, theirs)}
-    left = [] if lossy else lost(found, state)
+    left = [] if lossy else entries_without_counterpart(found, state)
     if left:
-        raise ValueError(f"optax_tx has no place for {listed(left)}: take what you need of it, and say lossy=True")
+        raise ValueError(
+            f"optax_tx has no place for {join_paths(left)}: read what you need first, then pass lossy=True"
+        )
 
     def count(inside: bool) -> int | None:
         """What our links counted, inside an accumulation or not: updates there, calls here."""
@@ -152,12 +154,14 @@ def _like(tree: Tree, like: Tree) -> Tree:
     ours, theirs = by_names(tree), by_names(like)
     if ours.keys() != theirs.keys():
         only = ours.keys() ^ theirs.keys()
-        raise ValueError(f"optax_tx and tx keep trees of other parameters: {listed('/'.join(names) for names in only)}")
+        raise ValueError(
+            f"optax_tx and tx keep trees of other parameters: {join_paths('/'.join(names) for names in only)}"
+        )
     leaves = [jnp.array(ours[names], dtype_of(leaf), copy=True) for names, leaf in theirs.items()]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
-def lost(found: list[Place], state: State) -> list[str]:
+def entries_without_counterpart(found: list[Place], state: State) -> list[str]:
     """The entries of a state that Optax's optimizers have no place for."""
     missing = []
     below = {place.path for place in found}

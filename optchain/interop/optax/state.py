@@ -14,7 +14,7 @@ from optchain.interop import checks
 from optchain.interop.links import Place, places, schedule_entries
 from optchain.interop.merging import by_names, check_choice, merge_entries, raw_dtype
 from optchain.interop.optax.nodes import Node, nodes
-from optchain.interop.report import Choice, Names, Report, listed
+from optchain.interop.report import Choice, Names, Report, join_paths
 
 RULES = {"adam": "scale_by_adam", "trace": "apply_momentum", "multi_steps": "accumulate"}
 """The link for each kind of node that keeps trees."""
@@ -44,8 +44,8 @@ def from_optax_state(
     """The state with which `tx` goes on where an optimizer of Optax stopped.
 
     Moments, traces, counts, what `inject_hyperparams` keeps, and the gradients that `MultiSteps` has accumulated: its
-    running mean becomes the sum that `accumulate` keeps, at any place of a window. What Optax has no word for starts
-    anew.
+    running mean becomes the sum that `accumulate` keeps, at any place of a window. Entries that Optax does not have
+    start anew.
 
     Args:
       tx: the same recipe, of our links: `chain(scale_by_adam(epsilon=1e-8, epsilon_hat=False),
@@ -124,7 +124,7 @@ def pairs(kind: str, found: list[Place], theirs: list[Node]) -> list[tuple[Place
         made += [(place, node) for node in named[:1] if len(named) == 1]
     if len(made) != len(ours) or len({node.path for _, node in made}) != len(nodes_of_kind):
         raise ValueError(
-            f"Optax has {listed(map(str, nodes_of_kind))}, and tx has {listed(f'{place.rule} at {place}' for place in ours)}: each "
+            f"Optax has {join_paths(map(str, nodes_of_kind))}, and tx has {join_paths(f'{place.rule} at {place}' for place in ours)}: each "
             "needs one on the other side, by the names of groups where there are several"
         )
     return made
@@ -159,7 +159,7 @@ def _tree_entries(place: Place, node: Node, fresh: State) -> dict[Names, Any]:
         ours = set(place.parameters)
         if leaves.keys() != ours:
             sides = (
-                listed(sorted("/".join(names) for names in side))
+                join_paths(sorted("/".join(names) for names in side))
                 for side in (leaves.keys() - ours, ours - leaves.keys())
             )
             theirs, missing = sides

@@ -1,9 +1,9 @@
 """Checkpoints by Orbax: `<folder>/<step>` with the arrays, and a description by which damage shows.
 
-A checkpoint is written under another name and renamed when it is complete, so that a kill at any moment, or a disk that
-is full, leaves the last complete one alone. The description has the digest of every file, the shape and dtype of every
-array, and a digest of its own: Orbax reads a flipped byte back as another number without a word. That holds for what Orbax
-alone has written, too, which has no digests.
+A checkpoint is written under another name and renamed when it is complete, so that a kill at any moment, or a disk that is
+full, leaves the last complete one alone. The description has the digest of every file, the shape and dtype of every array,
+and a digest of its own: Orbax reads a flipped byte back as another number, without an error. Checkpoints that Orbax wrote
+by itself have no digests, and that risk.
 """
 
 import contextlib
@@ -56,7 +56,7 @@ def save(
       step: the number of the checkpoint, >= 0; none that is there already.
       tree: any pytree of arrays and numbers, such as `{"params": params, "state": state}`.
       metadata: what to save with it, as JSON.
-      keep: how many checkpoints are kept, >= 1.
+      keep: the number of checkpoints to keep, >= 1.
 
     Returns:
       The folder of the checkpoint.

@@ -11,12 +11,12 @@ from optchain.core.optax_link import as_transformation
 from optchain.core.transformation import State
 from optchain.core.trees import Tree, leaves_with_paths, path_names
 from optchain.interop.links import Place, places
-from optchain.interop.mapping import Entry, entries, match
+from optchain.interop.mapping import Entry, match, parameter_entries
 from optchain.interop.merging import by_names
-from optchain.interop.report import Names, listed
+from optchain.interop.report import Names, join_paths
 from optchain.interop.torch.layouts import Axes, Transforms, inverse, layouts, native
 from optchain.interop.torch.recipes import class_name, to_group
-from optchain.interop.torch.rules import COUNT, HYPERPARAMS, SCALARS, entries_of, flat, folded
+from optchain.interop.torch.rules import COUNT, HYPERPARAMS, SCALARS, join_betas, names_in_torch, split_betas
 from optchain.interop.torch.state import Correspondence
 
 
@@ -65,11 +65,11 @@ def to_state_dict(
     link = as_transformation(tx, "tx")
     found = places(link, params)
     presets = [place for place in found if class_name(place.link)]
-    left = [] if lossy else lost(found, state)
+    left = [] if lossy else entries_without_counterpart(found, state)
     if left:
         raise ValueError(
-            f"PyTorch's optimizers have no place for {listed(left)}: take what you need of it, such as averaged_params(state), and "
-            "say lossy=True. Gradients that wait in accumulate are applied by flush(tx, params, state)"
+            f"PyTorch's optimizers have no place for {join_paths(left)}: read what you need first, such as averaged_params(state), "
+            "then pass lossy=True. Gradients that wait in accumulate are applied by flush(tx, params, state)"
         )
     owner = {path: place for place in presets for path in place.parameters}
     slots = {place: _slots(place, found, state, layouts(params, transforms), step or 0) for place in presets}
@@ -95,7 +95,7 @@ def to_state_dict(
 def _ordered(params: Tree, trained: Collection[Names], names: Correspondence) -> list[Names]:
     """The paths of the parameters in PyTorch's order."""
     everything = [path_names(path) for path, _ in leaves_with_paths(params)]
-    ours = [entry for entry, path in zip(entries(params), everything, strict=True) if path in trained]
+    ours = [entry for entry, path in zip(parameter_entries(params), everything, strict=True) if path in trained]
     paths = [path for path in everything if path in trained]
     if not paths:
         raise ValueError("no part of tx is a preset of presets.torch, so that PyTorch has no optimizer for it")
@@ -114,7 +114,7 @@ def _slots(
     for place in found:
         if not place.within(preset):
             continue
-        own, known = place.state_in(state), entries_of(place, state)
+        own, known = place.state_in(state), names_in_torch(place, state)
         for entry, field in known.items():
             if entry not in SCALARS:
                 for path, leaf in by_names(own[entry]).items():
@@ -135,7 +135,7 @@ def _slots(
 
 def _group(preset: Place, found: list[Place], state: State) -> dict[str, Any]:
     """The arguments of a group: the recipe's, and the values that are in the state or that its schedules have next."""
-    group = flat(to_group(preset.link))
+    group = split_betas(to_group(preset.link))
     for place in found:
         if place.within(preset):
             values, _ = place.link.hyperparams.read(place.state_in(state)) if place.state_in(state) else ({}, {})
@@ -143,10 +143,10 @@ def _group(preset: Place, found: list[Place], state: State) -> dict[str, Any]:
             group |= {
                 HYPERPARAMS[name]: float(str(values[name])) for name in changing if HYPERPARAMS.get(name) in group
             }
-    return folded(group)
+    return join_betas(group)
 
 
-def lost(found: list[Place], state: State) -> list[str]:
+def entries_without_counterpart(found: list[Place], state: State) -> list[str]:
     """The entries of a state that PyTorch's optimizers have no place for."""
     missing = []
     below = {place.path for place in found}
@@ -157,7 +157,7 @@ def lost(found: list[Place], state: State) -> list[str]:
 
 
 def _has_place(place: Place, state: State, entry: str) -> bool:
-    if entry in ("metrics", "hyperparams", "scheduled") or entry in entries_of(place, state):
+    if entry in ("metrics", "hyperparams", "scheduled") or entry in names_in_torch(place, state):
         return True
     if entry == "count" and place.link.hyperparams.schedules:
         return True

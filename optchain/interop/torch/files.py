@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from optchain.interop.packages import needed
-from optchain.interop.report import listed
+from optchain.interop.packages import import_package
+from optchain.interop.report import join_paths
 from optchain.interop.system import reason
 
 PICKLED = (".pt", ".pth", ".bin")
@@ -86,7 +86,7 @@ def write(path: str | os.PathLike, model: Mapping[str, Any] | None, optimizer: M
         if path.suffix in SAFE:
             _write_safetensors(partial, model, optimizer)
         else:
-            torch = needed("torch")
+            torch = import_package("torch")
             parts = {"model": model, "optimizer": optimizer}
             with partial.open("wb") as file:  # whose error says why; PyTorch's own does not
                 torch.save({name: part for name, part in parts.items() if part is not None}, file)
@@ -101,12 +101,12 @@ def write(path: str | os.PathLike, model: Mapping[str, Any] | None, optimizer: M
 
 
 def _read_pickled(path: Path) -> Any:
-    torch = needed("torch")
+    torch = import_package("torch")
     from optchain.interop.torch import archive
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of how it was pickled: what cannot be read is an error anyway
+            warnings.simplefilter("ignore")  # of how it was pickled: an unreadable file is an error anyway
             archive.check(path)
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -127,7 +127,7 @@ def _found(path: Path, data: Any) -> Checkpoint:
     optimizers = [value for value in candidates if _is_optimizer(value)]
     models = [value for value in candidates if _is_model(value)]
     if not optimizers + models or len(optimizers) > 1 or len(models) > 1:
-        held = listed(map(str, data)) if isinstance(data, Mapping) else type(data).__name__
+        held = join_paths(map(str, data)) if isinstance(data, Mapping) else type(data).__name__
         raise ValueError(
             f"{path}: expected the state_dict of a model, of an optimizer, or a dict with one of each; it holds "
             f"{len(models)} and {len(optimizers)} of them: {held}"
@@ -145,7 +145,7 @@ def _is_model(value: Any) -> bool:
 
 
 def _read_safetensors(path: Path) -> Checkpoint:
-    safetensors = needed("safetensors")
+    safetensors = import_package("safetensors")
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             names = list(file.keys())
@@ -181,7 +181,7 @@ def _slots(tensors: Mapping[str, np.ndarray]) -> dict[int, dict[str, np.ndarray]
 
 
 def _write_safetensors(path: Path, model: Mapping[str, Any] | None, optimizer: Mapping[str, Any] | None) -> None:
-    needed("safetensors")
+    import_package("safetensors")
     from safetensors.numpy import save_file
 
     from optchain.interop.torch.layouts import to_array

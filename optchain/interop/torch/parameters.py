@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optchain.core.trees import Tree, leaves_with_paths, path_names, path_string
-from optchain.interop.mapping import Entry, entries, match
+from optchain.interop.mapping import Entry, match, parameter_entries
 from optchain.interop.torch.layouts import Transforms, inverse, layouts, native, to_array, transposed
 
 
@@ -37,7 +37,7 @@ def load_params(
       (3, 2)
     """
     theirs = [Entry(name, tuple(np.shape(tensor))) for name, tensor in state_dict.items()]
-    ours = entries(params)
+    ours = parameter_entries(params)
     position = dict(zip(match(ours, theirs, names, "PyTorch"), state_dict, strict=True))
     axes = layouts(params, transforms)
     leaves = []
@@ -65,7 +65,7 @@ def params_to_state_dict(
     theirs = [Entry(name, ()) for name in names.values()]
     leaves, axes = leaves_with_paths(params), layouts(params, transforms)
     made = {}
-    for name, index in zip(names.values(), match(entries(params), theirs, names, "PyTorch"), strict=True):
+    for name, index in zip(names.values(), match(parameter_entries(params), theirs, names, "PyTorch"), strict=True):
         path, leaf = leaves[index]
         made[name] = torch.from_numpy(native(np.asarray(leaf).transpose(inverse(axes[path_names(path)]))))
     return made

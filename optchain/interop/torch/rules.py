@@ -35,7 +35,7 @@ HYPERPARAMS = {
 }
 
 
-def entries_of(place: Place, state: State) -> dict[str, str]:
+def names_in_torch(place: Place, state: State) -> dict[str, str]:
     """The entries of a link's state that PyTorch has too, with its words for them.
 
     Raises:
@@ -50,14 +50,14 @@ def entries_of(place: Place, state: State) -> dict[str, str]:
     return {entry: known[entry] for entry in place.state_in(state) if entry in known}
 
 
-def flat(group: dict[str, Any]) -> dict[str, Any]:
+def split_betas(group: dict[str, Any]) -> dict[str, Any]:
     """A group of PyTorch's with each of the two betas by itself."""
     betas = group.get("betas")
     return group | ({} if betas is None else {f"betas[{i}]": beta for i, beta in enumerate(betas)})
 
 
-def folded(group: dict[str, Any]) -> dict[str, Any]:
-    """The inverse of `flat`."""
+def join_betas(group: dict[str, Any]) -> dict[str, Any]:
+    """The inverse of `split_betas`."""
     betas = {key: group[key] for key in ("betas[0]", "betas[1]") if key in group}
     rest = {key: value for key, value in group.items() if key not in betas}
     return rest | ({"betas": tuple(betas.values())} if betas else {})

@@ -16,12 +16,12 @@ from optchain.core.transformation import State
 from optchain.core.trees import Tree, dtype_of, leaves_with_paths, path_names
 from optchain.interop import checks
 from optchain.interop.links import Place, places, schedule_entries
-from optchain.interop.mapping import Entry, entries, match
+from optchain.interop.mapping import Entry, match, parameter_entries
 from optchain.interop.merging import check_choice, merge_entries
-from optchain.interop.report import Choice, Names, Report, listed
+from optchain.interop.report import Choice, Names, Report, join_paths
 from optchain.interop.torch.layouts import Transforms, layouts, to_array, transposed
 from optchain.interop.torch.recipes import INITIAL, class_name, plain
-from optchain.interop.torch.rules import COUNT, HYPERPARAMS, OPTIONAL, SCALARS, entries_of, flat
+from optchain.interop.torch.rules import COUNT, HYPERPARAMS, OPTIONAL, SCALARS, names_in_torch, split_betas
 
 DRIVEN = "a scheduler drove"
 
@@ -41,7 +41,7 @@ def load_state_dict(
     """The state with which `tx` goes on where an optimizer of PyTorch stopped.
 
     `step`, `exp_avg`, `exp_avg_sq`, `max_exp_avg_sq`, `momentum_buffer` and what else the optimizers of `presets.torch`
-    keep, transposed where the weight is. What PyTorch has no word for, an average of the parameters, starts anew.
+    keep, transposed where the weight is. An average of the parameters, which PyTorch's optimizers do not keep, starts anew.
 
     Args:
       tx: the recipe: what `from_torch` made of the optimizer, a preset of `presets.torch`, or a chain with the same
@@ -142,7 +142,7 @@ class _Source:
         ids = [number for group in groups for number in group["params"]]
         trained = {path for place in found if not place.link.links for path in place.parameters}
         leaves = {path_names(path): leaf for path, leaf in leaves_with_paths(params)}
-        ours = [entry for entry, path in zip(entries(params), leaves, strict=True) if path in trained]
+        ours = [entry for entry, path in zip(parameter_entries(params), leaves, strict=True) if path in trained]
         paths = [path for path in leaves if path in trained]
         labels = _labels(groups, names, len(ids))
         slots = [
@@ -156,7 +156,9 @@ class _Source:
         theirs = [Entry(label, _shape(slot)) for label, slot in zip(labels, slots, strict=True)]
         order = [paths[position] for position in match(ours, theirs, names, "PyTorch's optimizer")]
         plain_groups = [plain_group(group, f"group {number}") for number, group in enumerate(groups)]
-        arguments_of = [flat(own) for own, group in zip(plain_groups, groups, strict=True) for _ in group["params"]]
+        arguments_of = [
+            split_betas(own) for own, group in zip(plain_groups, groups, strict=True) for _ in group["params"]
+        ]
         self.params = leaves
         self.axes = layouts(params, transforms)
         self.labels = dict(zip(order, labels, strict=True))
@@ -171,7 +173,7 @@ class _Source:
         if field not in slot:
             if slot and field not in OPTIONAL:
                 raise ValueError(
-                    f"the recipe needs {field} of {'/'.join(path)}, and PyTorch's state of {self.labels[path]} has {listed(slot)}"
+                    f"the recipe needs {field} of {'/'.join(path)}, and PyTorch's state of {self.labels[path]} has {join_paths(slot)}"
                 )
             return None
         name, value = f"{field} of {self.labels[path]}", slot[field]
@@ -199,7 +201,7 @@ class _Source:
             for path in place.parameters
         }
         if len(set(steps.values())) > 1:
-            counted = listed(f"{'/'.join(path)} {number}" for path, number in steps.items())
+            counted = join_paths(f"{'/'.join(path)} {number}" for path, number in steps.items())
             raise ValueError(
                 f"{place} has one count for its parameters, and in PyTorch they have made different numbers of steps: {counted}. "
                 "Give those that differ groups of their own: multi_optimizer"
@@ -237,7 +239,7 @@ class _Source:
 
 def _rule_entries(place: Place, fresh: State, source: _Source) -> dict[Names, Any]:
     """The entries of a link's state that come from PyTorch, by path."""
-    known = entries_of(place, fresh)
+    known = names_in_torch(place, fresh)
     saved: dict[Names, Any] = {}
     for entry, field in known.items():
         if entry in SCALARS:
@@ -251,7 +253,9 @@ def _rule_entries(place: Place, fresh: State, source: _Source) -> dict[Names, An
         if steps is None:  # SGD, which only knows whether a first step was made
             made = {path for path in place.parameters if source.slots[path]}
             if made and made != set(place.parameters):
-                raise ValueError(f"{place}: only {listed('/'.join(path) for path in made)} have made a step in PyTorch")
+                raise ValueError(
+                    f"{place}: only {join_paths('/'.join(path) for path in made)} have made a step in PyTorch"
+                )
             steps = int(bool(made))
         saved[(*place.path, "count")] = steps
     if "mu_product" in known and (slot := source.slots[place.parameters[0]]):
@@ -273,7 +277,7 @@ def _hyperparam_entries(place: Place, source: _Source, choice: Choice) -> dict[N
         given = {group[theirs] for group in groups.values()}
         if len(given) > 1 and choice == "saved":
             raise ValueError(
-                f"PyTorch's groups have the {theirs} {listed(map(str, sorted(given)))}, and {place} has one for all: use "
+                f"PyTorch's groups have the {theirs} {join_paths(map(str, sorted(given)))}, and {place} has one for all: use "
                 "multi_optimizer, as from_torch(optimizer, names) does"
             )
         if len(given) == 1:
@@ -304,7 +308,7 @@ def _check_constants(place: Place, source: _Source) -> None:
     kind = class_name(place.link)
     if kind is None:
         return
-    configured = flat(dict(place.link.config)) | ({"decoupled_weight_decay": True} if kind == "AdamW" else {})
+    configured = split_betas(dict(place.link.config)) | ({"decoupled_weight_decay": True} if kind == "AdamW" else {})
     constants = {
         key: value
         for key, value in configured.items()
@@ -338,7 +342,7 @@ def _check_state_dict(state_dict: Any) -> None:
     if not isinstance(state_dict, Mapping):
         raise TypeError(f"{expected}; got {type(state_dict).__name__}")
     if not {"state", "param_groups"} <= state_dict.keys():
-        raise ValueError(f"{expected}; got {listed(map(str, state_dict))}")
+        raise ValueError(f"{expected}; got {join_paths(map(str, state_dict))}")
     state, groups = state_dict["state"], state_dict["param_groups"]
     shaped = isinstance(state, Mapping) and all(isinstance(slot, Mapping) for slot in state.values())
     if not shaped or not isinstance(groups, Sequence) or not all(map(_is_group, groups)):

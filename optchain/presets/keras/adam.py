@@ -32,13 +32,13 @@ def adamw(
 
     Args:
       learning_rate: a number >= 0, an array, a schedule of the count of calls, or a callable of no arguments.
-      weight_decay: decoupled decay, >= 0; None for none.
+      weight_decay: decoupled decay, `p ← p − learning_rate · weight_decay · p` before the step; >= 0, None for none.
       beta_1: decay of the first moment, in [0, 1).
       beta_2: decay of the second moment, in [0, 1).
-      epsilon: outside the bias correction, >= 0.
+      epsilon: added to the denominator, >= 0.
       amsgrad: whether to divide by the largest second moment so far.
-      moment_dtype: the dtype in which the moments are stored, bfloat16, float32 or float64, or one by name:
-        `{"mu": "bfloat16"}`; float32 or wider if None.
+      moment_dtype: the dtype in which the rule's slots are stored, bfloat16, float32 or float64, or a dict of these by the
+        names of slots; float32 or wider if None.
       {shared}
 
     Raises:
@@ -75,10 +75,10 @@ def adam(
       learning_rate: a number >= 0, an array, a schedule of the count of calls, or a callable of no arguments.
       beta_1: decay of the first moment, in [0, 1).
       beta_2: decay of the second moment, in [0, 1).
-      epsilon: outside the bias correction, >= 0.
+      epsilon: added to the denominator, >= 0.
       amsgrad: whether to divide by the largest second moment so far.
-      moment_dtype: the dtype in which the moments are stored, bfloat16, float32 or float64, or one by name:
-        `{"mu": "bfloat16"}`; float32 or wider if None.
+      moment_dtype: the dtype in which the rule's slots are stored, bfloat16, float32 or float64, or a dict of these by the
+        names of slots; float32 or wider if None.
       {shared}
 
     Raises:
@@ -111,11 +111,11 @@ def adamax(
 
     Args:
       learning_rate: a number >= 0, an array, a schedule of the count of calls, or a callable of no arguments.
-      beta_1: decay of the average, in [0, 1).
+      beta_1: decay of the first moment, in [0, 1).
       beta_2: decay of the largest magnitude, in [0, 1).
-      epsilon: what keeps the quotient finite, >= 0.
-      moment_dtype: the dtype in which the moments are stored, bfloat16, float32 or float64, or one by name:
-        `{"mu": "bfloat16"}`; float32 or wider if None.
+      epsilon: added to the denominator, >= 0.
+      moment_dtype: the dtype in which the rule's slots are stored, bfloat16, float32 or float64, or a dict of these by the
+        names of slots; float32 or wider if None.
       {shared}
 
     Raises:
@@ -151,9 +151,9 @@ def nadam(
       learning_rate: a number >= 0, an array, a schedule of the count of calls, or a callable of no arguments.
       beta_1: decay of the first moment, in [0, 1).
       beta_2: decay of the second moment, in [0, 1).
-      epsilon: what keeps the quotient finite, >= 0.
-      moment_dtype: the dtype in which the moments are stored, bfloat16, float32 or float64, or one by name:
-        `{"mu": "bfloat16"}`; float32 or wider if None.
+      epsilon: added to the denominator, >= 0.
+      moment_dtype: the dtype in which the rule's slots are stored, bfloat16, float32 or float64, or a dict of these by the
+        names of slots; float32 or wider if None.
       {shared}
 
     Raises:

@@ -27,7 +27,7 @@ def ftrl(
     Args:
       learning_rate: a number >= 0, an array, a schedule of the count of calls, or a callable of no arguments.
       learning_rate_power: the power of the sum of squared gradients, <= 0; 0 for a fixed learning rate.
-      initial_accumulator_value: what the sum starts from, >= 0.
+      initial_accumulator_value: the value from which the sum of the squared gradients starts, >= 0.
       l1_regularization_strength: >= 0; above 0 it makes parameters exactly 0.
       l2_regularization_strength: >= 0.
       l2_shrinkage_regularization_strength: >= 0; added to the gradient, unlike the other.

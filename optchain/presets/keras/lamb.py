@@ -31,9 +31,9 @@ def lamb(
       learning_rate: a number >= 0, an array, a schedule of the count of calls, or a callable of no arguments.
       beta_1: decay of the first moment, in [0, 1).
       beta_2: decay of the second moment, in [0, 1).
-      epsilon: what keeps the quotient finite, >= 0.
-      moment_dtype: the dtype in which the moments are stored, bfloat16, float32 or float64, or one by name:
-        `{"mu": "bfloat16"}`; float32 or wider if None.
+      epsilon: added to the denominator, >= 0.
+      moment_dtype: the dtype in which the rule's slots are stored, bfloat16, float32 or float64, or a dict of these by the
+        names of slots; float32 or wider if None.
       {shared}
 
     Raises:

@@ -29,7 +29,8 @@ def lion(
       learning_rate: a number >= 0, an array, a schedule of the count of calls, or a callable of no arguments.
       beta_1: the weight of the average in the step, in [0, 1).
       beta_2: decay of the average, in [0, 1).
-      moment_dtype: the dtype in which the average is stored; float32 or wider if None.
+      moment_dtype: the dtype in which the rule's slots are stored, bfloat16, float32 or float64, or a dict of these by the
+        names of slots; float32 or wider if None.
       {shared}
 
     Raises:

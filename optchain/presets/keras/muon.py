@@ -53,20 +53,20 @@ def muon(
       adam_beta_1: decay of Adam's first moment, in [0, 1).
       adam_beta_2: decay of Adam's second moment, in [0, 1).
       adam_weight_decay: decoupled decay of the other parameters, >= 0; None for none.
-      epsilon: what keeps Adam's quotient finite, >= 0.
+      epsilon: added to the denominator of Adam's step, >= 0.
       weight_decay: decoupled decay of the matrices, >= 0; None for none.
       exclude_layers: regular expressions; a matrix in whose path one is found goes by Adam.
       exclude_embeddings: whether a matrix with `embedding` in its path, in any case of letters, goes by Adam.
       muon_a: the first coefficient of the Newton-Schulz iteration, a number.
-      muon_b: the second.
-      muon_c: the third.
-      adam_lr_ratio: what the learning rate of Adam's steps, not of its decay, is multiplied by, >= 0.
-      momentum: decay of the momentum of matrices, in [0, 1].
-      ns_steps: how many steps of the iteration, >= 1.
+      muon_b: its second coefficient.
+      muon_c: its third coefficient.
+      adam_lr_ratio: the factor of the learning rate in Adam's steps, but not in its decay, >= 0.
+      momentum: decay of the momentum of the matrices, in [0, 1].
+      ns_steps: the number of iterations, >= 1.
       nesterov: whether to look ahead.
       rms_rate: the root mean square of an update, >= 0; None to leave out the scale `√max(n, m) · rms_rate`.
-      moment_dtype: the dtype in which the moments are stored, bfloat16, float32 or float64, or one by name:
-        `{"mu": "bfloat16"}`; float32 or wider if None.
+      moment_dtype: the dtype in which the rule's slots are stored, bfloat16, float32 or float64, or a dict of these by the
+        names of slots; float32 or wider if None.
       {shared}
 
     Raises:

@@ -3,7 +3,7 @@
 from typing import Any, Unpack
 
 from optchain.core.hyperparams import Hyperparam
-from optchain.core.slot import divided
+from optchain.core.slot import split_by_rule
 from optchain.core.transformation import Transformation
 from optchain.presets.shared import Shared, assemble, preset
 from optchain.rules import momentum as momentum_link
@@ -39,10 +39,10 @@ def rmsprop(
       learning_rate: a number >= 0, an array, a schedule of the count of calls, or a callable of no arguments.
       rho: decay of the averages, in [0, 1).
       momentum: decay of the velocity, in [0, 1].
-      epsilon: what is added to the squares, >= 0.
+      epsilon: added to the squares under the root, >= 0.
       centered: whether to divide by the standard deviation.
-      moment_dtype: the dtype in which the averages and the velocity are stored, bfloat16, float32 or float64, or one by name:
-        `{"velocity": "bfloat16"}`; float32 or wider if None.
+      moment_dtype: the dtype in which the rule's slots are stored, bfloat16, float32 or float64, or a dict of these by the
+        names of slots; float32 or wider if None.
       {shared}
 
     Raises:
@@ -57,7 +57,7 @@ def rmsprop(
       >>> round(float(params[0]), 3)
       -0.2
     """
-    of_rms, of_momentum = divided(moment_dtype, rms.SLOTS, momentum_link.SLOTS)
+    of_rms, of_momentum = split_by_rule(moment_dtype, rms.SLOTS, momentum_link.SLOTS)
     rms_rule = scale_by_rms(rho, epsilon, centered=centered, moment_dtype=of_rms)
     rule = [rms_rule, scale_by_learning_rate(), *momentum_unless_zero(momentum, moment_dtype=of_momentum)]
     return assemble(rule, learning_rate, **shared)
@@ -74,8 +74,8 @@ def adagrad(
 
     Args:
       learning_rate: a number >= 0, an array, a schedule of the count of calls, or a callable of no arguments.
-      initial_accumulator_value: what the sum of the squared gradients starts from, >= 0.
-      epsilon: what is added to the sum, >= 0.
+      initial_accumulator_value: the value from which the sum of the squared gradients starts, >= 0.
+      epsilon: added to the squares under the root, >= 0.
       {shared}
 
     Raises:
@@ -111,9 +111,9 @@ def adadelta(
     Args:
       learning_rate: a number >= 0, an array, a schedule of the count of calls, or a callable of no arguments.
       rho: decay of the averages, in [0, 1).
-      epsilon: what the first steps are made of, >= 0.
-      moment_dtype: the dtype in which the averages are stored, bfloat16, float32 or float64, or one by name:
-        `{"e_g": "bfloat16"}`; float32 or wider if None.
+      epsilon: added to the squares under both roots, >= 0; it sets the size of the first steps.
+      moment_dtype: the dtype in which the rule's slots are stored, bfloat16, float32 or float64, or a dict of these by the
+        names of slots; float32 or wider if None.
       {shared}
 
     Raises:

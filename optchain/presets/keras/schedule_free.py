@@ -7,7 +7,7 @@ from optchain.core import arguments
 from optchain.core.chain import chain
 from optchain.core.hyperparams import Hyperparam
 from optchain.core.transformation import Transformation
-from optchain.presets.shared import Shared, assemble, named_error, preset
+from optchain.presets.shared import Shared, assemble, link_for_argument, preset
 from optchain.rules.rms import scale_by_rms
 from optchain.transforms.learning_rate import scale_by_learning_rate
 from optchain.transforms.scaling import scale
@@ -36,11 +36,12 @@ def schedule_free_adamw(
 
     Args:
       learning_rate: a number >= 0, an array, a schedule of the count of calls, or a callable of no arguments.
-      beta_1: how far the gradients are taken towards the average, in [0, 1). Keras's update is NaN with 0.
+      beta_1: the weight of the average in the point at which gradients are taken, in [0, 1). Keras's update is NaN with 0.
       beta_2: decay of the second moment, in [0, 1).
-      epsilon: what keeps the quotient finite, >= 0.
+      epsilon: added to the denominator, >= 0.
       warmup_steps: over how many updates the learning rate grows from 0, >= 0.
-      moment_dtype: the dtype in which the second moment is stored; float32 or wider if None.
+      moment_dtype: the dtype in which the rule's slots are stored, bfloat16, float32 or float64, or a dict of these by the
+        names of slots; float32 or wider if None.
       {shared}
 
     Raises:
@@ -56,7 +57,7 @@ def schedule_free_adamw(
       Array([-0.5], dtype=float32)
     """
     warmup_steps = arguments.check_integer("warmup_steps", warmup_steps, minimum=0)
-    second_moment = named_error(
+    second_moment = link_for_argument(
         "beta_2",
         lambda rho: scale_by_rms(rho, epsilon, epsilon_in_root=False, bias_correction=True, moment_dtype=moment_dtype),
         beta_2,

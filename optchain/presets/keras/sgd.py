@@ -29,7 +29,8 @@ def sgd(
       learning_rate: a number >= 0, an array, a schedule of the count of calls, or a callable of no arguments.
       momentum: decay of the velocity, in [0, 1].
       nesterov: whether to look ahead.
-      moment_dtype: the dtype in which the velocity is stored; float32 or wider if None.
+      moment_dtype: the dtype in which the rule's slots are stored, bfloat16, float32 or float64, or a dict of these by the
+        names of slots; float32 or wider if None.
       {shared}
 
     Raises:

@@ -32,7 +32,7 @@ def adamw(
     Args:
       lr: a number >= 0, an array, a schedule of the count of calls, or a callable of no arguments.
       betas: the decays of the first and second moment, each in [0, 1).
-      eps: inside the bias correction, >= 0.
+      eps: added to the denominator, >= 0.
       weight_decay: decoupled decay, >= 0.
       amsgrad: whether to divide by the largest second moment so far.
       maximize: whether to climb instead of descending.
@@ -70,7 +70,7 @@ def adam(
     Args:
       lr: a number >= 0, an array, a schedule of the count of calls, or a callable of no arguments.
       betas: the decays of the first and second moment, each in [0, 1).
-      eps: inside the bias correction, >= 0.
+      eps: added to the denominator, >= 0.
       weight_decay: an L2 penalty, added to the gradient before the rule, >= 0 (see `add_l2_penalty`).
       amsgrad: whether to divide by the largest second moment so far.
       maximize: whether to climb instead of descending.
@@ -113,7 +113,7 @@ def nadam(
     Args:
       lr: a number >= 0, an array, a schedule of the count of calls, or a callable of no arguments.
       betas: the decays of the first and second moment, each in [0, 1).
-      eps: what keeps the quotient finite, >= 0; in the units of the gradient.
+      eps: added to the denominator, >= 0.
       weight_decay: an L2 penalty, added to the gradient before the rule, >= 0 (see `add_l2_penalty`).
       momentum_decay: how fast the momentum warms up, >= 0.
       decoupled_weight_decay: whether `weight_decay` is decoupled, as in `adamw`.
@@ -151,7 +151,7 @@ def radam(
     Args:
       lr: a number >= 0, an array, a schedule of the count of calls, or a callable of no arguments.
       betas: the decays of the first and second moment, each in [0, 1).
-      eps: outside the bias correction, >= 0; in the units of the gradient.
+      eps: added to the denominator, >= 0.
       weight_decay: an L2 penalty, added to the gradient before the rule, >= 0 (see `add_l2_penalty`).
       decoupled_weight_decay: whether `weight_decay` is decoupled, as in `adamw`.
       maximize: whether to climb instead of descending.

@@ -35,7 +35,7 @@ def rmsprop(
     Args:
       lr: a number >= 0, an array, a schedule of the count of calls, or a callable of no arguments.
       alpha: decay of the averages, in [0, 1).
-      eps: outside the root, >= 0.
+      eps: added to the denominator, >= 0.
       weight_decay: an L2 penalty, added to the gradient before the rule, >= 0 (see `add_l2_penalty`).
       momentum: decay of the velocity, in [0, 1].
       centered: whether to divide by the standard deviation.
@@ -77,8 +77,8 @@ def adagrad(
       lr: a number >= 0, an array, a schedule of the count of calls, or a callable of no arguments.
       lr_decay: how fast the rate falls with the number of updates made before, a number >= 0.
       weight_decay: an L2 penalty, added to the gradient before the rule, >= 0 (see `add_l2_penalty`).
-      initial_accumulator_value: what the sum starts from, a number >= 0.
-      eps: outside the root, >= 0.
+      initial_accumulator_value: the value from which the sum starts, a number >= 0.
+      eps: added to the denominator, >= 0.
       maximize: whether to climb instead of descending.
 
     Raises:

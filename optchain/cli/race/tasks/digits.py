@@ -38,8 +38,8 @@ def conv() -> Task:
     known, shown, answers = images[:512], _images(data.test_images), jnp.asarray(data.test_labels)
 
     def logits(params: Any, images: jax.Array) -> tuple[jax.Array, Any]:
-        made, noticed = model.apply({"params": params}, images, True, mutable=["batch_stats"])
-        return cast(jax.Array, made), noticed["batch_stats"]
+        made, variables = model.apply({"params": params}, images, True, mutable=["batch_stats"])
+        return cast(jax.Array, made), variables["batch_stats"]
 
     def loss(params: Any, batch: tuple[jax.Array, jax.Array]) -> jax.Array:
         return _cross_entropy(logits(params, batch[0])[0], batch[1])
