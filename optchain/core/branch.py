@@ -18,10 +18,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax._src import checkify  # the public module does not have the rules of primitives
 from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir
 
 from optchain.core import devices
+from optchain.core.trees.dtypes import wide_dtype
 
 run_if_p = Primitive("run_if")
 run_if_p.multiple_results = True
@@ -37,7 +39,13 @@ def run_if(pred: jax.Array, run: Callable[..., tuple[Any, ...]], *carry: Any) ->
       *carry: trees of arrays.
     """
     leaves, treedef = jax.tree.flatten(carry)
-    body = _Body(lambda *leaves: treedef.flatten_up_to(run(*treedef.unflatten(leaves))), leaves)
+
+    def run_leaves(*leaves: Any) -> list[Any]:
+        return treedef.flatten_up_to(run(*treedef.unflatten(leaves)))
+
+    body = None if _runs_step_by_step() else _Body(run_leaves, leaves)
+    if body is None or body.uses_refs:
+        return treedef.unflatten(lax.cond(pred, run_leaves, lambda *leaves: list(leaves), *leaves))
 
     def cond(pred: jax.Array, captured: list[Any], leaves: list[Any]) -> list[Any]:
         return lax.cond(pred, body, lambda captured, leaves: leaves, captured, leaves)
@@ -71,14 +79,22 @@ def run_or_zeros(
         made, *carry = run(*treedef.unflatten(leaves))
         return of_made.flatten_up_to(made) + treedef.flatten_up_to(tuple(carry))
 
-    body = _Body(run_leaves, leaves)
+    def unflatten(out: list[Any]) -> Any:
+        return of_made.unflatten(out[: len(likes)]), *treedef.unflatten(out[len(likes) :])
 
-    kinds = body.kinds[: len(likes)]
-    likes = [devices.varying_as(x, kind) for x, kind in zip(likes, kinds, strict=True)]
-    dtypes = [kind.dtype for kind in kinds]
+    body = None if _runs_step_by_step() else _Body(run_leaves, leaves)
+    if body:
+        kinds = body.kinds[: len(likes)]
+        likes = [devices.placed_as(x, kind) for x, kind in zip(likes, kinds, strict=True)]
+        dtypes = [kind.dtype for kind in kinds]
+    else:
+        dtypes = [wide_dtype(x.dtype) for x in likes]
 
     def zeros(likes: list[Any]) -> list[Any]:
         return [jnp.zeros_like(x, dtype) for x, dtype in zip(likes, dtypes, strict=True)]
+
+    if body is None or body.uses_refs:
+        return unflatten(lax.cond(pred, run_leaves, lambda *leaves: zeros(likes) + list(leaves), *leaves))
 
     def cond(pred: jax.Array, captured: list[Any], leaves: list[Any], likes: list[Any]) -> list[Any]:
         return lax.cond(pred, body, lambda captured, leaves: zeros(likes) + leaves, captured, leaves)
@@ -93,8 +109,13 @@ def run_or_zeros(
         start = [jnp.where(pred, x, zero) for x, zero in zip(wide, zeros(likes), strict=True)]
         return _once(pred, lambda out: body(captured, out[len(likes) :]), start + leaves)
 
-    out = _bind(cond, on_gpu, pred, body.captured, leaves, likes)
-    return of_made.unflatten(out[: len(likes)]), *treedef.unflatten(out[len(likes) :])
+    return unflatten(_bind(cond, on_gpu, pred, body.captured, leaves, likes))
+
+
+def _runs_step_by_step() -> bool:
+    """Under `jax.disable_jit` nothing is traced, so that Python code within sees numbers."""
+    config: Any = jax.config
+    return config.jax_disable_jit
 
 
 class _Body:
@@ -107,6 +128,8 @@ class _Body:
         traced = jax.make_jaxpr(jax.jit(run))(*leaves)
         self.captured, self._jaxpr = traced.consts, traced.jaxpr
         self.kinds, self.has_effects = traced.out_avals, bool(traced.effects)
+        # That a `jax.Ref` is read or written is an effect on an operand, which JAX's own `cond` hands on.
+        self.uses_refs = any(hasattr(jax.typeof(x), "inner_aval") for x in traced.consts)
 
     def __call__(self, captured: list[Any], leaves: list[Any]) -> list[Any]:
         return jaxpr_as_fun(ClosedJaxpr(self._jaxpr, captured))(*leaves)
@@ -152,6 +175,25 @@ def _derivative(primals: Sequence[Any], tangents: Sequence[Any], **forms: Closed
     return out, [zero if s else d for zero, s, d in zip(zeros, has_no_tangent, directions, strict=True)]
 
 
+def _transposed(cotangents: Sequence[Any], *operands: Any, **forms: ClosedJaxpr) -> list[Any]:
+    """Of an `update` that is linear in the gradients, for `jax.linear_transpose`."""
+    linear = [i for i, operand in enumerate(operands) if ad.is_undefined_primal(operand)]
+    given = {i: cotangent for i, cotangent in enumerate(cotangents) if not isinstance(cotangent, ad.Zero)}
+
+    def of_linear(*values: Any) -> list[Any]:
+        full = dict(enumerate(operands)) | dict(zip(linear, values, strict=True))
+        out = as_cond(*full.values(), **forms)
+        return [out[i] for i in given]
+
+    transpose = jax.linear_transpose(of_linear, *(operands[i].aval for i in linear))
+    found = dict(zip(linear, transpose(list(given.values())), strict=True))
+    return [found.get(i) for i in range(len(operands))]
+
+
+def _checkified(error: Any, enabled: Any, *operands: Any, cond: ClosedJaxpr, on_gpu: ClosedJaxpr) -> tuple[Any, Any]:
+    return checkify.checkify_jaxpr(cond, enabled, error, *operands)
+
+
 def _batched(
     axis: Any, operands: Sequence[Any], dims: Sequence[int | None], **forms: ClosedJaxpr
 ) -> tuple[list[Any], list[int | None]]:
@@ -175,7 +217,9 @@ def _batched(
 run_if_p.def_impl(as_cond)
 run_if_p.def_effectful_abstract_eval(_types)
 ad.primitive_jvps[run_if_p] = _derivative
+ad.primitive_transposes[run_if_p] = _transposed
 batching.fancy_primitive_batchers[run_if_p] = _batched
+checkify.error_checks[run_if_p] = _checkified
 mlir.register_lowering(run_if_p, mlir.lower_fun(as_cond, multiple_results=True))
 for _gpu in ("cuda", "rocm"):
     mlir.register_lowering(run_if_p, mlir.lower_fun(as_on_gpu, multiple_results=True), platform=_gpu)

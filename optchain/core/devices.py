@@ -34,6 +34,15 @@ def varying_as(value: jax.Array, kind: Any) -> jax.Array:
     return lax.pcast(value, missing, to="varying") if hasattr(lax, "pcast") else older.pvary(value, missing)
 
 
+def placed_as(value: jax.Array, kind: Any) -> jax.Array:
+    """Like `varying_as`, and split over the explicit axes of a mesh as an array of the type `kind` is."""
+    value = varying_as(value, kind)
+    wanted = getattr(kind, "sharding", None)
+    if wanted is None or wanted.mesh.empty or jax.typeof(value).sharding.spec == wanted.spec:
+        return value
+    return jax.sharding.reshard(value, wanted)
+
+
 def is_tracked(axis: str) -> bool:
     """Whether JAX keeps track of what varies along an axis: then it knows that the devices' own numbers do."""
     return axis in varies_over(lax.axis_index(axis))

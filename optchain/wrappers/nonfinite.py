@@ -39,7 +39,8 @@ def skip_nonfinite(
     square in its own dtype and in those in which the moments within are stored. The results of links within (`scale(1e10)`)
     and sums of squares, over steps (Adagrad, Ftrl) or elements, are not checked.
 
-    A bad step is never applied, however many come in a row. With `max_consecutive` the metrics say when there were that many
+    A bad step is never applied, however many come in a row. A `jax.pure_callback` within may be called for one on a GPU, where the
+    `update` form computes and discards it. With `max_consecutive` the metrics say when there were that many
     in a row: `raise_if_nonfinite(metrics)` then raises on the host, with the state still good.
 
     Around `accumulate` a bad call does not count, and the window goes on; one whose `weight` is 0 is never bad, fills its place
