@@ -216,7 +216,7 @@ GOES_WITH: dict[str, dict[str, Any]] = {
 
 LEFT_OUT = {
     "takes a state": """
-        averaged_params check finalize flush get_hyperparams metrics schedule_free_params scale_loss set_hyperparams
+        averaged_params finalize flush get_hyperparams metrics raise_if_nonfinite schedule_free_params scale_loss set_hyperparams
         steps_taken sweep
     """,
     "takes arrays, and trees of them": "RowGradient as_mask matrices rows_of",

@@ -25,7 +25,7 @@ def test_every_transformation_passes_every_check_of_optchain_testing(row, check)
 
 @every_row
 def test_apply_is_update_and_apply_updates_on_every_tree(row):
-    forms.agree(row, *((tree, "float32") for tree in TREES if tree != PLAIN))
+    forms.check_forms_agree(row, *((tree, "float32") for tree in TREES if tree != PLAIN))
 
 
 @rows_where(lambda row: row.refuses_complex)
