@@ -49,7 +49,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     tier = session.config.getoption("--tier")
-    profile = {"quick": "quick", "exhaustive": "full"}.get(tier, "ci")
+    profile = {"all": "ci", "exhaustive": "full"}.get(tier, "quick")
     hypothesis.settings.load_profile(
         os.environ.get("HYPOTHESIS_PROFILE", profile)
     )  # before a module asks for a share of it

@@ -29,7 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(_missing(error))
     # The base class of typer's usage errors has no public name, and moved between its versions.
     usage_error = cast(type[Exception], typer.BadParameter.__mro__[2])
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax tells there, at length, what it raises too
+    for theirs in ("absl", "asyncio"):  # Orbax tells there, at length, what it raises too
+        logging.getLogger(theirs).setLevel(logging.CRITICAL)
     hook = sys.unraisablehook
     sys.unraisablehook = functools.partial(_but_of_closed_loops, hook)
     try:

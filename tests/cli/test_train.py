@@ -170,6 +170,7 @@ def test_a_resumed_run_has_the_numbers_of_an_uninterrupted_one(options: list[str
     assert_same_run(tmp_path / "whole", tmp_path / "halves")
 
 
+@pytest.mark.thorough
 def test_ctrl_c_leaves_a_checkpoint_from_which_the_run_goes_on_as_if_nothing_had_happened(long: Path, tmp_path: Path):
     folder = tmp_path / "run"
     process = start("--out", folder, "--steps", 800)
