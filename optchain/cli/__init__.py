@@ -4,6 +4,7 @@ import functools
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -31,6 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     usage_error = cast(type[Exception], typer.BadParameter.__mro__[2])
     for theirs in ("absl", "asyncio"):  # Orbax tells there, at length, what it raises too
         logging.getLogger(theirs).setLevel(logging.CRITICAL)
+    # Where a write fails, Orbax leaves the others that it had planned.
+    warnings.filterwarnings("ignore", r"coroutine '.*async_serialize.*' was never awaited", RuntimeWarning)
     hook = sys.unraisablehook
     sys.unraisablehook = functools.partial(_but_of_closed_loops, hook)
     try:
