@@ -48,15 +48,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
+    """Sets the number of examples of property tests, before a module is imported that asks for a share of it."""
     tier = session.config.getoption("--tier")
     profile = {"all": "ci", "exhaustive": "full"}.get(tier, "quick")
-    hypothesis.settings.load_profile(
-        os.environ.get("HYPOTHESIS_PROFILE", profile)
-    )  # before a module asks for a share of it
+    hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", profile))
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """To collect the full product takes longer than many a test."""
+    """Leaves the full product out where it is not asked for: collecting it takes half a minute."""
     return (collection_path.name == "test_exhaustive.py" and config.getoption("--tier") != "exhaustive") or None
 
 
@@ -87,7 +86,7 @@ def _part(items: Sequence[pytest.Item], tier: str) -> Iterator[pytest.Item]:
 
 
 def _values(case: pytest.Item) -> Iterator[tuple[str, int | str]]:
-    """What a case is made of: the test and its parameters. A parameter stands for itself, whatever it is."""
+    """The test of a case and its parameters, each by its identity: the cases of a product share their objects."""
     yield "test", case.nodeid.partition("[")[0]
     for name, value in getattr(case, "callspec", NO_PARAMETERS).params.items():
         yield name, id(value)

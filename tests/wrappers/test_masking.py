@@ -10,6 +10,8 @@ import pytest
 
 import optchain as oc
 
+from .running import as_bits, run_steps
+
 PARAMS = {
     "encoder": {"kernel": jnp.array([[1.0, -0.0], [2.0, 3.0]]), "bias": jnp.array([-0.0, 0.5])},
     "head": jnp.ones(2),
@@ -30,32 +32,14 @@ RECIPES = {
 every_recipe = pytest.mark.parametrize("recipe", RECIPES)
 
 
-def steps(tx, params, grads, form="apply", number=4):
-    @jax.jit
-    def step(params, state):
-        if form == "apply":
-            return tx.apply(params, state, grads=grads)
-        updates, state = tx.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
-
-    state = tx.init(params)
-    for _ in range(number):
-        params, state = step(params, state)
-    return params, state
-
-
-def as_bits(tree):
-    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
-
-
 @pytest.mark.parametrize("form", ["apply", "update"])
 @every_recipe
 def test_frozen_leaves_keep_their_bits_and_the_others_do_not_know_of_them(recipe, form):
     """Decay, norms, NaN in frozen gradients: the rest goes the way of a tree that has nothing else."""
     tx = oc.freeze(RECIPES[recipe](), ENCODER)
-    params, state = steps(tx, PARAMS, BAD, form)
+    params, state = run_steps(tx, PARAMS, BAD, form)
     assert as_bits(params["encoder"]) == as_bits(PARAMS["encoder"])
-    alone, alone_state = steps(oc.chain(("alone", RECIPES[recipe]())), HEAD, HEAD_GRADS, form)
+    alone, alone_state = run_steps(oc.chain(("alone", RECIPES[recipe]())), HEAD, HEAD_GRADS, form)
     assert as_bits(params["head"]) == as_bits(alone["head"])
     assert as_bits(state) == as_bits(alone_state)
 
@@ -70,13 +54,13 @@ def test_frozen_updates_are_exactly_zero(recipe):
 @pytest.mark.parametrize("form", ["apply", "update"])
 def test_an_average_around_frozen_leaves_leaves_them_alone_too(form):
     tx = oc.chain(oc.freeze(oc.sgd(0.1, weight_decay=0.5), ENCODER), oc.average_params(0.5))
-    params, _ = steps(tx, PARAMS, BAD, form, number=3)
+    params, _ = run_steps(tx, PARAMS, BAD, form, number=3)
     assert as_bits(params["encoder"]) == as_bits(PARAMS["encoder"])
 
 
 def test_a_frozen_parameter_link_alone_lets_no_gradient_through():
     tx = oc.freeze(oc.average_params(0.5), ENCODER)
-    params, state = steps(tx, PARAMS, BAD, number=1)
+    params, state = run_steps(tx, PARAMS, BAD, number=1)
     assert as_bits(params["encoder"]) == as_bits(PARAMS["encoder"])
     np.testing.assert_array_equal(params["head"], [4.0, 5.0])
     np.testing.assert_array_equal(oc.averaged_params(state)["head"], [4.0, 5.0])
@@ -87,17 +71,17 @@ def test_under_masked_the_others_updates_pass_through(recipe):
     tx = oc.masked(RECIPES[recipe](), ~ENCODER)
     updates, _ = tx.update(GRADS, tx.init(PARAMS), PARAMS)
     assert as_bits(updates["encoder"]) == as_bits(GRADS["encoder"])
-    params, state = steps(tx, PARAMS, GRADS, number=1)
+    params, state = run_steps(tx, PARAMS, GRADS, number=1)
     assert as_bits(params["encoder"]) == as_bits(optax.apply_updates(PARAMS, GRADS)["encoder"])
-    alone, alone_state = steps(oc.chain(("alone", RECIPES[recipe]())), HEAD, HEAD_GRADS, number=1)
+    alone, alone_state = run_steps(oc.chain(("alone", RECIPES[recipe]())), HEAD, HEAD_GRADS, number=1)
     assert (as_bits(params["head"]), as_bits(state)) == (as_bits(alone["head"]), as_bits(alone_state))
 
 
 def test_masked_equals_optax_masked():
     inner = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(0.1))
     mask = {"encoder": {"kernel": True, "bias": False}, "head": True}
-    ours, state = steps(oc.masked(inner, mask), PARAMS, GRADS, "update")
-    theirs, their_state = steps(optax.masked(inner, mask), PARAMS, GRADS, "update")
+    ours, state = run_steps(oc.masked(inner, mask), PARAMS, GRADS, "update")
+    theirs, their_state = run_steps(optax.masked(inner, mask), PARAMS, GRADS, "update")
     assert as_bits(ours) == as_bits(theirs)
     assert as_bits(state) == as_bits(their_state)
 
@@ -113,7 +97,7 @@ def test_masked_equals_optax_masked():
     ids=["pattern", "prefix", "tree", "callable"],
 )
 def test_a_mask_may_be_a_pattern_a_tree_a_prefix_or_a_callable(mask):
-    params, state = steps(oc.freeze(oc.sgd(0.1, 0.9), mask), PARAMS, GRADS)
+    params, state = run_steps(oc.freeze(oc.sgd(0.1, 0.9), mask), PARAMS, GRADS)
     assert as_bits(params["encoder"]) == as_bits(PARAMS["encoder"])
     assert jax.tree.map(jnp.shape, state["inner"]["apply_momentum"]["velocity"]) == {
         "encoder": {"kernel": None, "bias": None},
@@ -133,7 +117,7 @@ def test_the_rate_of_a_chain_reaches_the_links_within_and_there_is_one():
 
 def test_hyperparameters_and_metrics_are_found_by_name():
     tx = oc.freeze(oc.adamw(0.5, global_clipnorm=1.0), ENCODER)
-    _, state = steps(tx, PARAMS, BAD, number=1)
+    _, state = run_steps(tx, PARAMS, BAD, number=1)
     assert float(oc.get_hyperparams(state)["learning_rate"]) == 0.5
     assert float(oc.metrics(state)["global_norm"]) == 5.0
     state = oc.set_hyperparams(state, learning_rate=0.25)
@@ -142,14 +126,14 @@ def test_hyperparameters_and_metrics_are_found_by_name():
 
 def test_flush_applies_the_tail_to_what_is_trained():
     tx = oc.freeze(oc.sgd(1.0, gradient_accumulation_steps=4), ENCODER)
-    params, state = oc.flush(tx, *steps(tx, PARAMS, BAD, number=2))
+    params, state = oc.flush(tx, *run_steps(tx, PARAMS, BAD, number=2))
     assert as_bits(params["encoder"]) == as_bits(PARAMS["encoder"])
     np.testing.assert_array_equal(params["head"], PARAMS["head"] - GRADS["head"])
     assert int(state["inner"]["accumulate"]["count"]) == 0
 
 
 def test_the_average_has_no_frozen_leaves_and_finalize_takes_them_from_the_parameters():
-    params, state = steps(oc.freeze(oc.sgd(0.1, use_ema=True, ema_momentum=0.5), ENCODER), PARAMS, GRADS)
+    params, state = run_steps(oc.freeze(oc.sgd(0.1, use_ema=True, ema_momentum=0.5), ENCODER), PARAMS, GRADS)
     average = oc.averaged_params(state)
     assert average["encoder"] == {"kernel": None, "bias": None}
     final = oc.finalize(params, state)
@@ -180,7 +164,7 @@ def test_averages_of_different_parameters_are_one_and_of_the_same_are_two():
 
 def test_a_bare_array_may_be_frozen():
     tx = oc.freeze(oc.adamw(0.1, use_ema=True), lambda params: True)
-    params, state = steps(tx, jnp.ones(2), jnp.full(2, jnp.nan))
+    params, state = run_steps(tx, jnp.ones(2), jnp.full(2, jnp.nan))
     np.testing.assert_array_equal(params, 1.0)
     np.testing.assert_array_equal(oc.finalize(params, state), 1.0)
 
@@ -188,7 +172,7 @@ def test_a_bare_array_may_be_frozen():
 def test_parts_of_one_chain_may_each_have_a_learning_rate():
     """Order is checked between links that see the same leaves."""
     tx = oc.chain(oc.masked(oc.sgd(1.0), ENCODER), oc.masked(oc.sgd(0.5), ~ENCODER))
-    params, _ = steps(tx, PARAMS, GRADS, number=1)
+    params, _ = run_steps(tx, PARAMS, GRADS, number=1)
     np.testing.assert_array_equal(params["encoder"]["bias"], PARAMS["encoder"]["bias"] + 7)
     np.testing.assert_array_equal(params["head"], PARAMS["head"] - 0.5 * GRADS["head"])
 

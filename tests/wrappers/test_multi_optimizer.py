@@ -14,6 +14,8 @@ from flax import nnx
 
 import optchain as oc
 
+from .running import as_bits, run_steps
+
 PARAMS = {
     "embed": jnp.array([[1.0, 2.0], [3.0, -4.0]]),
     "dense": {"kernel": jnp.array([[0.5, -1.0]]), "bias": jnp.array([1.0, 2.0])},
@@ -36,21 +38,7 @@ GROUPS = {
 
 
 def steps(tx, params=PARAMS, grads=GRADS, form="apply", number=4):
-    @jax.jit
-    def step(params, state):
-        if form == "apply":
-            return tx.apply(params, state, grads=grads)
-        updates, state = tx.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
-
-    state = tx.init(params)
-    for _ in range(number):
-        params, state = step(params, state)
-    return params, state
-
-
-def as_bits(tree):
-    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
+    return run_steps(tx, params, grads, form, number)
 
 
 @pytest.mark.parametrize("form", ["apply", "update"])

@@ -252,16 +252,13 @@ def all_usable(
     magnitude decides: a single reduction of each leaf. `values_fit` and `squares_fit` are the largest numbers of the dtypes
     in which values and squares are stored, where these are narrower.
     """
-    largest: dict[
-        tuple[Any, bool], jax.Array
-    ] = {}  # of all leaves together, since tracing and compiling a `Factor` takes its time
+    # Of all leaves together, since tracing and compiling a `Factor` takes its time. NaN is the largest of all.
+    largest: dict[tuple[Any, bool], jax.Array] = {}
     for x in jax.tree.leaves(values(unscaled(updates))):
         for part in (x.real, x.imag) if is_complex(x) else (x,):
             magnitude = wide(jnp.max(jnp.abs(part), initial=0))
             kind = magnitude.dtype, is_complex(x)
-            largest[kind] = (
-                jnp.maximum(largest[kind], magnitude) if kind in largest else magnitude
-            )  # NaN is the largest
+            largest[kind] = jnp.maximum(largest[kind], magnitude) if kind in largest else magnitude
     usable = jnp.bool_(True)
     for (dtype, of_complex), magnitude in largest.items():
         given = Factor.of(magnitude) * updates.factor if isinstance(updates, Scaled) else Factor.of(magnitude)
