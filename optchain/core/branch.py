@@ -59,16 +59,15 @@ def run_if(pred: jax.Array, run: Callable[..., tuple[Any, ...]], *carry: Any) ->
 def run_or_zeros(
     pred: jax.Array, run: Callable[..., tuple[Any, ...]], like: Any, *carry: Any, mostly_runs: bool = False
 ) -> Any:
-    """`run(*carry)`, which is `(made, *carry)`, where `pred` is true, else zeros in place of `made` and `carry` as it is.
+    """`run(*carry)` where `pred` is true, else zeros and `carry` as it is. `run` returns `(made, *carry)`.
 
-    On a GPU the zeros are where a loop begins: 4 bytes a parameter, and as many where what is made is used, that a fused program
-    would not move. What `mostly_runs` is no branch there: `run` is called always, and the old or the new is selected, in the
-    kernels that make it.
+    On a GPU the loop begins with the zeros: they are written, 4 bytes a parameter, and read again where `made` is used. With
+    `mostly_runs` there is no branch on a GPU: `run` is always called, and its kernels select between the new and the old values.
 
     Args:
       pred: a scalar bool.
       run: a function of `carry` that returns `(made, *carry)`. It may close over traced values.
-      like: arrays that are at hand, of the structure and the shapes of `made`. Their numbers do not matter.
+      like: existing arrays with the structure and the shapes of `made`. Their values are not used.
       *carry: trees of arrays.
       mostly_runs: whether `pred` is true but for rare calls, and `run` contains no branch that seldom runs.
     """
@@ -119,9 +118,9 @@ def _runs_step_by_step() -> bool:
 
 
 class _Body:
-    """A function of lists of arrays, traced once, with what it closes over, gradients, rates, whatever a schedule does, as operands.
+    """A function of lists of arrays, traced once. The values that it closes over, such as gradients and rates, become operands.
 
-    The inner `jit` makes a single operation of what was traced, which every form repeats for nothing.
+    The inner `jit` makes one operation of the trace, so that repeating it in both forms costs nothing.
     """
 
     def __init__(self, run: Callable[..., list[Any]], leaves: list[Any]):

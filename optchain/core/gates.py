@@ -157,5 +157,5 @@ def judge(
 
 
 def _at_hand(u: Any) -> Any:
-    """An array of an update's shape: the gradient, or of one that names rows zeros, since a dense one is not at hand."""
+    """An array with the shape of an update: the gradient itself, or zeros for a gradient that names rows."""
     return trees.zeros_like(densified(u)) if is_rows(u) else u
