@@ -21,7 +21,7 @@ import optchain as oc
 from optchain.core import branch
 from optchain.core.branch import run_if
 
-pytestmark = pytest.mark.each_value(quick=1)
+pytestmark = pytest.mark.each_value(quick=1, rest=2)
 
 PARAMS = {"w": jnp.array([[1.0, -2.0], [0.5, 3.0]]), "b": jnp.array([0.5, 0.25])}
 GRADS = {"w": jnp.array([[0.3, -0.2], [0.7, 0.1]]), "b": jnp.array([-0.4, 0.6])}

@@ -15,7 +15,7 @@ import optchain
 from .helpers import BOUNDS, DTYPES, fewer, precision, random_grads, random_params, run, run_forms, worst_error
 from .recipes import log_uniform
 
-pytestmark = pytest.mark.each_value(quick=1)
+pytestmark = pytest.mark.each_value(quick=1, rest=2)
 
 SEEDS = st.integers(0, 2**32 - 1)
 RATES = log_uniform(-4, -1)
