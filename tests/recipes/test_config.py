@@ -55,8 +55,8 @@ ARRAYS = st.builds(np.array, POSITIVE, st.sampled_from(["float32", "float64"]))
 
 
 def run_time(numbers: st.SearchStrategy[float]) -> st.SearchStrategy[Any]:
-    """A number, an array or a schedule."""
-    return numbers | ARRAYS.filter(lambda array: array < 1) | SCHEDULES
+    """A number, an array below 1, in float32 too, or a schedule."""
+    return numbers | ARRAYS.filter(lambda array: np.float32(array) < 1) | SCHEDULES
 
 
 RATES = run_time(POSITIVE | st.just(1))
