@@ -13,7 +13,7 @@ def each_value(cases: Sequence[Iterable[Value]], times: int = 1) -> list[int]:
     Of a product of 84 rows and 42 checks these are 84 cases: each row once, each check twice. The cases are taken in order,
     first those of which every value is still wanted, so that the same ones are taken in every run.
     """
-    values = [frozenset(case) for case in cases]
+    values = [list(dict.fromkeys(case)) for case in cases]  # no set: its order would differ from run to run
     having = defaultdict[Value, list[int]](list)
     for index, case in enumerate(values):
         for value in case:

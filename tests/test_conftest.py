@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from random import Random
 
 import hypothesis
 import hypothesis.strategies as st
@@ -114,6 +115,20 @@ def test_each_value_is_taken_as_often_as_was_asked_or_as_there_are_cases(cases: 
     everywhere = Counter(value for case in cases for value in case.items())
     here = Counter(value for index in taken for value in cases[index].items())
     assert all(here[value] >= min(times, everywhere[value]) for value in everywhere)
+
+
+@hypothesis.given(cases_of_values, st.integers(1, 4), st.randoms(use_true_random=False))
+def test_what_is_taken_does_not_depend_on_how_values_are_hashed(
+    cases: list[dict[str, int]], times: int, random: Random
+):
+    # The processes that share a run each choose for themselves, and their strings and addresses are hashed differently.
+    class Hashed(int):
+        def __hash__(self) -> int:
+            return hashes[int(self)]
+
+    hashes = [random.getrandbits(60) for _ in range(5)]
+    hashed = [[(name, Hashed(value)) for name, value in case.items()] for case in cases]
+    assert each_value(hashed, times) == each_value([case.items() for case in cases], times)
 
 
 def test_of_a_product_the_longest_side_is_taken():
