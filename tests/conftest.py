@@ -11,7 +11,7 @@ import hypothesis
 import jax
 import numpy as np
 import pytest
-from sampling import each_value
+from sampling import Value, each_value
 
 os.environ["KERAS_BACKEND"] = "jax"  # read when Keras is first imported
 jax.config.update(
@@ -71,25 +71,42 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _part(items: Sequence[pytest.Item], tier: str) -> Iterator[pytest.Item]:
-    products = defaultdict[tuple[Path | str, int], list[pytest.Item]](list)
+    products = defaultdict[tuple[Path | str, int], list[tuple[pytest.Item, list[Value]]]](list)
     for item in items:
-        product = item.get_closest_marker("each_value")
+        marker = item.get_closest_marker("each_value")
         if item.path.name == "test_exhaustive.py" or (tier == "quick" and item.get_closest_marker("thorough")):
             continue
-        if product and tier in product.kwargs:
-            products[product.kwargs.get("of", item.path), product.kwargs[tier]].append(item)
+        if marker:
+            product = marker.kwargs.get("of", item.path), marker.kwargs[tier]
+            products[product].append((item, list(_values(item))))
+        elif tier == "quick":
+            products[_function(item), 1].append((item, list(_rows(item))))
         else:
             yield item
     for (_, times), cases in products.items():
-        for index in each_value([list(_values(case)) for case in cases], times):
-            yield cases[index]
+        for index in each_value([values for _, values in cases], times):
+            yield cases[index][0]
 
 
-def _values(case: pytest.Item) -> Iterator[tuple[str, int | str]]:
+def _function(case: pytest.Item) -> str:
+    return case.nodeid.partition("[")[0]
+
+
+def _values(case: pytest.Item) -> Iterator[Value]:
     """The test of a case and its parameters, each by its identity: the cases of a product share their objects."""
-    yield "test", case.nodeid.partition("[")[0]
+    yield "test", _function(case)
     for name, value in getattr(case, "callspec", NO_PARAMETERS).params.items():
         yield name, id(value)
+
+
+def _rows(case: pytest.Item) -> Iterator[Value]:
+    """The parameters of a case, those that were given together as one value: a table has as many as it has rows."""
+    values = dict(getattr(case, "callspec", NO_PARAMETERS).params)
+    for mark in case.iter_markers("parametrize"):
+        names = mark.args[0] if isinstance(mark.args[0], str) else ",".join(mark.args[0])
+        yield names, tuple(id(values.pop(name.strip())) for name in names.split(","))
+    for name, value in values.items():
+        yield name, (id(value),)
 
 
 # Tables of errors -----------------------------------------------------------------------------------------------------

@@ -81,6 +81,7 @@ def test_slow(): ...
 """
 
 
+@pytest.mark.thorough
 def test_the_tiers_share_the_tests_out(tmp_path: Path):
     markers = ("-o", "markers=each_value\nthorough")
     names = {}
@@ -137,6 +138,7 @@ def test_of_a_product_the_longest_side_is_taken():
     assert len(each_value(product, times=6)) == 504
 
 
+@pytest.mark.thorough
 def test_errors_of_any_float_reach_the_table_from_a_worker(tmp_path: Path):
     code, output = run(RECORDS, tmp_path, "-n", "1")
     assert code == 0, output

@@ -51,6 +51,7 @@ RECIPES = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_whole_module_is_taken_beside_filtered_gradients(recipe):
     ours, theirs = (make() for make in RECIPES[recipe])
@@ -69,6 +70,7 @@ def test_a_whole_module_is_taken_beside_filtered_gradients(recipe):
         assert int(made.steps) == 3
 
 
+@pytest.mark.thorough
 def test_under_filter_jit_and_in_gates_too():
     tx = oc.skip_nonfinite(oc.adamw(0.1, global_clipnorm=1.0, gradient_accumulation_steps=2))
 

@@ -125,11 +125,13 @@ def clean(digits: tuple[np.ndarray, ...]) -> Outcome:
     return train(digits, outside(), np.ones(MICRO, np.float32))
 
 
+@pytest.mark.thorough
 def test_the_clean_run_learns(clean: Outcome) -> None:
     assert clean.accuracy > 0.95
     assert clean.updates == (MICRO - sum(clean.skipped)) // WINDOW
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "kinds", [[np.nan], [np.inf, -np.inf], [HUGE], [np.nan, np.inf, HUGE]], ids=["nan", "inf", "overflow", "all"]
 )
@@ -147,6 +149,7 @@ def test_faults_in_a_tenth_of_the_micro_batches_cost_no_point_of_accuracy(
     assert int(outcome.state["inner"]["count"]) == (MICRO - sum(outcome.skipped)) % WINDOW
 
 
+@pytest.mark.thorough
 def test_the_scale_moved_exactly_as_the_skipped_calls_say(digits: tuple[np.ndarray, ...]) -> None:
     outcome = train(digits, outside(), faults_of([np.nan, np.inf, HUGE]))
     scale, good, expected = INITIAL_SCALE, 0, []
@@ -161,6 +164,7 @@ def test_the_scale_moved_exactly_as_the_skipped_calls_say(digits: tuple[np.ndarr
     assert min(expected) < INITIAL_SCALE
 
 
+@pytest.mark.thorough
 def test_with_skip_nonfinite_the_faults_are_counted_exactly(digits: tuple[np.ndarray, ...], clean: Outcome) -> None:
     # The counts around a static scale: a fault is skipped, and nothing else is.
     x_train, x_test, y_train, y_test = digits
@@ -182,6 +186,7 @@ def test_with_skip_nonfinite_the_faults_are_counted_exactly(digits: tuple[np.nda
     assert accuracy >= clean.accuracy - 0.01
 
 
+@pytest.mark.thorough
 def test_inside_accumulate_each_window_with_a_fault_is_dropped_whole(digits: tuple[np.ndarray, ...]) -> None:
     tx = oc.chain(oc.unscale_gradients(INITIAL_SCALE), oc.accumulate(oc.skip_nonfinite(rule()), WINDOW))
     faults = faults_of([np.nan, np.inf])

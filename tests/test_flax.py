@@ -305,6 +305,7 @@ def test_a_finalized_module_runs_and_is_a_new_one():
     assert float(jnp.abs(averaged(jnp.ones((1, 2))) - model(jnp.ones((1, 2)))).max()) > 0
 
 
+@pytest.mark.thorough
 def test_model_and_optimizer_is_flaxs_in_the_apply_form():
     ours = ModelAndOptimizer(linear_model(), oc.sgd(0.1, momentum=0.9, gradient_accumulation_steps=2))
     assert isinstance(ours, nnx.Optimizer)

@@ -39,11 +39,13 @@ def test_apply_needs_no_temporary_tree(recipe: RecipeName, dtype: str) -> None:
     assert counted(recipe, dtype, "apply").temporary_bytes <= 0.1
 
 
+@pytest.mark.thorough
 @every_recipe
 def test_update_needs_at_most_one_temporary_tree(recipe: RecipeName) -> None:
     assert counted(recipe, "float32", "update").temporary_bytes <= 4.01
 
 
+@pytest.mark.thorough
 @every_dtype
 @pytest.mark.parametrize("form", ["apply", "update"])
 @every_recipe
@@ -52,6 +54,7 @@ def test_every_donated_leaf_is_reused(recipe: RecipeName, form: str, dtype: str)
     assert 0 <= counted(recipe, dtype, form).not_aliased_bytes <= SCALARS
 
 
+@pytest.mark.thorough
 @every_recipe
 def test_a_step_needs_and_moves_no_more_than_that_of_optax(recipe: RecipeName) -> None:
     mine, theirs = counted(recipe, "float32", "apply"), counted(recipe, "float32", "optax")
@@ -72,6 +75,7 @@ def moved(recipe: RecipeName, form: str) -> float:
     return traffic(compiled.as_text()).most / trees.size(params)
 
 
+@pytest.mark.thorough
 def test_an_accumulating_step_of_optax_needs_trees() -> None:
     assert counted(RecipeName.ACCUMULATE, "float32", "optax").temporary_bytes >= 4
 
@@ -98,6 +102,7 @@ def counted_of(tx: optchain.Transformation, dtype: str = "float32", layers: int 
     return counts.count(ours.applying(tx), trees.transformer(layers, WIDTH, jnp.dtype(dtype)))
 
 
+@pytest.mark.thorough
 @every_dtype
 @pytest.mark.parametrize("name", OTHERS)
 def test_no_link_needs_a_temporary_tree(name: str, dtype: str) -> None:
@@ -113,6 +118,7 @@ def accessed(tx: optchain.Transformation, layers: int = LAYERS) -> float:
     return bytes_accessed * trees.size(trees.transformer(layers, WIDTH))
 
 
+@pytest.mark.thorough
 def test_what_is_frozen_moves_no_bytes() -> None:
     """A frozen parameter costs nothing: what a step reads and writes is what it does for the others alone."""
     assert accessed(OTHERS["freeze"]) <= 1.01 * accessed(optchain.adamw(1e-3, global_clipnorm=1.0), LAYERS - 2)

@@ -22,6 +22,7 @@ def code_blocks(language: str, page: Path = README) -> list[str]:
     return [textwrap.dedent(block) for _, block in found]
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras's variables and NumPy 2
 @pytest.mark.parametrize("page", [page for page in PAGES if code_blocks("python", page)], ids=lambda page: page.stem)
 def test_the_code_of_a_page_runs(page):
@@ -49,6 +50,7 @@ def test_python_blocks_run(capsys):
     assert "learning_rate" in capsys.readouterr().out
 
 
+@pytest.mark.thorough
 def test_the_recipe_trains(tmp_path):
     (block,) = code_blocks("toml")
     (tmp_path / "recipe.toml").write_text(block)

@@ -1,12 +1,14 @@
 """Adafactor's second moment: of a matrix, only what its rows and its columns have in common."""
 
 import math
+from collections.abc import Callable
 from typing import TypedDict
 
 import jax
 import jax.numpy as jnp
 
 from optchain.core import arguments, trees
+from optchain.core.each_leaf import each_leaf
 from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.registry import register
 from optchain.core.slot import Slot, declare
@@ -83,29 +85,29 @@ def scale_by_factored_rms(beta_2_decay: float = -0.8, epsilon: Hyperparam = 1e-3
         updates: Tree, state: ScaleByFactoredRmsState, params: Tree, *, epsilon: jax.Array
     ) -> tuple[Tree, ScaleByFactoredRmsState]:
         count = trees.increment(state["count"])
+        columns = [state[name] for name in ("v_row", "v_col", "v")]
+        updates, v_row, v_col, v = each_leaf(step, updates, *columns, outputs=4, t=count, epsilon=epsilon)
+        return updates, {"count": count, "v_row": v_row, "v_col": v_col, "v": v}
 
-        def step(g: jax.Array, v_row: jax.Array, v_col: jax.Array, v: jax.Array) -> tuple[jax.Array, ...]:
-            g = trees.wide(g)
-            square = trees.abs_square(g) + trees.cast(epsilon, v)
-            beta = 1 - trees.astype(count, v.dtype) ** beta_2_decay
+    def step(t: jax.Array, epsilon: jax.Array) -> Callable[..., tuple[jax.Array, ...]]:
+        beta = 1 - t**beta_2_decay
 
-            def average(old: jax.Array, new: jax.Array) -> jax.Array:
-                return beta * old + (1 - beta) * new
+        def average(old: jax.Array, new: jax.Array) -> jax.Array:
+            return beta * old + (1 - beta) * new
 
+        def leaf(g: jax.Array, v_row: jax.Array, v_col: jax.Array, v: jax.Array) -> tuple[jax.Array, ...]:
+            square = trees.abs_square(g) + epsilon
             if not _is_factored(g.shape):
                 v = average(v, square)
-                return g / trees.astype(trees.root(v), g.dtype), v_row, v_col, v
+                return g / trees.root(v), v_row, v_col, v
             v_row = average(v_row, _mean(square, -1))
             v_col = average(v_col, _mean(square, -2))
             # Roots before the quotient: the derivative of a quotient by 1e-30 would overflow.
             of_rows = trees.root(v_row) / trees.root(_mean(v_row, -1)[..., None])
             of_columns = trees.root(v_col)
-            u = g / trees.astype(of_rows[..., :, None], g.dtype) / trees.astype(of_columns[..., None, :], g.dtype)
-            return u, v_row, v_col, v
+            return g / of_rows[..., :, None] / of_columns[..., None, :], v_row, v_col, v
 
-        names = ("v_row", "v_col", "v")
-        updates, v_row, v_col, v = trees.map_unzip(step, 4, updates, *(state[name] for name in names))
-        return updates, {"count": count, "v_row": v_row, "v_col": v_col, "v": v}
+        return leaf
 
     return Transformation(
         init,

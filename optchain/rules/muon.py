@@ -1,13 +1,14 @@
 """Muon's rule: a momentum whose matrices are made orthogonal, and Adam for everything that is no matrix."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
 
 from optchain.core import arguments, trees
+from optchain.core.each_leaf import each_leaf
 from optchain.core.factors import Factor
 from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.masks import Mask, check_mask, resolve_mask
@@ -15,7 +16,7 @@ from optchain.core.registry import register
 from optchain.core.slot import Slot, declare, stored
 from optchain.core.transformation import Transformation
 from optchain.core.trees import Tree
-from optchain.rules.moments import average, average_of_squares, bias_corrections
+from optchain.rules.moments import average, average_of_squares, one_minus_power
 
 QUINTIC = (3.4445, -4.7750, 2.0315)
 """The coefficients of Jordan et al.: the steepest at 0 of those that stay near 1."""
@@ -135,47 +136,40 @@ def scale_by_muon(
             ),
         }
 
-    def update(
-        updates: Tree,
-        state: ScaleByMuonState,
-        params: Tree,
-        *,
+    def update(updates: Tree, state: ScaleByMuonState, params: Tree, **extra: Any) -> tuple[Tree, ScaleByMuonState]:
+        count = trees.increment(state["count"])
+        old = [state["mu"], state["adam_nu"]]
+        values = {name: extra[name] for name in hyperparams.names}
+        directions, *new = each_leaf(step, updates, *old, outputs=3, t=count, **values)
+        mu, nu = (jax.tree.map(slot.store, *pair) for slot, *pair in zip(slots.values(), new, old, strict=True))
+        return directions, {"count": count, "mu": mu, "adam_nu": nu}
+
+    def step(
+        t: jax.Array,
         momentum: jax.Array,
         adam_beta_1: jax.Array,
         adam_beta_2: jax.Array,
         epsilon: jax.Array,
         adam_lr_ratio: jax.Array,
         rms_rate: jax.Array | float | None = None,
-    ) -> tuple[Tree, ScaleByMuonState]:
-        count = trees.increment(state["count"])
-        corrections = bias_corrections(count, adam_beta_1, adam_beta_2)
+    ) -> Callable[..., tuple[jax.Array, ...]]:
+        one_minus_b1, one_minus_b2 = one_minus_power(adam_beta_1, t), one_minus_power(adam_beta_2, t)
+        factor = adam_lr_ratio * jnp.sqrt(one_minus_b2) / one_minus_b1
 
         def orthogonal(g: jax.Array, mu: jax.Array) -> tuple[jax.Array, jax.Array]:
-            decay = trees.cast(momentum, g)
-            mu = decay * mu + g
-            u = orthogonalize(g + decay * mu if nesterov else mu, coefficients, ns_steps)
-            if rms_rate is not None:
-                u = u * (trees.cast(rms_rate, u) * max(u.shape) ** 0.5)
-            return u, mu
+            mu = momentum * mu + g
+            u = orthogonalize(g + momentum * mu if nesterov else mu, coefficients, ns_steps)
+            return u if rms_rate is None else u * (rms_rate * max(u.shape) ** 0.5), mu
 
         def adam(g: jax.Array, mu: jax.Array, nu: jax.Array) -> tuple[jax.Array, ...]:
             mu, nu = average(mu, g, adam_beta_1), average_of_squares(nu, g, adam_beta_2)
-            one_minus_b1, one_minus_b2 = corrections(nu.dtype)
-            factor = trees.cast(adam_lr_ratio, nu) * jnp.sqrt(one_minus_b2) / one_minus_b1
-            denominator = trees.root(nu) + trees.cast(epsilon, nu)
-            return mu * trees.cast(factor, mu) / trees.astype(denominator, mu.dtype), mu, nu
+            return mu * factor / (trees.root(nu) + epsilon), mu, nu
 
-        def step(g: jax.Array, old_mu: jax.Array, old_nu: jax.Array) -> tuple[jax.Array, ...]:
-            g = trees.wide(g)
-            mu = trees.astype(old_mu, g.dtype)
-            if old_nu.ndim != g.ndim:  # a matrix that was chosen when the state was made
-                u, mu = orthogonal(g, mu)
-                return u, trees.astype(mu, old_mu.dtype), old_nu
-            u, mu, nu = adam(g, mu, trees.astype(old_nu, trees.real_dtype(g.dtype)))
-            return u, trees.astype(mu, old_mu.dtype), trees.astype(nu, old_nu.dtype)
+        def leaf(g: jax.Array, mu: jax.Array, nu: jax.Array) -> tuple[jax.Array, ...]:
+            is_matrix = nu.ndim != g.ndim  # one that was chosen when the state was made
+            return (*orthogonal(g, mu), nu) if is_matrix else adam(g, mu, nu)
 
-        directions, mu, nu = trees.map_unzip(step, 3, updates, state["mu"], state["adam_nu"])
-        return directions, {"count": count, "mu": mu, "adam_nu": nu}
+        return leaf
 
     return Transformation(
         init,

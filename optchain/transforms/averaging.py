@@ -1,6 +1,6 @@
 """An average of the parameters over the run."""
 
-import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from optchain.core import arguments, trees
+from optchain.core.each_leaf import each_leaf
 from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.lookup import find_trees, leaves_by_path, replace_leaves_by_path
 from optchain.core.parameter_link import ParameterLink
@@ -71,24 +72,17 @@ def average_params(
 
     def project(params: Tree, state: dict[str, Any], *, momentum: jax.Array) -> tuple[Tree, dict[str, Any]]:
         step = state["count"] // calls_per_step if calls_per_step > 1 else state["count"]
-        m = jnp.where(step == 0, 0.0, momentum)
-
-        @functools.cache  # once for each dtype of the tree
-        def weights(dtype: Any) -> tuple[jax.Array, jax.Array]:
-            weight = trees.astype(m, dtype)
-            return weight, 1 - weight
-
-        def average_leaf(p: jax.Array, average: jax.Array) -> jax.Array:
-            p = trees.wide(p)
-            old, new = weights(p.dtype)
-            return old * slot.load(average, p.dtype) + new * p
-
-        average = jax.tree.map(average_leaf, params, state["average"])
+        average = each_leaf(mean, params, state["average"], m=jnp.where(step == 0, 0.0, momentum))
         if overwrite_every is not None:
             overwrite = step % overwrite_every == overwrite_every - 1  # step + 1 could wrap round
-            params = jax.tree.map(lambda p, a: jnp.where(overwrite, trees.astype(a, p.dtype), p), params, average)
+            taken = trees.cast_tree(average, params)
+            params = jax.tree.map(lambda p, a: jnp.where(overwrite, a, p), params, taken)
         count = trees.increment(state["count"])
         return params, {"count": count, "average": jax.tree.map(slot.store, average, state["average"])}
+
+    def mean(m: jax.Array) -> Callable[..., jax.Array]:
+        rest = 1 - m
+        return lambda p, average: m * average + rest * p
 
     return ParameterLink(
         project, init, fields=["count"], slots=slots, hyperparams=hyperparams, stage="average", rowwise=True

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from optchain.core import arguments, devices, trees
+from optchain.core.each_leaf import each_leaf
 from optchain.core.factors import Factor, is_factor
 from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.registry import register
@@ -35,13 +36,8 @@ def clip_by_value(max_value: Hyperparam) -> Transformation:
         return {}
 
     def update(updates: Tree, state: dict, params: Tree, *, max_value: jax.Array) -> tuple[Tree, dict]:
-        def clip(g: jax.Array) -> jax.Array:
-            g = trees.wide(g)
-            bound = trees.cast(max_value, g)
-            return jnp.clip(g, -bound, bound)
-
         _refuse_complex(updates)
-        return jax.tree.map(clip, updates), state
+        return each_leaf(lambda bound: lambda g: jnp.clip(g, -bound, bound), updates, bound=max_value), state
 
     return Transformation(init, update, hyperparams=Hyperparams(max_value=max_value), stage="clip", rowwise=True)
 

@@ -1,12 +1,13 @@
 """Decoupled weight decay."""
 
-import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from optchain.core import arguments, trees
+from optchain.core.each_leaf import each_leaf
 from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.masks import Mask, check_mask, resolve_mask
 from optchain.core.registry import register
@@ -76,15 +77,12 @@ def decay_weights(
         if params is None:
             return check_still_zero(weight_decay, updates), state
 
-        @functools.cache  # once for each dtype of the tree
-        def rate(dtype: Any) -> jax.Array:
-            return jnp.asarray(learning_rate, dtype) * jnp.asarray(weight_decay, dtype)
+        rates = {"learning_rate": learning_rate, "weight_decay": weight_decay}
+        return each_leaf(step, updates, params, resolve_mask("mask", mask, params), **rates), state
 
-        def decay(u: jax.Array, p: jax.Array, decays: bool) -> jax.Array:
-            u = trees.wide(u)
-            return u - rate(u.dtype) * trees.astype(p, u.dtype) if decays else u
-
-        return jax.tree.map(decay, updates, params, resolve_mask("mask", mask, params)), state
+    def step(learning_rate: jax.Array, weight_decay: jax.Array) -> Callable[..., jax.Array]:
+        rate = learning_rate * weight_decay
+        return lambda u, p, decays: u - rate * p if decays else u
 
     return Transformation(
         init, update, hyperparams=hyperparams, stage="decay", needs_params=not is_zero(weight_decay), rowwise=True

@@ -1,12 +1,13 @@
 """Decoupled decay with strengths of its own for each parameter, L1 and L2."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from optchain.core import arguments, trees
+from optchain.core import arguments
+from optchain.core.each_leaf import each_leaf
 from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.masks import check_patterns, first_match
 from optchain.core.registry import register
@@ -46,15 +47,17 @@ def decay_by_path(
         return {}
 
     def update(updates: Tree, state: dict, params: Tree, *, learning_rate: jax.Array) -> tuple[Tree, dict]:
-        def decay(u: jax.Array, p: jax.Array, strength: tuple[float, float] | None) -> jax.Array:
-            u = trees.wide(u)
-            rate, p = trees.cast(learning_rate, u), trees.astype(p, u.dtype)
-            l1, l2 = strength or (0.0, 0.0)
-            if l1:
-                u = u - rate * l1 * jnp.sign(p)
-            return u - rate * l2 * p if l2 else u
+        found = first_match("weight_decays", strengths, (0.0, 0.0), params)
+        return each_leaf(step, updates, params, found, learning_rate=learning_rate), state
 
-        return jax.tree.map(decay, updates, params, first_match("weight_decays", strengths, None, params)), state
+    def step(learning_rate: jax.Array) -> Callable[..., jax.Array]:
+        def decay(u: jax.Array, p: jax.Array, strength: tuple[float, float]) -> jax.Array:
+            l1, l2 = strength
+            if l1:
+                u = u - learning_rate * l1 * jnp.sign(p)
+            return u - learning_rate * l2 * p if l2 else u
+
+        return decay
 
     return Transformation(init, update, hyperparams=Hyperparams(**own), stage="decay", needs_params=True, rowwise=True)
 

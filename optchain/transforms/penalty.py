@@ -1,8 +1,10 @@
 """The L2 penalty: weight decay as a part of the gradient."""
 
+from collections.abc import Callable
+
 import jax
 
-from optchain.core import trees
+from optchain.core.each_leaf import each_leaf
 from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.masks import Mask, check_mask, resolve_mask
 from optchain.core.registry import register
@@ -44,11 +46,10 @@ def add_l2_penalty(weight_decay: Hyperparam, *, mask: Mask | None = None) -> Tra
         if params is None:
             return check_still_zero(weight_decay, updates), state
 
-        def penalize(g: jax.Array, p: jax.Array, applies: bool) -> jax.Array:
-            g = trees.wide(g)
-            return g + trees.cast(weight_decay, g) * trees.astype(p, g.dtype) if applies else g
+        return each_leaf(step, updates, params, resolve_mask("mask", mask, params), weight_decay=weight_decay), state
 
-        return jax.tree.map(penalize, updates, params, resolve_mask("mask", mask, params)), state
+    def step(weight_decay: jax.Array) -> Callable[..., jax.Array]:
+        return lambda g, p, applies: g + weight_decay * p if applies else g
 
     hyperparams = Hyperparams(weight_decay=weight_decay)
     return Transformation(

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from optchain.core import arguments, trees
+from optchain.core.each_leaf import each_leaf
 from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.masks import Mask
 from optchain.core.parameter_link import ParameterLink
@@ -52,7 +53,9 @@ def project_non_negative(*, mask: Mask | None = None) -> Transformation:
                     f"{trees.dtype_of(leaf)}: leave it out by a mask"
                 )
 
-    return _projection(lambda p: jnp.maximum(trees.wide(p), 0), check, Hyperparams(), rowwise=True)
+    return _projection(
+        lambda params: each_leaf(lambda: lambda p: jnp.maximum(p, 0), params), check, Hyperparams(), rowwise=True
+    )
 
 
 @register
@@ -78,7 +81,7 @@ def project_unit_norm(axis: Axis = 0, *, mask: Mask | None = None) -> Transforma
     """
     if mask is not None:
         return of_some(project_unit_norm(axis), mask)
-    return _norm_projection("project_unit_norm", axis, jnp.ones_like, Hyperparams())
+    return _norm_projection("project_unit_norm", axis, lambda: jnp.ones_like, Hyperparams())
 
 
 @register
@@ -109,8 +112,8 @@ def project_max_norm(max_value: Hyperparam = 2.0, axis: Axis = 0, *, mask: Mask 
     if mask is not None:
         return of_some(project_max_norm(max_value, axis), mask)
 
-    def desired(norm: jax.Array, *, max_value: jax.Array) -> jax.Array:
-        return jnp.minimum(norm, trees.cast(max_value, norm))
+    def desired(max_value: jax.Array) -> Callable[[jax.Array], jax.Array]:
+        return lambda norm: jnp.minimum(norm, max_value)
 
     return _norm_projection("project_max_norm", axis, desired, Hyperparams(max_value=max_value))
 
@@ -157,34 +160,34 @@ def project_min_max_norm(
     if {"min_value", "max_value"} <= constants.keys() and constants["min_value"] > constants["max_value"]:
         raise ValueError(f"min_value must be at most max_value; got {min_value} and {max_value}")
 
-    def desired(norm: jax.Array, *, min_value: jax.Array, max_value: jax.Array, rate: jax.Array) -> jax.Array:
-        low, high, part = (trees.cast(value, norm) for value in (min_value, max_value, rate))
-        return part * jnp.clip(norm, low, high) + (1 - part) * norm
+    def desired(min_value: jax.Array, max_value: jax.Array, rate: jax.Array) -> Callable[[jax.Array], jax.Array]:
+        return lambda norm: rate * jnp.clip(norm, min_value, max_value) + (1 - rate) * norm
 
     return _norm_projection("project_min_max_norm", axis, desired, hyperparams)
 
 
 def _norm_projection(
-    name: str, axis: Axis, desired: Callable[..., jax.Array], hyperparams: Hyperparams
+    name: str, axis: Axis, desired: Callable[..., Callable[[jax.Array], jax.Array]], hyperparams: Hyperparams
 ) -> Transformation:
-    """Gives each unit's weights the norm `desired(norm, …)`."""
+    """Gives each unit's weights the norm `desired(**hyperparams)(norm)`."""
     axes = arguments.check_axes("axis", axis)
 
     def check(params: Tree) -> None:
         for path, leaf in trees.leaves_with_paths(params):
             trees.check_axes(name, path, leaf, axes)
 
-    def project(p: jax.Array, **values: Any) -> jax.Array:
-        norm = trees.root(trees.sum_of_squares(p, axes))
-        return trees.scale_leaf(p, desired(norm, **values) / (EPSILON + norm))
+    def project(params: Tree, **values: Any) -> Tree:
+        norms = jax.tree.map(lambda p: trees.root(trees.sum_of_squares(p, axes)), params)
+        new = each_leaf(desired, norms, **values)
+        return jax.tree.map(lambda p, norm, n: trees.scale_leaf(p, n / (EPSILON + norm)), params, norms, new)
 
     return _projection(project, check, hyperparams, rowwise=min(axes) > 0)
 
 
 def _projection(
-    rule: Callable[..., jax.Array], check: Callable[[Tree], None], hyperparams: Hyperparams, *, rowwise: bool
+    rule: Callable[..., Tree], check: Callable[[Tree], None], hyperparams: Hyperparams, *, rowwise: bool
 ) -> Transformation:
-    """A parameter link from the rule of a leaf, which gets the leaf and the hyperparameters, and returns a wide one."""
+    """A parameter link from a function of the parameters and the hyperparameters, which returns wide leaves."""
 
     def init(params: Tree) -> dict:
         check(params)
@@ -193,6 +196,6 @@ def _projection(
     def project(params: Tree, state: dict, **extra: Any) -> tuple[Tree, dict]:
         check(params)
         values = {name: extra[name] for name in hyperparams.names}
-        return trees.cast_tree(jax.tree.map(lambda p: rule(p, **values), params), params), state
+        return trees.cast_tree(rule(params, **values), params), state
 
     return ParameterLink(project, init, hyperparams=hyperparams, stage="projection", rowwise=rowwise)

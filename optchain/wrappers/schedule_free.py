@@ -1,5 +1,6 @@
 """Schedule-free learning: an average of the iterates in place of a schedule of the learning rate."""
 
+from collections.abc import Callable
 from typing import Any, TypedDict
 
 import jax
@@ -8,6 +9,7 @@ import optax
 
 from optchain.core import trees
 from optchain.core.composite import Composite, nonempty_states
+from optchain.core.each_leaf import each_leaf
 from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.lookup import find_states, leaves_by_path, replace_leaves_by_path
 from optchain.core.optax_link import as_transformation
@@ -95,16 +97,18 @@ class ScheduleFree(Composite):
         count = trees.increment(state["count"])
         moves, inner_state = self.parts["inner"].run_update(updates, state.get("inner", {}), params, extra)
 
-        def step(u: jax.Array, y: jax.Array, z: jax.Array) -> tuple[jax.Array, jax.Array]:
-            u, y = trees.astype(u, z.dtype), trees.astype(y, z.dtype)
-            share = trees.astype(1 / trees.astype(count, trees.real_dtype(z.dtype)), z.dtype)
-            b = trees.cast(beta, z)
-            new_z = z + u
-            # y' = (1 − β) z' + β x', and β x = y − (1 − β) z
-            new_y = (1 - b) * new_z + (1 - share) * (y - (1 - b) * z) + share * b * new_z
-            return new_y - y, new_z
+        def step(t: jax.Array, b: jax.Array) -> Callable[..., tuple[jax.Array, jax.Array]]:
+            share = 1 / t
 
-        updates, z = trees.map_unzip(step, 2, trees.force(moves), params, state["iterates"])
+            def move(z: jax.Array, u: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+                new_z = z + u
+                # y' = (1 − β) z' + β x', and β x = y − (1 − β) z
+                new_y = (1 - b) * new_z + (1 - share) * (y - (1 - b) * z) + share * b * new_z
+                return new_y - y, new_z
+
+            return move
+
+        updates, z = each_leaf(step, state["iterates"], trees.force(moves), params, outputs=2, t=count, b=beta)
         return updates, {"count": count, "beta_1": _kept(beta), "iterates": z} | nonempty_states({"inner": inner_state})
 
 

@@ -121,6 +121,7 @@ def test_numbers_that_no_run_has_are_one_line(entry: str, value: Any, folder: Pa
 FULL_DISK = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("target", [["orbax", "out"], ["torch", "out.pt"], ["torch", "out.safetensors"]])
 def test_a_full_disk_is_one_line_and_leaves_nothing(target: list[str], folder: Path):
     pytest.importorskip("torch")
@@ -326,6 +327,7 @@ def test_a_misspelt_name_in_a_config_gets_a_suggestion(
     assert said in refused(capsys, "describe", tmp_path / "recipe.json", "--params", '{"w": [2]}')
 
 
+@pytest.mark.thorough
 def test_bench_that_timed_nothing_does_not_succeed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     import importlib
 

@@ -17,6 +17,7 @@ def written(tx, path):
     return str(path)
 
 
+@pytest.mark.thorough
 def test_the_values_are_those_that_a_run_reads_in_its_state():
     cycle = optchain.schedules.OneCycleLR(max_lr=0.1, total_steps=30)
     inner = optchain.chain(

@@ -68,6 +68,7 @@ def run(finished: Path, tmp_path: Path) -> Path:
 # What a run gives -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_the_defaults_classify_97_percent_of_the_test_images_with_raw_and_averaged_weights(tmp_path: Path):
     began = time.monotonic()
     process = start("--out", tmp_path / "run")
@@ -131,6 +132,7 @@ def test_batches_depend_on_seed_and_step_alone_and_an_epoch_has_every_image_once
     assert len(drawn) == 22 * 64
 
 
+@pytest.mark.thorough
 def test_a_diverging_run_says_so_and_still_draws_its_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     train("--out", tmp_path / "run", "--steps", 20, "--optimizer", "sgd", "--learning-rate", 1e30)
     assert "the loss is not finite any more" in capsys.readouterr().out
@@ -208,6 +210,7 @@ def lines_so_far(folder: Path) -> list[str]:
     return (folder / "metrics.jsonl").read_text().splitlines()
 
 
+@pytest.mark.thorough
 def test_another_learning_rate_on_resume_is_said_and_scales_the_rest_of_the_schedule(
     run: Path, finished: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -255,6 +258,7 @@ def test_resuming_a_complete_run_draws_its_report_and_changes_nothing_else(run: 
     assert after == before
 
 
+@pytest.mark.thorough
 def test_a_run_lives_in_a_folder_of_any_name(tmp_path: Path):
     folder = tmp_path / "a run [1] * über ünits"
     train("--out", folder, "--steps", 10)
@@ -414,6 +418,7 @@ def test_a_folder_that_cannot_be_resumed_is_refused_and_left_alone(
     assert contents(run.parent) == before
 
 
+@pytest.mark.thorough
 def test_a_damaged_checkpoint_can_be_removed_to_go_on_from_the_one_before(
     run: Path, finished: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -496,6 +501,7 @@ def test_a_recipe_is_the_same_from_json_toml_and_keras(tmp_path: Path):
         assert optchain.from_config(recipe.read(file)) == ours
 
 
+@pytest.mark.thorough
 def test_a_recipe_without_average_clipping_and_accumulation_has_no_columns_of_them(
     plain: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -509,6 +515,7 @@ def test_a_recipe_without_average_clipping_and_accumulation_has_no_columns_of_th
     assert (plain / "report.png").stat().st_size > 10_000
 
 
+@pytest.mark.thorough
 def test_all_that_a_recipe_measures_is_in_the_record_at_every_step(tmp_path: Path):
     train("--recipe", write(ALL, tmp_path), "--out", tmp_path / "run", "--steps", 20)
     measured = {"learning_rate", "global_norm", "clipped_fraction", "loss_scale", "skipped_steps", "consecutive"}
@@ -522,6 +529,7 @@ def test_all_that_a_recipe_measures_is_in_the_record_at_every_step(tmp_path: Pat
         assert line["update_norm"] == pytest.approx(line["learning_rate"] * min(line["global_norm"], 0.5), rel=1e-4)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "tx", [optchain.sgd(0.1, loss_scale_factor=1024.0), optchain.dynamic_loss_scale(PLAIN)], ids=["static", "dynamic"]
 )
@@ -543,6 +551,7 @@ def test_a_resumed_run_goes_on_with_its_recipe(tmp_path: Path):
     assert_same_run(tmp_path / "whole", tmp_path / "halves")
 
 
+@pytest.mark.thorough
 def test_a_run_that_reaches_the_recipes_limit_of_bad_steps_ends_with_one_line_and_a_good_checkpoint(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -620,6 +629,7 @@ def test_another_recipe_on_resume_is_refused(
     assert "has another recipe, and keeps it" in refused(["train", "--resume", plain, "--recipe", file], capsys)
 
 
+@pytest.mark.thorough
 def test_a_checkpoint_from_before_there_were_recipes_is_resumed(run: Path):
     file = run / "checkpoints" / "60" / "checkpoint.json"
     about = json.loads(file.read_text())

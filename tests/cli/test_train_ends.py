@@ -120,6 +120,7 @@ def killed_in_the_first_checkpoint(folder: Path) -> None:
     (folder / ".lock").write_text("process 1 on a machine that is gone")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("option", ["--out", "--resume-or-start"])
 def test_what_a_kill_during_the_first_checkpoint_leaves_is_begun_anew(option: str, tmp_path: Path):
     killed_in_the_first_checkpoint(tmp_path / "run")
@@ -250,6 +251,7 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.thorough
 def test_sigterm_finishes_the_step_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path: Path):
     folder = tmp_path / "run"
     process = subprocess.Popen(

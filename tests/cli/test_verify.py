@@ -16,6 +16,7 @@ def verified(capsys, code: int, *arguments: str) -> dict:
     return json.loads(capsys.readouterr().out)
 
 
+@pytest.mark.thorough
 def test_a_preset_that_agrees_passes_in_every_form_and_dtype(capsys):
     report = verified(capsys, 0, "--peer", "keras", "--optimizer", "SGD")
     assert report["passed"]
@@ -64,6 +65,7 @@ def test_an_optimizer_that_nobody_has_is_refused_with_the_ones_that_there_are(ca
     assert "there are MultiSteps, adam, adamw, sgd" in capsys.readouterr().err
 
 
+@pytest.mark.thorough
 def test_every_case_of_optax_passes():
     """Those of Keras and PyTorch are compared in tests/parity over more arguments; Optax's cases are made here alone."""
     results = list(verification.verify(verification.cases(["Optax"])))

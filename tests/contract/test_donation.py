@@ -11,7 +11,7 @@ from .steps import STEPS, apply_step, assert_same, run
 from .table import every_row
 from .trees import TREES, grads_of, params_of
 
-pytestmark = pytest.mark.each_value(quick=3, rest=5, of="the contract")
+pytestmark = pytest.mark.each_value(quick=1, rest=3, of="the contract")
 
 
 @pytest.mark.parametrize("tree", ["bare_array", "scalars", "nnx_state"])
@@ -49,6 +49,7 @@ def test_the_readers_that_return_the_states_own_say_so():
         assert "copy before donating" in reader.__doc__
 
 
+@pytest.mark.thorough
 def test_every_tree_donates():
     tx = oc.adamw(0.1, use_ema=True)
     for tree in TREES:

@@ -84,6 +84,7 @@ def step_of(tx: oc.Transformation, how: str) -> Callable:
 every_form = pytest.mark.parametrize("how", ["apply", "update"])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @every_form
 @every_gate
@@ -128,6 +129,7 @@ def after_three_steps(gate: str, how: str):
     return loss
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("gate", "how"),
     [*itertools.product(GATES, ["apply", "apply on a gpu", "update"]), ("nested", "update on a gpu")],
@@ -150,6 +152,7 @@ def test_derivatives_through_three_steps_are_those_of_finite_differences(
         np.testing.assert_allclose(along, expected @ direction, rtol=1e-6)
 
 
+@pytest.mark.thorough
 def test_second_derivatives_are_those_of_finite_differences(form: str) -> None:
     with jax.enable_x64(True):
         loss = jax.jit(
@@ -170,6 +173,7 @@ def step_and_sum(rate, make):
     return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(params))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "make",
     [lambda rate: optax.sgd(rate), lambda rate: oc.sgd(lambda count: rate * jnp.exp(-count)), oc.sgd],
@@ -212,6 +216,7 @@ def test_replicas_under_vmap_take_one_decision_together(form: str) -> None:
         np.testing.assert_array_equal(slope, [-0.5, -0.5])
 
 
+@pytest.mark.thorough
 def test_a_gate_under_vmap_has_the_gradient_of_each_run_by_itself(form: str) -> None:
     """A gradient through a sweep: each run counts, skips and waits by itself."""
     loss = after_three_steps("nested", "apply")
@@ -233,6 +238,7 @@ def test_a_branch_takes_integers_keys_booleans_and_nothing(form: str) -> None:
     assert jax.jit(lambda pred: run_if(pred, lambda *none: none, {}, {}))(True) == ({}, {})
 
 
+@pytest.mark.thorough
 def test_a_branch_holds_under_strict_promotion_debug_nans_and_no_jit(form: str) -> None:
     tx = oc.accumulate(oc.adamw(0.1), 2)
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"), jax.debug_nans(True):
@@ -411,6 +417,7 @@ def test_a_linear_update_has_a_transpose(steps: int, transposed: float) -> None:
     np.testing.assert_allclose(cotangent["b"], np.full(2, transposed), rtol=1e-6)
 
 
+@pytest.mark.thorough
 @every_form
 @pytest.mark.parametrize("steps", [1, 2])
 def test_without_jit_a_gate_runs_operation_by_operation(form: Any, steps: int) -> None:

@@ -88,6 +88,7 @@ def test_members_of_a_vmap_have_norms_of_their_own():
     np.testing.assert_allclose(jax.vmap(lambda x: trees.global_norm([x]))(values), [5e20, 5.0, 5e-25, 0.0], rtol=1e-6)
 
 
+@pytest.mark.thorough
 def test_a_row_gradient_has_the_norm_of_the_dense_one():
     grad = oc.RowGradient(jnp.array([2, 0, 2]), jnp.full((3, 2), 1e20), shape=(4, 2))
     for tx in (oc.clip_by_global_norm(1.0), oc.clip_by_norm(1.0), oc.clip_by_block_rms(1.0)):

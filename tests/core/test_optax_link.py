@@ -185,6 +185,7 @@ def multi_steps():
     return optax.MultiSteps(optax.adam(0.1), every_k_schedule=2)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "wrap",
     [

@@ -85,6 +85,7 @@ def test_without_jit_a_second_step_compiles_nothing() -> None:
     assert [event for event in compiled if "backend_compile" in event] == []
 
 
+@pytest.mark.thorough
 @every_rule
 def test_gradients_through_steps_are_finite_differences(name: str) -> None:
     with enable_x64():

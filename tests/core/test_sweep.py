@@ -74,6 +74,7 @@ def is_none(node: Any) -> bool:
     return node is None
 
 
+@pytest.mark.thorough
 def test_members_with_gradients_of_their_own_are_runs_alone() -> None:
     def loss(params: Any, x: jax.Array) -> jax.Array:
         return jnp.sum(jnp.tanh(x @ params["w"] + params["b"]) ** 2)
@@ -110,6 +111,7 @@ def test_accumulate_stays_a_branch_under_the_sweeps_vmap() -> None:
     assert re.search(r"\bconditional\(", traced.lower().compile().as_text())
 
 
+@pytest.mark.thorough
 def test_a_plain_vmap_over_the_state_would_run_both_branches() -> None:
     tx = build()
     step = jax.jit(jax.vmap(step_of(tx), in_axes=(0, 0, None)))

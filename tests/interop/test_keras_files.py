@@ -117,6 +117,7 @@ def large_model() -> keras.Model:
     return model
 
 
+@pytest.mark.thorough
 def test_the_variables_of_a_file_have_the_names_that_keras_gives_them(tmp_path: Path) -> None:
     model = large_model()
     model.save(tmp_path / "run.keras")
@@ -132,6 +133,7 @@ def test_the_variables_of_a_file_have_the_names_that_keras_gives_them(tmp_path: 
     )
 
 
+@pytest.mark.thorough
 def test_where_names_are_not_known_the_order_is_asked_for(tmp_path: Path) -> None:
     layers = keras.layers
     words = keras.Input((3, 4))

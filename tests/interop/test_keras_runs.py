@@ -67,6 +67,7 @@ def remembered(state: Any) -> Any:
     return {name: entry for name, entry in state.items() if name != "clip_by_global_norm"}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_run_goes_on_in_the_other_library(recipe: str, tmp_path: Path, record_error: Callable) -> None:
     model = keras_model(RECIPES[recipe]())

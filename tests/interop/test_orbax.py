@@ -44,6 +44,7 @@ def started(tx: Any, params: Any = PARAMS) -> dict[str, Any]:
     return {"params": params, "state": tx.init(params)}
 
 
+@pytest.mark.thorough
 def test_a_run_goes_on_from_its_last_checkpoint(tmp_path):
     tx = oc.adamw(0.1, use_ema=True, gradient_accumulation_steps=2)
     for step in (1, 2, 3):
@@ -384,6 +385,7 @@ print("held")
 """
 
 
+@pytest.mark.thorough
 def test_a_checkpoint_is_restored_onto_other_shardings_and_numbers_of_devices(tmp_path):
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", ON_FOUR_DEVICES, str(tmp_path / "four")]

@@ -132,6 +132,7 @@ def torch_runs(request: pytest.FixtureRequest) -> Any:
     return request.param, build, in_flax(net)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_a_run_of_torch_goes_on_in_flax_as_if_nothing_had_happened(torch_runs, suffix, tmp_path, record_error):
     name, build, expected = torch_runs

@@ -51,6 +51,7 @@ def test_a_projection_gives_the_values_of_the_constraint(
             assert error <= BOUNDS[dtype], form
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", DTYPES)
 @given(name=st.sampled_from(list(OWN)), data=st.data(), recipe=recipes("AdamW"))
 @few

@@ -71,6 +71,7 @@ def test_schedule_free_with_a_beta_of_0_is_the_inner_rule() -> None:
     np.testing.assert_allclose(ours[-1]["w"], params["w"] - 0.3, rtol=1e-6)
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore:Muon makes matrices orthogonal")  # the kernel of four axes
 def test_muon_makes_those_matrices_orthogonal_that_keras_does() -> None:
     """By the path: of a model with an embedding, two layers of which one is excluded, and a kernel of four axes."""

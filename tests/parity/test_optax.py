@@ -106,6 +106,7 @@ def test_clip_by_block_rms_equals_optax(dtype: str, seed: int, threshold: float,
     check_link(dtype, seed, optchain.clip_by_block_rms(threshold), optax.clip_by_block_rms(threshold), record_error)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", DTYPES)
 @given(seed=SEEDS, clipping=log_uniform(-3, 1), epsilon=log_uniform(-4, 0), axis=st.none() | st.sampled_from([0, -1]))
 @fewer
@@ -116,6 +117,7 @@ def test_adaptive_grad_clip_equals_optax(
     check_link(dtype, seed, ours, theirs, record_error)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "shape", [(), (4,), (1, 4), (4, 1, 1), (3, 4), (2, 3, 4), (2, 2, 3, 4), (2, 2, 2, 3, 2), (1, 1, 1, 1, 1, 4)]
 )

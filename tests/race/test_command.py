@@ -69,6 +69,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # What a race says --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_a_recipe_against_itself_shows_no_difference_and_a_worse_one_is_worse(finished: Path):
     found = results(finished)
     assert found["adamw"].comparison is None
@@ -114,6 +115,7 @@ def test_the_report_is_a_page_a_picture_and_a_table(finished: Path):
     assert "| **worse** |" in table
 
 
+@pytest.mark.thorough
 def test_a_rate_is_searched_for_on_seeds_that_are_not_compared(tmp_path: Path):
     race("--tasks", TOY, "--recipes", "sgd", "--seeds", "8", "--out", tmp_path / "out")
     (found,) = results(tmp_path / "out").values()

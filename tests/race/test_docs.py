@@ -5,6 +5,8 @@ import re
 from pathlib import Path
 from types import ModuleType
 
+import pytest
+
 import optchain
 from optchain.race import Entrant, Program, Task, cosine
 from optchain.race.statistics import BETTER, SAME, WORSE
@@ -22,6 +24,7 @@ def example() -> ModuleType:
     return module
 
 
+@pytest.mark.thorough
 def test_the_code_of_the_page_runs(capsys):
     blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "race.md").read_text(), re.MULTILINE | re.DOTALL)
     assert len(blocks) == 2
@@ -32,6 +35,7 @@ def test_the_code_of_the_page_runs(capsys):
     assert capsys.readouterr().out.startswith((BETTER, SAME, WORSE))
 
 
+@pytest.mark.thorough
 def test_the_task_of_the_example_is_learned():
     task = example().task(turns=1.0)
     program = Program(task, Entrant("adamw", optchain.adamw(0.01)), 8, cosine(task.steps))

@@ -35,6 +35,7 @@ def alone(task: Task, tx: Any, seed: int, factor: float, base: float, shape: Any
     return params, state
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("tx", "base"),
     [
@@ -55,6 +56,7 @@ def test_a_member_is_what_a_run_alone_gives(tx: Any, base: float):
     assert len(set(group.weights)) == len(SEEDS)
 
 
+@pytest.mark.thorough
 def test_a_quarter_batch_accumulated_four_times_is_the_whole_batch():
     task = line(12, 3)
     whole = Program(task, Entrant("whole", oc.adamw(0.02)), 4, cosine(12)).run(SEEDS, FACTORS)
@@ -73,6 +75,7 @@ def test_an_accumulation_stays_a_branch_of_the_one_program(monkeypatch: pytest.M
     assert "cond[" in program_text
 
 
+@pytest.mark.thorough
 def test_rates_and_seeds_are_one_program(monkeypatch: pytest.MonkeyPatch):
     task, compiled = line(4, 1), []
     program = Program(task, Entrant("it", oc.sgd(0.1)), 8, cosine(4))
@@ -96,6 +99,7 @@ def test_members_do_not_depend_on_the_devices_they_are_split_over():
         np.testing.assert_allclose(group.held_out, groups[0].held_out, rtol=1e-5)
 
 
+@pytest.mark.thorough
 def test_every_device_has_its_members_and_asks_no_other():
     task = line(4, 1)
     program = Program(task, Entrant("it", oc.adamw(0.02, global_clipnorm=1.0)), 8, cosine(4))
@@ -107,6 +111,7 @@ def test_every_device_has_its_members_and_asks_no_other():
     assert program.mesh.size == 8
 
 
+@pytest.mark.thorough
 def test_a_group_that_was_stopped_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(members_module, "SAVE_EVERY", 0.0)
     task = line(40, 4)
@@ -129,6 +134,7 @@ def test_a_group_that_was_stopped_goes_on_to_the_same_bits(tmp_path: Path, monke
         assert getattr(resumed, field) == getattr(whole, field)
 
 
+@pytest.mark.thorough
 def test_what_another_group_left_is_not_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(members_module, "SAVE_EVERY", 0.0)
     task = line(20, 4)
@@ -157,6 +163,7 @@ def test_the_weights_that_are_evaluated_are_the_averages():
         assert Entrant("it", tx).is_schedule_free(params) == schedule_free
 
 
+@pytest.mark.thorough
 def test_a_run_that_is_lost_counts_as_one_that_never_began():
     curves = np.array([[2.0, 1.0, np.nan], [3.0, np.inf, 4.0], [4.0, 2.0, 1.0]])
     np.testing.assert_array_equal(bounded(curves), [[2.0, 1.0, 2.0], [3.0, 3.0, 3.0], [4.0, 2.0, 1.0]])
@@ -223,6 +230,7 @@ def test_a_batch_that_does_not_divide_is_refused_by_name():
 # Must it be believed? ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_a_recipe_against_itself_is_called_real_in_few_of_200_comparisons():
     """Both sides have seeds of their own, so that nothing but luck tells them apart: 200 comparisons of eight and eight."""
     task, comparisons, seeds = line(20, 1), 200, 8

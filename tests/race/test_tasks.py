@@ -90,6 +90,7 @@ def test_scanned_blocks_are_the_list_of_blocks():
     np.testing.assert_allclose(jax.jit(scanned.loss)(stacked, batch), jax.jit(listed.loss)(params, batch), rtol=1e-5)
 
 
+@pytest.mark.thorough
 def test_a_tied_embedding_is_the_last_layer_too():
     free, tied = (jax.eval_shape(chars(tied=tied).init, KEY) for tied in (False, True))
     assert size(free) - size(tied) == free["head"]["kernel"].size
@@ -97,6 +98,7 @@ def test_a_tied_embedding_is_the_last_layer_too():
     assert np.abs(grads["embedding"]["embedding"]).sum(-1).all()  # of characters too that the batch has not
 
 
+@pytest.mark.thorough
 def test_no_place_of_the_text_model_sees_what_comes_after_it():
     task = chars()
     params, batch = task.init(KEY), task.batch(KEY)
@@ -112,12 +114,14 @@ def test_no_place_of_the_text_model_sees_what_comes_after_it():
     np.testing.assert_allclose(first_half(batch), first_half(changed), atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_the_gradients_of_skip_gram_name_rows():
     task = TASKS["skip-gram"]()
     _, grads = value_and_grad(task.loss)(task.init(KEY), task.batch(KEY))
     assert all(isinstance(g, optchain.RowGradient) for g in grads.values())
 
 
+@pytest.mark.thorough
 def test_the_convolution_is_a_convolution():
     images = jax.random.normal(KEY, (2, 8, 8, 3))
     layer = Convolution(5)

@@ -204,6 +204,7 @@ RECIPES = st.recursive(presets() | DIALECTS | chains(), gated, max_leaves=3)
 CUT_RECIPES = st.recursive(presets() | DIALECTS | chains(), lambda inner: gated(inner) | in_parts(inner), max_leaves=3)
 
 
+@pytest.mark.thorough
 @given(tx=RECIPES | CUT_RECIPES)
 @hypothesis.settings(max_examples=500)
 def test_a_recipe_comes_back_from_json_the_same(tx: oc.Transformation) -> None:
@@ -217,6 +218,7 @@ def test_a_recipe_comes_back_from_json_the_same(tx: oc.Transformation) -> None:
     assert [link.name for link in back.links] == [link.name for link in tx.links]
 
 
+@pytest.mark.thorough
 @given(tx=RECIPES)
 @hypothesis.settings(max_examples=hypothesis.settings.default.max_examples // 10)
 def test_a_recipe_that_came_back_takes_the_same_steps_to_the_bit(tx: oc.Transformation) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 import optchain as oc
@@ -27,6 +28,7 @@ def module_at(path):
     return module
 
 
+@pytest.mark.thorough
 def test_flaxs_train_state_takes_the_rows_of_an_embed():
     layer = Embed(5, 2, dtype=jnp.bfloat16)
     params = layer.init(jax.random.key(0), IDS)["params"]
@@ -96,6 +98,7 @@ TWO_DEVICES = """
 """
 
 
+@pytest.mark.thorough
 def test_a_table_split_by_rows_and_replicas_that_split_the_batch_give_the_same():
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", textwrap.dedent(TWO_DEVICES)]
@@ -109,6 +112,7 @@ def test_a_table_split_by_rows_and_replicas_that_split_the_batch_give_the_same()
     assert not found["gathers_the_table"]
 
 
+@pytest.mark.thorough
 def test_the_example_comes_to_the_same_loss_with_dense_exact_and_lazy_gradients():
     skip_gram = module_at(ROOT / "examples" / "skip_gram.py")
     runs = {kind: skip_gram.train(kind, 300) for kind in ("dense", "exact", "lazy")}
@@ -120,6 +124,7 @@ def test_the_example_comes_to_the_same_loss_with_dense_exact_and_lazy_gradients(
     assert skip_gram.share_of_neighbors_in_topic(runs["lazy"][0]) > 0.5
 
 
+@pytest.mark.thorough
 def test_the_benchmark_writes_its_report(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["rows.py", "--longest", "4", "--turns", "1", "--out", str(tmp_path)])
     module_at(ROOT / "benchmarks" / "rows.py").main()

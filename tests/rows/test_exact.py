@@ -80,6 +80,7 @@ def test_a_bad_row_is_skipped_and_bad_padding_is_not():
         assert int(state["skipped_steps"]) == skipped
 
 
+@pytest.mark.thorough
 def test_narrow_rows_are_added_up_in_float32():
     indices, rows = jnp.zeros(512, jnp.int32), jnp.ones((512, 1), jnp.bfloat16)
     tx = oc.sgd(1.0)
@@ -100,6 +101,7 @@ def test_an_accumulating_call_makes_no_array_of_the_tables_size():
     assert compiled.memory_analysis().temp_size_in_bytes < 0.1 * height * width * 4
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("indices", [[[0, 1], [1, 2]], [[0, 0], [-1, 0]]])
 def test_replicas_gather_their_rows(indices):
     tx = oc.chain(oc.cross_replica_mean("batch"), oc.sgd(1.0, global_clipnorm=1.0))

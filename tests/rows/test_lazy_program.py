@@ -28,6 +28,7 @@ def compiled(tx, height):
     return oc.make_step(loss_fn, tx).lower(params, jax.eval_shape(tx.init, params), ids).compile()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_step_works_in_place_and_needs_no_more_memory_for_a_longer_table(recipe):
     short, long = (compiled(RECIPES[recipe](), height) for height in (10_000, 40_000))

@@ -28,6 +28,7 @@ def test_merged_it_names_every_row_once_in_order_and_what_it_drops_is_zero(rows,
     np.testing.assert_allclose(merged.dense(), expected, rtol=1e-6)
 
 
+@pytest.mark.thorough
 def test_what_padding_holds_does_not_matter():
     rows = jnp.array([[1.0], [jnp.nan], [jnp.inf]])
     grad = oc.RowGradient(jnp.array([0, -1, 2]), rows, (2, 1))

@@ -131,6 +131,7 @@ def test_restarts_fall_on_the_same_steps_as_keras_in_float32(first_decay_steps: 
     assert_equals_keras("CosineDecayRestarts", arguments, "float32", tolerance=1e-3)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("power", [0.5, 1.5])
 def test_a_polynomial_of_any_power_ends_at_its_end_whatever_the_length(power: float, dtype: str) -> None:

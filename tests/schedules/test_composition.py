@@ -108,6 +108,7 @@ def test_two_functions_with_the_same_table_are_one_schedule() -> None:
 # join, a factor, the legacy decay ------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_join_is_optaxs_join_schedules() -> None:
     parts = [LinearWarmupDecay(0.1, 10, 20), CosineDecay(0.1, 50), PolynomialDecay(0.05, 30, 0.0)]
     ours, theirs = join_schedules(parts, [10, 60]), optax.join_schedules(parts, [10, 60])

@@ -24,6 +24,7 @@ def test_every_example_is_tested():
     assert names == {"data_parallel_pmap", "sharded_nnx", "fully_sharded_accumulation"} | elsewhere
 
 
+@pytest.mark.thorough
 def test_data_parallel_linen_with_pmap():
     state = run("data_parallel_pmap")
     for leaf in jax.tree.leaves((state.params, state.opt_state)):
@@ -31,6 +32,7 @@ def test_data_parallel_linen_with_pmap():
         np.testing.assert_array_equal(each, np.broadcast_to(each[:1], each.shape))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("name", "share"), [("sharded_nnx", 1 / 2), ("fully_sharded_accumulation", 1 / 8)])
 def test_a_device_holds_its_share_of_the_parameters_and_an_eighth_of_the_state(name, share, capsys):
     params, state = run(name)

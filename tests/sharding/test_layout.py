@@ -163,11 +163,13 @@ def test_with_zero_one_each_gradient_is_reduced_once_and_of_the_state_nothing_is
     assert device_bytes(state) <= total_bytes(state) * (1 / 8 + 0.02)
 
 
+@pytest.mark.thorough
 def test_without_zero_one_nothing_is_gathered():
     _, _, text = compiled_step(PARAMS, whole)
     assert gathered(text) == []
 
 
+@pytest.mark.thorough
 def test_fully_sharded_only_parameters_are_gathered_for_the_forward_pass():
     step, args, text = compiled_step(PARAMS, by_rows)
     assert len(gathered(text)) <= 2 * 3  # for the forward pass, and at most again for the backward one
@@ -176,6 +178,7 @@ def test_fully_sharded_only_parameters_are_gathered_for_the_forward_pass():
     assert device_bytes((params, state)) <= total_bytes((params, state)) / 8 + whole_bytes + 200
 
 
+@pytest.mark.thorough
 def test_state_and_parameters_are_updated_in_place():
     step, (params, state, x), _ = compiled_step(PARAMS, whole, axis="data")
     new_params, new_state, _ = step(params, state, x)

@@ -37,6 +37,7 @@ def expected(recipe: Recipe):
     return on_one_device(recipe.make(None), batches(one_is_bad=recipe.one_batch_is_bad))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("recipe", RECIPES, ids=str)
 def test_eight_devices_have_the_numbers_of_one(recipe, way, record_difference):
@@ -58,6 +59,7 @@ GROUPS = Recipe(
 )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("way", ["jit, data-parallel, ZeRO-1, explicit axes", "jit, tensor-parallel, ZeRO-1"])
 def test_gates_that_see_some_of_the_parameters_keep_their_layout(way, record_difference):
     data = batches(one_is_bad=False)

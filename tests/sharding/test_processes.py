@@ -66,6 +66,7 @@ def worst_difference(result: dict, expected: dict) -> float:
     return worst
 
 
+@pytest.mark.thorough
 def test_two_processes_have_the_numbers_of_one(tmp_path, on_one, record_difference):
     difference = worst_difference(finish(tmp_path, 2), on_one)
     record_difference(("clip, accumulate, average", "two processes, ZeRO-1", "8"), difference)

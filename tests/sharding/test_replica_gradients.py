@@ -67,6 +67,7 @@ WAYS = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("way", WAYS)
 def test_eight_devices_take_the_step_of_one(way):
     params, state = PARAMS, WITHOUT.init(PARAMS)

@@ -111,6 +111,7 @@ def test_a_weight_of_zero_does_not_count_whatever_its_gradient_is(form, bad, fir
     np.testing.assert_allclose(params, [-17 / 4, -1.0], rtol=1e-6)
 
 
+@pytest.mark.thorough
 def test_a_weight_of_zero_does_not_count_for_named_rows_either():
     tx = oc.accumulate(oc.sgd(1.0), 2)
     params, state = jnp.zeros((3, 1)), tx.init(jnp.zeros((3, 1)))

@@ -41,6 +41,7 @@ def assert_metrics(measured, expected):
         assert float(measured[name]) == pytest.approx(value, rel=1e-6), name
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("per_subtree", [False, True])
 def test_the_numbers_are_numpys(per_subtree):
     params, updates = random_trees()
@@ -50,6 +51,7 @@ def test_the_numbers_are_numpys(per_subtree):
     assert_metrics(oc.metrics(state), expected_of(params, updates, subtrees))
 
 
+@pytest.mark.thorough
 def test_it_changes_nothing():
     params, updates = random_trees()
     tx = oc.monitor(True)
@@ -58,6 +60,7 @@ def test_it_changes_nothing():
     assert jax.tree.structure(state) == jax.tree.structure(tx.init(params))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("rule", [lambda: oc.scale_by_adam(), lambda: oc.scale_by_adam(epsilon_hat=False)])
 def test_last_in_a_chain_it_sees_what_is_added_to_the_parameters(rule):
     params, grads = random_trees()
@@ -113,6 +116,7 @@ def test_names_of_subtrees_are_good_keys():
     assert all(key.isidentifier() for key in metrics)
 
 
+@pytest.mark.thorough
 def test_subtrees_of_a_list_are_its_indices_and_a_bare_leaf_has_none():
     assert "update_norm_1" in oc.monitor(True).init([jnp.ones(1), jnp.ones(2)])["metrics"]
     assert len(oc.monitor(True).init(jnp.ones(2))["metrics"]) == 3

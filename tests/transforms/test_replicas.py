@@ -105,6 +105,7 @@ TWO_DEVICES = """
 """
 
 
+@pytest.mark.thorough
 def test_two_devices_under_shard_map_take_the_step_of_the_mean_gradient():
     """The outputs are declared to be the same on both devices, and JAX checks that they are."""
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}

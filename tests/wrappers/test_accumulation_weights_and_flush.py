@@ -169,6 +169,7 @@ def loss(params, x, y):
 gradient = jax.jit(jax.grad(loss))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("inner", [oc.sgd(0.5), oc.adamw(0.1, global_clipnorm=0.3)], ids=["sgd", "adamw"])
 @pytest.mark.parametrize("form", ["apply", "update"])
 def test_with_sizes_as_weights_the_mean_is_the_gradient_of_the_whole_batch(inner, form):
@@ -193,6 +194,7 @@ def test_with_sizes_as_weights_the_mean_is_the_gradient_of_the_whole_batch(inner
             assert error <= 1e-12
 
 
+@pytest.mark.thorough
 def test_without_weights_micro_batches_of_different_sizes_are_not_the_whole_batch():
     x, y = regression("float32")
     parts = [gradient(PARAMS, x[rows], y[rows]) for rows in np.split(np.arange(len(y)), np.cumsum(SIZES)[:-1])]

@@ -72,6 +72,7 @@ def test_a_parameter_that_the_rule_makes_zero_is_zero(form):
     assert not params["w"].any()
 
 
+@pytest.mark.thorough
 def test_a_rule_of_optax_keeps_the_dtypes_of_its_state():
     tx = oc.chain(oc.decay_first(optax.lamb(0.1), 0.1, learning_rate=1.0))
     params = jax.tree.map(lambda p: p.astype(jnp.bfloat16), PARAMS)
