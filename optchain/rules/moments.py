@@ -1,7 +1,5 @@
 """What the rules with moments share."""
 
-import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,17 +7,6 @@ import jax.numpy as jnp
 
 from optchain.core import trees
 from optchain.core.hyperparams import Hyperparam
-
-
-def bias_corrections(count: jax.Array, *betas: Hyperparam) -> Callable[[Any], tuple[jax.Array, ...]]:
-    """`1 − βᵗ` of each β, as a function of the dtype to compute it in: once for each dtype of a tree."""
-
-    @functools.cache
-    def in_dtype(dtype: Any) -> tuple[jax.Array, ...]:
-        t = trees.astype(count, dtype)
-        return tuple(1 - jnp.asarray(beta, dtype) ** t for beta in betas)
-
-    return in_dtype
 
 
 def one_minus_power(beta: Hyperparam, t: jax.Array) -> jax.Array:
@@ -32,18 +19,18 @@ def magnitude(x: jax.Array) -> jax.Array:
     return trees.root(trees.abs_square(x)) if trees.is_complex(x) else jnp.abs(x)
 
 
-def average(old: jax.Array, new: jax.Array, beta: Hyperparam) -> jax.Array:
+def average(old: jax.Array, new: jax.Array, beta: Any) -> jax.Array:
     """The decaying average one step on: `old + (1 − β)(new − old)`."""
-    return old + (new - old) * (1 - trees.cast(beta, old))
+    return old + (new - old) * (1 - beta)
 
 
-def average_of_squares(old: jax.Array, x: jax.Array, beta: Hyperparam) -> jax.Array:
+def average_of_squares(old: jax.Array, x: jax.Array, beta: Any) -> jax.Array:
     """The decaying average of `|x|²` one step on: `old + (1 − β)(|x|² − old)`.
 
     Multiplied in PyTorch's order, `(1 − β) · x · x`, which overflows later than `x²`. An infinite average stays infinite: a
     rule that divides by its root makes no step, where ∞ − ∞ would make it NaN.
     """
-    share = 1 - trees.cast(beta, old)
+    share = 1 - beta
     return jnp.where(jnp.isinf(old), old, old + (scaled_square(share, x) - share * old))
 
 

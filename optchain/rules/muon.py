@@ -208,7 +208,7 @@ def orthogonalize(x: jax.Array, coefficients: Sequence[float] = QUINTIC, steps: 
         power = Factor(jnp.ones_like(peak.significand), -peak.exponent)
         x = power.times(x)
         epsilon = power.times(jnp.full_like(power.significand, 1e-7))
-        x = x / trees.astype(trees.root(trees.sum_of_squares(x)) + epsilon, x.dtype)
+        x = x / (trees.root(trees.sum_of_squares(x)) + epsilon)
         for _ in range(steps):
             square = x @ x.conj().T
             x = a * x + (b * square + c * square @ square) @ x

@@ -138,9 +138,7 @@ def finalize(params: Tree, state: Any) -> Tree:
     if not averages:
         return params
     found = leaves_by_path("averages of the parameters", averages)
-    return replace_leaves_by_path(
-        "average", found, params, lambda p, _, average: trees.astype(average, trees.dtype_of(p))
-    )
+    return replace_leaves_by_path("average", found, params, lambda p, _, average: trees.cast_tree(average, p))
 
 
 def _united(averages: list[tuple[str, Tree]]) -> Tree:

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from optchain.core import trees
+from optchain.core.each_leaf import each_leaf
 from optchain.core.factors import Factor
 from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.registry import register
@@ -59,11 +60,9 @@ def scale_by_param_block_rms(min_scale: Hyperparam = 1e-3) -> Transformation:
     """
 
     def update(updates: Tree, state: dict, params: Tree, *, min_scale: jax.Array) -> tuple[Tree, dict]:
-        def factor(p: jax.Array, norm: Factor) -> jax.Array:
-            rms = (norm / _root_of_size(p)).value
-            return jnp.maximum(rms, trees.cast(min_scale, rms))
-
-        return trees.scale_each(updates, jax.tree.map(factor, params, trees.norms(params))), state
+        rms = jax.tree.map(lambda p, norm: (norm / _root_of_size(p)).value, params, trees.norms(params))
+        factors = each_leaf(lambda least: lambda rms: jnp.maximum(rms, least), rms, least=min_scale)
+        return trees.scale_each(updates, factors), state
 
     return Transformation(update=update, hyperparams=Hyperparams(min_scale=min_scale), needs_params=True)
 

@@ -38,10 +38,10 @@ def centralize_gradients(output_axis: int = -1) -> Transformation:
     def update(updates: Tree, state: dict, params: Tree) -> tuple[Tree, dict]:
         def centralize(path: Path, g: jax.Array) -> jax.Array:
             if jnp.ndim(g) < 2 or g.size == 0:
-                return trees.wide(g)
+                return trees.centered(g, ())
             trees.check_axes("centralize_gradients", path, g, (output_axis,))
             inputs = tuple(axis for axis in range(jnp.ndim(g)) if axis != output_axis % jnp.ndim(g))
-            return trees.wide(g) - trees.mean(g, inputs)
+            return trees.centered(g, inputs)
 
         return jax.tree_util.tree_map_with_path(centralize, updates), state
 

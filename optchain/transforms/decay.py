@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from optchain.core import arguments, trees
+from optchain.core import arguments
 from optchain.core.each_leaf import each_leaf
 from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.masks import Mask, check_mask, resolve_mask
@@ -77,8 +77,9 @@ def decay_weights(
         if params is None:
             return check_still_zero(weight_decay, updates), state
 
-        rates = {"learning_rate": learning_rate, "weight_decay": weight_decay}
-        return each_leaf(step, updates, params, resolve_mask("mask", mask, params), **rates), state
+        flags = resolve_mask("mask", mask, params)
+        updates = each_leaf(step, updates, params, flags, learning_rate=learning_rate, weight_decay=weight_decay)
+        return updates, state
 
     def step(learning_rate: jax.Array, weight_decay: jax.Array) -> Callable[..., jax.Array]:
         rate = learning_rate * weight_decay
@@ -105,4 +106,4 @@ def check_still_zero(weight_decay: Any, updates: Tree) -> Tree:
         if float(weight_decay) != 0:
             raise ValueError(f"a weight_decay of {float(weight_decay)} needs the parameters, and update() got none")
         return updates
-    return jax.tree.map(lambda u: jnp.where(weight_decay == 0, trees.wide(u), jnp.nan), updates)
+    return each_leaf(lambda decay: lambda u: jnp.where(decay == 0, u, jnp.nan), updates, decay=weight_decay)

@@ -1,11 +1,13 @@
 """Noise on gradients."""
 
+from collections.abc import Callable
 from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
 
 from optchain.core import arguments, trees
+from optchain.core.each_leaf import each_leaf
 from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.keys import GENERATOR, check_seed, key_data
 from optchain.core.registry import register
@@ -61,13 +63,18 @@ def add_noise(eta: Hyperparam, gamma: Hyperparam = 0.55, seed: Any = 0) -> Trans
         updates: Tree, state: AddNoiseState, params: Tree, *, eta: jax.Array, gamma: jax.Array
     ) -> tuple[Tree, AddNoiseState]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state["key"], impl=GENERATOR), state["count"])
-        t = trees.astype(state["count"], trees.default_float())
-        deviation = trees.root(eta / (1 + t) ** gamma)
         leaves, treedef = jax.tree.flatten(updates)
-        noisy = []
-        for place, g in enumerate(map(trees.wide, leaves)):
-            noise = jax.random.normal(jax.random.fold_in(key, place), g.shape, g.dtype)
-            noisy.append(g + trees.scale_leaf(noise, deviation))
-        return treedef.unflatten(noisy), {"count": trees.increment(state["count"]), "key": state["key"]}
+
+        def step(t: jax.Array, eta: jax.Array, gamma: jax.Array) -> Callable[..., jax.Array]:
+            deviation = trees.root(eta / (1 + t) ** gamma)
+
+            def add(g: jax.Array, place: int) -> jax.Array:
+                return g + deviation * jax.random.normal(jax.random.fold_in(key, place), g.shape, g.dtype)
+
+            return add
+
+        places = treedef.unflatten(range(len(leaves)))
+        noisy = each_leaf(step, updates, places, t=state["count"], eta=eta, gamma=gamma)
+        return noisy, {"count": trees.increment(state["count"]), "key": state["key"]}
 
     return Transformation(init, update, fields=["count", "key"], hyperparams=Hyperparams(eta=eta, gamma=gamma))

@@ -80,7 +80,7 @@ def scale_by_path(factors: Mapping[str, float]) -> Transformation:
 
     def update(updates: Tree, state: dict, params: Tree) -> tuple[Tree, dict]:
         def scaled(u: jax.Array, factor: float) -> jax.Array:
-            return trees.wide(u) if factor == 1 else trees.scale_leaf(u, factor)
+            return trees.scale_leaf(u, factor)
 
         return jax.tree.map(scaled, updates, first_match("factors", numbers, 1.0, updates)), state
 

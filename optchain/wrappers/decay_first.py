@@ -1,12 +1,13 @@
 """Weight decay before a rule that reads the parameters."""
 
+import operator
 from typing import Any
 
-import jax
 import optax
 
 from optchain.core import trees
 from optchain.core.composite import Composite, nonempty_states
+from optchain.core.each_leaf import each_leaf
 from optchain.core.hyperparams import Hyperparam
 from optchain.core.masks import Mask
 from optchain.core.optax_link import OptaxLink, as_transformation
@@ -81,10 +82,8 @@ class DecayFirst(Composite):
     ) -> tuple[Tree, dict[str, Any]]:
         inner, decay = self.links
         step, decay_state = decay.run_update(trees.zeros_like(params), state.get("decay_weights", {}), params, extra)
-        decayed = jax.tree.map(lambda p, d: trees.wide(p) + d, params, step)
+        decayed = each_leaf(lambda: operator.add, params, step)
         seen = trees.cast_tree(decayed, params) if self._keeps_dtypes else decayed
         updates, inner_state = inner.run_update(updates, state.get("inner", {}), seen, extra)
-        updates = jax.tree.map(
-            lambda n, p: trees.wide(n) - trees.wide(p), trees.add(decayed, trees.force(updates)), params
-        )
+        updates = each_leaf(lambda: operator.sub, trees.add(decayed, trees.force(updates)), params)
         return updates, nonempty_states({"inner": inner_state, "decay_weights": decay_state})

@@ -131,7 +131,7 @@ def dynamic_loss_scale(
         good, counts, grads = judge("dynamic_loss_scale", gated, grads, extra, axis_name, unscaled_by, fits)
         grows = good & counts & (good_steps >= growth_steps)
         factor = jnp.where(good | ~counts, jnp.where(grows, 2.0, 1.0), 0.5)
-        new_scale = jnp.clip(scale * trees.cast(factor, scale), MIN_SCALE, MAX_SCALE)
+        new_scale = jnp.clip(scale * factor, MIN_SCALE, MAX_SCALE)
         in_a_row = jnp.where(good & ~grows, good_steps, jnp.zeros_like(good_steps))
         own = state_of(new_scale, jnp.where(counts, in_a_row, state["good_steps"]))
         return good | ~counts, lambda: trees.rescale(grads, Factor.reciprocal(scale)), own
@@ -157,8 +157,7 @@ def scale_loss(loss: jax.Array, state: Any) -> jax.Array:
     """
     loss = jnp.asarray(loss)
     for scale in loss_scales(state):
-        loss = trees.wide(loss)
-        loss = loss * trees.cast(scale, loss)
+        loss = trees.scale_leaf(loss, scale)
     return loss
 
 

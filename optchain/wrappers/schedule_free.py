@@ -146,11 +146,12 @@ def schedule_free_params(params: Tree, state: Any) -> Tree:
     )
 
     def average(y: jax.Array, index: int, z: jax.Array) -> jax.Array:
-        wide, (beta,) = trees.wide(y), jax.tree.leaves(found[index][1]["beta_1"])  # nnx wraps each leaf
-        z, b = trees.astype(z, wide.dtype), trees.astype(beta, wide.dtype)
-        known = beta > 0
-        x = jnp.where(known, (wide - (1 - b) * z) / jnp.where(known, b, jnp.ones_like(b)), wide)
-        return trees.astype(x, trees.dtype_of(y))
+        (beta,) = jax.tree.leaves(found[index][1]["beta_1"])  # nnx wraps each leaf
+        return trees.cast_tree(each_leaf(evaluated, y, z, b=beta), y)
+
+    def evaluated(b: jax.Array) -> Callable[..., jax.Array]:
+        divisor = jnp.where(b > 0, b, jnp.ones_like(b))
+        return lambda y, z: jnp.where(b > 0, (y - (1 - b) * z) / divisor, y)
 
     return replace_leaves_by_path("iterates", iterates, params, average)
 

@@ -40,9 +40,9 @@ from optchain.core.trees.dtypes import wide_dtype as wide_dtype
 from optchain.core.trees.norms import EXTREMES_SCOPE as EXTREMES_SCOPE
 from optchain.core.trees.norms import abs_square as abs_square
 from optchain.core.trees.norms import all_usable as all_usable
+from optchain.core.trees.norms import centered as centered
 from optchain.core.trees.norms import global_norm as global_norm
 from optchain.core.trees.norms import joint_norm as joint_norm
-from optchain.core.trees.norms import mean as mean
 from optchain.core.trees.norms import norm as norm
 from optchain.core.trees.norms import norm_of as norm_of
 from optchain.core.trees.norms import norms as norms

@@ -53,9 +53,9 @@ def _sum_of_squares_behind_barrier(x: Any, axes: tuple[int, ...] | None, scale: 
     return sum_of_squares(x, axes, scale)
 
 
-def mean(x: Any, axes: tuple[int, ...]) -> jax.Array:
-    """The mean of one leaf over some axes, which then have length 1, accumulated wide."""
-    return jnp.mean(wide(barrier_if_narrow(x)), axis=axes, keepdims=True)
+def centered(x: Any, axes: tuple[int, ...]) -> jax.Array:
+    """The leaf, made wide, without its mean over some axes, which is accumulated wide."""
+    return wide(x) - jnp.mean(wide(barrier_if_narrow(x)), axis=axes, keepdims=True) if axes else wide(x)
 
 
 def norm(x: Any) -> jax.Array:
