@@ -33,9 +33,9 @@ for profile, max_examples in {"quick": 30, "ci": 100, "full": 840}.items():
 # Tiers ----------------------------------------------------------------------------------------------------------------
 
 TIERS = {
-    "quick": "in minutes: of the tests marked `each_value` only so many cases, none that is marked `thorough`",
-    "rest": "what `quick` leaves out, but for what is for a release",
-    "exhaustive": "for a release: what both leave out, and the full product of the contract table, an hour",
+    "quick": "in minutes: each row of each table once, and none that is marked `thorough` or `for_release`",
+    "rest": "those marked `thorough`, which take seconds a case, likewise",
+    "exhaustive": "for a release, in hours: all that both leave out, and the full product of the contract table",
     "all": "the default: all but test_exhaustive.py, so a file or a test that is named runs whole",
 }
 
@@ -63,28 +63,29 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     tier = config.getoption("--tier")
     if tier == "all":
         return
-    quick = set(_part(items, "quick"))
-    both = quick | set(_part(items, "rest"))
-    chosen = {"quick": quick, "rest": both - quick, "exhaustive": set(items) - both}[tier]
-    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
-    items[:] = [item for item in items if item in chosen]
+    sampled = dict.fromkeys(_sample(items))
+    left_out = [item for item in items if (_tier(item) if item in sampled else "exhaustive") != tier]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in set(left_out)]
 
 
-def _part(items: Sequence[pytest.Item], tier: str) -> Iterator[pytest.Item]:
-    products = defaultdict[tuple[Path | str, int], list[tuple[pytest.Item, list[Value]]]](list)
+def _tier(item: pytest.Item) -> str:
+    if item.path.name == "test_exhaustive.py" or item.get_closest_marker("for_release"):
+        return "exhaustive"
+    return "rest" if item.get_closest_marker("thorough") else "quick"
+
+
+def _sample(items: Sequence[pytest.Item]) -> Iterator[pytest.Item]:
+    """The cases that have each value of each parameter: of one test, or of a file or more that are marked as one product."""
+    products = defaultdict[tuple[str, Path | str], list[tuple[pytest.Item, list[Value]]]](list)
     for item in items:
         marker = item.get_closest_marker("each_value")
-        if item.path.name == "test_exhaustive.py" or (tier == "quick" and item.get_closest_marker("thorough")):
-            continue
-        if marker:
-            product = marker.kwargs.get("of", item.path), marker.kwargs[tier]
-            products[product].append((item, list(_values(item))))
-        elif tier == "quick":
-            products[_function(item), 1].append((item, list(_rows(item))))
-        else:
-            yield item
-    for (_, times), cases in products.items():
-        for index in each_value([values for _, values in cases], times):
+        product, values = (
+            (marker.kwargs.get("of", item.path), _values(item)) if marker else (_function(item), _rows(item))
+        )
+        products[_tier(item), product].append((item, list(values)))
+    for cases in products.values():
+        for index in each_value([values for _, values in cases]):
             yield cases[index][0]
 
 

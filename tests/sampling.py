@@ -7,8 +7,8 @@ Value = tuple[str, Hashable]
 """A parameter's name and which of its values."""
 
 
-def each_value(cases: Sequence[Iterable[Value]], times: int = 1) -> list[int]:
-    """The indices of cases that together have every value at least `times` times, or as often as there are cases with it.
+def each_value(cases: Sequence[Iterable[Value]]) -> list[int]:
+    """The indices of cases that together have every value.
 
     Of a product of 84 rows and 42 checks these are 84 cases: each row once, each check twice. The cases are taken in order,
     first those of which every value is still wanted, so that the same ones are taken in every run.
@@ -18,7 +18,6 @@ def each_value(cases: Sequence[Iterable[Value]], times: int = 1) -> list[int]:
     for index, case in enumerate(values):
         for value in case:
             having[value].append(index)
-    wanted = {value: min(times, len(indices)) for value, indices in having.items()}
     seen = Counter[Value]()
     taken = set[int]()
 
@@ -27,9 +26,9 @@ def each_value(cases: Sequence[Iterable[Value]], times: int = 1) -> list[int]:
         seen.update(values[index])
 
     for index, case in enumerate(values):
-        if all(seen[value] < wanted[value] for value in case):
+        if not any(seen[value] for value in case):
             take(index)
     for value, indices in having.items():
-        while seen[value] < wanted[value]:
-            take(min((i for i in indices if i not in taken), key=lambda i: sum(seen[other] for other in values[i])))
+        if not seen[value]:
+            take(min(indices, key=lambda i: sum(seen[other] for other in values[i])))
     return sorted(taken)

@@ -62,28 +62,38 @@ def run(code: str, folder: Path, *options: str) -> tuple[int, str]:
 TIERED = """
 import pytest
 
-@pytest.mark.each_value(quick=1)
+@pytest.mark.each_value
 @pytest.mark.parametrize("first", range(6))
 @pytest.mark.parametrize("second", range(4))
 def test_product(first, second): ...
 
-@pytest.mark.each_value(quick=1, rest=3, of="the large one")
+@pytest.mark.each_value(of="the large one")
 @pytest.mark.parametrize("first", range(6))
 @pytest.mark.parametrize("second", range(4))
 def test_large_product(first, second): ...
 
-@pytest.mark.parametrize("first", range(3))
-@pytest.mark.parametrize("second", range(2))
-def test_whole(first, second): ...
+@pytest.mark.parametrize("first", range(6))
+def test_whole(first): ...
+
+@pytest.mark.parametrize(("first", "second"), [(i, j) for i in range(3) for j in range(2)])
+def test_table(first, second): ...
 
 @pytest.mark.thorough
 def test_slow(): ...
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("first", range(3))
+@pytest.mark.parametrize("second", range(2))
+def test_slow_product(first, second): ...
+
+@pytest.mark.for_release
+def test_slowest(): ...
 """
 
 
 @pytest.mark.thorough
 def test_the_tiers_share_the_tests_out(tmp_path: Path):
-    markers = ("-o", "markers=each_value\nthorough")
+    markers = ("-o", "markers=each_value\nthorough\nfor_release")
     names = {}
     for tier in ("quick", "rest", "exhaustive", "all"):
         code, output = run(TIERED, tmp_path, *markers, "--tier", tier, "-v")
@@ -93,14 +103,18 @@ def test_the_tiers_share_the_tests_out(tmp_path: Path):
         assert len(found) == len(names[tier])
     assert names["quick"] | names["rest"] | names["exhaustive"] == names["all"]
     assert sum(map(len, names.values())) == 2 * len(names["all"])
-    assert "test_slow" in names["rest"]
-    assert {name.partition("[")[0] for name in names["quick"]} == {"test_product", "test_large_product", "test_whole"}
-    assert {name.partition("[")[0] for name in names["exhaustive"]} == {"test_large_product"}
-    assert sum(name.startswith("test_whole") for name in names["quick"]) == 6
+    sampled = ("test_product", "test_large_product", "test_whole", "test_table")
+    assert count(names["quick"]) == dict.fromkeys(sampled, 6)
+    assert count(names["rest"]) == {"test_slow": 1, "test_slow_product": 3}
+    left = {"test_product": 18, "test_large_product": 18, "test_slow_product": 3, "test_slowest": 1}
+    assert count(names["exhaustive"]) == left
     product = [name[13:-1].split("-") for name in names["quick"] if name.startswith("test_product")]
-    assert len(product) == 6
     assert {second for second, _ in product} == set("0123")
     assert {first for _, first in product} == set("012345")
+
+
+def count(names: set[str]) -> Counter[str]:
+    return Counter(name.partition("[")[0] for name in names)
 
 
 cases_of_values = st.lists(
@@ -109,19 +123,15 @@ cases_of_values = st.lists(
 )
 
 
-@hypothesis.given(cases_of_values, st.integers(1, 4))
-def test_each_value_is_taken_as_often_as_was_asked_or_as_there_are_cases(cases: list[dict[str, int]], times: int):
-    taken = each_value([case.items() for case in cases], times)
+@hypothesis.given(cases_of_values)
+def test_each_value_is_taken(cases: list[dict[str, int]]):
+    taken = each_value([case.items() for case in cases])
     assert taken == sorted(set(taken))
-    everywhere = Counter(value for case in cases for value in case.items())
-    here = Counter(value for index in taken for value in cases[index].items())
-    assert all(here[value] >= min(times, everywhere[value]) for value in everywhere)
+    assert {value for index in taken for value in cases[index].items()} == {v for case in cases for v in case.items()}
 
 
-@hypothesis.given(cases_of_values, st.integers(1, 4), st.randoms(use_true_random=False))
-def test_what_is_taken_does_not_depend_on_how_values_are_hashed(
-    cases: list[dict[str, int]], times: int, random: Random
-):
+@hypothesis.given(cases_of_values, st.randoms(use_true_random=False))
+def test_what_is_taken_does_not_depend_on_how_values_are_hashed(cases: list[dict[str, int]], random: Random):
     # The processes that share a run each choose for themselves, and their strings and addresses are hashed differently.
     class Hashed(int):
         def __hash__(self) -> int:
@@ -129,16 +139,13 @@ def test_what_is_taken_does_not_depend_on_how_values_are_hashed(
 
     hashes = [random.getrandbits(60) for _ in range(5)]
     hashed = [[(name, Hashed(value)) for name, value in case.items()] for case in cases]
-    assert each_value(hashed, times) == each_value([case.items() for case in cases], times)
+    assert each_value(hashed) == each_value([case.items() for case in cases])
 
 
 def test_of_a_product_the_longest_side_is_taken():
-    product = [(("row", i), ("check", j)) for i in range(84) for j in range(42)]
-    assert len(each_value(product)) == 84
-    assert len(each_value(product, times=6)) == 504
+    assert len(each_value([(("row", i), ("check", j)) for i in range(84) for j in range(42)])) == 84
 
 
-@pytest.mark.thorough
 def test_errors_of_any_float_reach_the_table_from_a_worker(tmp_path: Path):
     code, output = run(RECORDS, tmp_path, "-n", "1")
     assert code == 0, output

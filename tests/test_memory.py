@@ -17,7 +17,7 @@ from optchain.cli.bench.names import RecipeName
 from optchain.cli.bench.recipes import RECIPES
 from optchain.cli.bench.traffic import traffic
 
-pytestmark = pytest.mark.each_value(quick=1, rest=2)
+pytestmark = pytest.mark.each_value
 
 LAYERS, WIDTH = 4, 256
 SCALARS = 1e-3

@@ -11,7 +11,7 @@ import pytest
 
 import optchain as oc
 
-pytestmark = pytest.mark.each_value(quick=1, rest=2)
+pytestmark = pytest.mark.each_value
 
 PARAMS = {"w": jnp.array([[1.0, -2.0], [0.5, 3.0]]), "b": jnp.array([0.25, -0.5])}
 FLOAT32 = 2e-5

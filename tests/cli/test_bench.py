@@ -48,7 +48,7 @@ def test_every_contender_has_a_row_and_the_files_say_what_the_report_says(tmp_pa
         assert (row["waiting_milliseconds"] is None) == (row["recipe"] == "adamw")
 
 
-@pytest.mark.thorough
+@pytest.mark.for_release
 @pytest.mark.usefixtures("small")
 def test_what_cannot_run_is_named_and_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.import_module

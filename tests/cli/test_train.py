@@ -145,7 +145,7 @@ def test_a_single_step_makes_a_run(tmp_path: Path):
     assert len(lines(tmp_path / "run")) == 1
 
 
-@pytest.mark.thorough
+@pytest.mark.for_release
 def test_on_a_terminal_without_colours_the_bar_has_none(tmp_path: Path):
     environment = {"FORCE_COLOR": "1", "TERM": "xterm-256color", "NO_COLOR": "1", "COLUMNS": "100"}
     process = start("--out", tmp_path / "run", "--steps", 60, **environment)
@@ -172,7 +172,7 @@ def test_a_resumed_run_has_the_numbers_of_an_uninterrupted_one(options: list[str
     assert_same_run(tmp_path / "whole", tmp_path / "halves")
 
 
-@pytest.mark.thorough
+@pytest.mark.for_release
 def test_ctrl_c_leaves_a_checkpoint_from_which_the_run_goes_on_as_if_nothing_had_happened(long: Path, tmp_path: Path):
     folder = tmp_path / "run"
     process = start("--out", folder, "--steps", 800)
@@ -225,7 +225,7 @@ def test_another_learning_rate_on_resume_is_said_and_scales_the_rest_of_the_sche
         assert new["learning_rate"] == pytest.approx(old["learning_rate"] / 2, rel=1e-5)
 
 
-@pytest.mark.thorough
+@pytest.mark.for_release
 def test_another_learning_rate_on_resume_is_said_and_set_where_the_rate_is_constant(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -237,7 +237,7 @@ def test_another_learning_rate_on_resume_is_said_and_set_where_the_rate_is_const
     assert [line["learning_rate"] for line in lines(tmp_path / "run")] == [0.003] * 10 + [0.001] * 20
 
 
-@pytest.mark.thorough
+@pytest.mark.for_release
 def test_steps_beyond_the_schedule_run_at_its_last_rate_unless_it_is_laid_out_anew(
     run: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -258,7 +258,7 @@ def test_resuming_a_complete_run_draws_its_report_and_changes_nothing_else(run: 
     assert after == before
 
 
-@pytest.mark.thorough
+@pytest.mark.for_release
 def test_a_run_lives_in_a_folder_of_any_name(tmp_path: Path):
     folder = tmp_path / "a run [1] * über ünits"
     train("--out", folder, "--steps", 10)
@@ -539,7 +539,7 @@ def test_the_loss_is_scaled_for_a_recipe_that_takes_it_so(tx: optchain.Transform
     assert [line["loss"] for line in lines(tmp_path / "run")] == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.thorough
+@pytest.mark.for_release
 def test_a_resumed_run_goes_on_with_its_recipe(tmp_path: Path):
     tx = optchain.adamw(0.003, gradient_accumulation_steps=3, use_ema=True, exclude_from_weight_decay=["bias$"])
     file = write(tx, tmp_path)

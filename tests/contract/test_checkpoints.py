@@ -10,7 +10,7 @@ from .steps import apply_step, assert_same, run
 from .table import rows_where
 from .trees import grads_of, params_of
 
-pytestmark = pytest.mark.each_value(quick=1, rest=3, of="the contract")
+pytestmark = pytest.mark.each_value(of="the contract")
 
 # Orbax keeps arrays and dicts; of an Optax link it makes what it makes of any named tuple.
 ours = rows_where(lambda row: row.owns_all_state)

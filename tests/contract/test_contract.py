@@ -12,7 +12,7 @@ from . import table
 from .table import ROWS, every_row, rows_where
 from .trees import PLAIN, TREES, params_of
 
-pytestmark = pytest.mark.each_value(quick=1, rest=3, of="the contract")
+pytestmark = pytest.mark.each_value(of="the contract")
 
 every_check = pytest.mark.parametrize("check", CHECKS)
 

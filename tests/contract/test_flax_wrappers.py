@@ -13,7 +13,7 @@ from .steps import STEPS, apply_step, assert_close, avals, run, update_step
 from .table import every_row
 from .trees import grads_of, params_of
 
-pytestmark = pytest.mark.each_value(quick=1, rest=3, of="the contract")
+pytestmark = pytest.mark.each_value(of="the contract")
 
 
 class Model(nnx.Module):

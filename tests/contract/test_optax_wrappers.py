@@ -15,7 +15,7 @@ from .steps import STEPS, assert_close, assert_same, avals, run, update_step
 from .table import every_row, rows_where
 from .trees import PLAIN, TREES, grads_of, params_of
 
-pytestmark = pytest.mark.each_value(quick=1, rest=3, of="the contract")
+pytestmark = pytest.mark.each_value(of="the contract")
 
 
 def run_wrapped(tx, tree=PLAIN, steps=STEPS):

@@ -21,7 +21,7 @@ import optchain as oc
 from optchain.core import branch
 from optchain.core.branch import run_if
 
-pytestmark = pytest.mark.each_value(quick=1, rest=2)
+pytestmark = pytest.mark.each_value
 
 PARAMS = {"w": jnp.array([[1.0, -2.0], [0.5, 3.0]]), "b": jnp.array([0.5, 0.25])}
 GRADS = {"w": jnp.array([[0.3, -0.2], [0.7, 0.1]]), "b": jnp.array([-0.4, 0.6])}
@@ -152,7 +152,7 @@ def test_derivatives_through_three_steps_are_those_of_finite_differences(
         np.testing.assert_allclose(along, expected @ direction, rtol=1e-6)
 
 
-@pytest.mark.thorough
+@pytest.mark.for_release
 def test_second_derivatives_are_those_of_finite_differences(form: str) -> None:
     with jax.enable_x64(True):
         loss = jax.jit(

@@ -15,7 +15,7 @@ import optchain as oc
 from optchain.core import trees
 from optchain.core.precision import enable_x64
 
-pytestmark = pytest.mark.each_value(quick=1, rest=2)
+pytestmark = pytest.mark.each_value
 
 EXPONENTS = st.floats(-125, 125)
 

@@ -15,7 +15,7 @@ import optchain
 from .helpers import BOUNDS, DTYPES, Tree, few, precision, random_grads, random_params, run_forms, worst_error
 from .recipes import Recipe, log_uniform, recipes
 
-pytestmark = pytest.mark.each_value(quick=1, rest=2)
+pytestmark = pytest.mark.each_value
 
 OWN: dict[str, tuple[Callable[..., optchain.Transformation], dict[str, Any]]] = {
     "NonNeg": (optchain.project_non_negative, {}),

@@ -21,7 +21,7 @@ from .recipes import OWN, Recipe, preset, recipes
 MOST_USED = ["AdamW", "Adam", "SGD"]
 
 
-@pytest.mark.each_value(quick=1, rest=2)
+@pytest.mark.each_value
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("optimizer", MOST_USED)
 @given(data=st.data())
@@ -32,7 +32,7 @@ def test_a_preset_equals_keras_step_for_step(
     check_recipe(optimizer, dtype, data.draw(recipes(optimizer)), record_error)
 
 
-@pytest.mark.each_value(quick=1, rest=2)
+@pytest.mark.each_value
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("optimizer", [name for name in OWN if name not in MOST_USED])
 @given(data=st.data())

@@ -15,7 +15,7 @@ import optchain
 from .helpers import BOUNDS, DTYPES, fewer, precision, random_grads, random_params, run, run_forms, worst_error
 from .recipes import log_uniform
 
-pytestmark = pytest.mark.each_value(quick=1, rest=2)
+pytestmark = pytest.mark.each_value
 
 SEEDS = st.integers(0, 2**32 - 1)
 RATES = log_uniform(-4, -1)
@@ -117,7 +117,7 @@ def test_adaptive_grad_clip_equals_optax(
     check_link(dtype, seed, ours, theirs, record_error)
 
 
-@pytest.mark.thorough
+@pytest.mark.for_release
 @pytest.mark.parametrize(
     "shape", [(), (4,), (1, 4), (4, 1, 1), (3, 4), (2, 3, 4), (2, 2, 3, 4), (2, 2, 2, 3, 2), (1, 1, 1, 1, 1, 4)]
 )

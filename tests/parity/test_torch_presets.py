@@ -15,7 +15,7 @@ from .helpers import DTYPES, few
 from .recipes import log_uniform
 from .torch_runs import STEPS, check, torch
 
-pytestmark = pytest.mark.each_value(quick=1, rest=2)
+pytestmark = pytest.mark.each_value
 
 presets = optchain.presets.torch
 

@@ -86,7 +86,7 @@ def test_rates_and_seeds_are_one_program(monkeypatch: pytest.MonkeyPatch):
     assert compiled == [program._compiled]
 
 
-@pytest.mark.thorough
+@pytest.mark.for_release
 def test_members_do_not_depend_on_the_devices_they_are_split_over():
     task = line(12, 3)
     groups = [

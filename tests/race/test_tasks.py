@@ -32,7 +32,7 @@ def size(tree: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
-@pytest.mark.thorough
+@pytest.mark.for_release
 def test_a_step_down_the_gradient_lowers_the_loss_and_the_held_out_loss(task: Task):
     @jax.jit
     def losses(key: jax.Array) -> tuple[jax.Array, ...]:
@@ -77,7 +77,7 @@ def test_the_text_is_split_once_and_for_all():
     assert counts.min() >= text.FEWEST
 
 
-@pytest.mark.thorough
+@pytest.mark.for_release
 def test_scanned_blocks_are_the_list_of_blocks():
     listed, scanned = chars(), chars(scanned=True)
     assert (listed.name, scanned.name, chars(tied=True).name) == ("chars", "chars-scanned", "chars-tied")
@@ -90,7 +90,7 @@ def test_scanned_blocks_are_the_list_of_blocks():
     np.testing.assert_allclose(jax.jit(scanned.loss)(stacked, batch), jax.jit(listed.loss)(params, batch), rtol=1e-5)
 
 
-@pytest.mark.thorough
+@pytest.mark.for_release
 def test_a_tied_embedding_is_the_last_layer_too():
     free, tied = (jax.eval_shape(chars(tied=tied).init, KEY) for tied in (False, True))
     assert size(free) - size(tied) == free["head"]["kernel"].size

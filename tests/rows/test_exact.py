@@ -101,7 +101,7 @@ def test_an_accumulating_call_makes_no_array_of_the_tables_size():
     assert compiled.memory_analysis().temp_size_in_bytes < 0.1 * height * width * 4
 
 
-@pytest.mark.thorough
+@pytest.mark.for_release
 @pytest.mark.parametrize("indices", [[[0, 1], [1, 2]], [[0, 0], [-1, 0]]])
 def test_replicas_gather_their_rows(indices):
     tx = oc.chain(oc.cross_replica_mean("batch"), oc.sgd(1.0, global_clipnorm=1.0))

@@ -24,7 +24,7 @@ def test_every_example_is_tested():
     assert names == {"data_parallel_pmap", "sharded_nnx", "fully_sharded_accumulation"} | elsewhere
 
 
-@pytest.mark.thorough
+@pytest.mark.for_release
 def test_data_parallel_linen_with_pmap():
     state = run("data_parallel_pmap")
     for leaf in jax.tree.leaves((state.params, state.opt_state)):

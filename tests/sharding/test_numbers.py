@@ -21,7 +21,7 @@ from .runs import (
     worst_difference,
 )
 
-pytestmark = pytest.mark.each_value(quick=1, rest=2)
+pytestmark = pytest.mark.each_value
 
 TOLERANCE = 1e-10
 

@@ -14,7 +14,7 @@ from wrappers.bad_gradients import apply_step, assert_same_bits
 import optchain as oc
 from optchain.core.precision import enable_x64
 
-pytestmark = pytest.mark.each_value(quick=1, rest=2)
+pytestmark = pytest.mark.each_value
 
 FORMS = ["apply", "update"]
 
