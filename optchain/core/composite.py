@@ -17,7 +17,8 @@ class Composite(Transformation):
     @classmethod
     def _of(cls, parts: Mapping[str, Transformation], **attributes: Any) -> Self:
         """A composite of these parts, which takes what comes as they take it, but for what it says otherwise."""
-        return cls._link(parts=parts, **{"accepts": frozenset({"scaled", "rows"}), "rowwise": True} | attributes)
+        defaults: dict[str, Any] = {"accepts": frozenset({"scaled", "rows"}), "rowwise": True}
+        return cls._link(parts=parts, **defaults | attributes)
 
     def _init(self, params: Tree) -> dict[str, Any]:
         return nonempty_states({name: part.run_init(params) for name, part in self.parts.items()})

@@ -254,8 +254,9 @@ def _is_placeholder(params: Tree) -> bool:
     """Whether this is a node that is no container and has nothing in it: what `optax.tree.map_params` gives to `init` to see
     where the state mirrors the parameters. No mask fits it, and none has anything to choose.
     """
-    containers = dict | list | tuple | None
-    return jax.tree.structure(params).num_nodes == 1 and not (jax.tree.leaves(params) or isinstance(params, containers))
+    if params is None or isinstance(params, dict | list | tuple):
+        return False
+    return jax.tree.structure(params).num_nodes == 1 and not jax.tree.leaves(params)
 
 
 def select(mask: Tree, tree: Tree | trees.Scaled) -> Any:

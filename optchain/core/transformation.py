@@ -288,7 +288,7 @@ class Transformation(Identity):
         own = self._init(params)
         declare(**{name: Slot() for name in self._undeclared(own, params)})
         expected = self.fields - (self.hyperparams.fields - self._own_fields)
-        if own.keys() - self.optional_fields != expected:
+        if frozenset(own) - self.optional_fields != expected:
             raise ValueError(f"{self.name}: init made the entries {sorted(own)}, fields says {sorted(expected)}")
         return {**self.hyperparams.init(), **own}
 

@@ -114,6 +114,8 @@ def freeze(value: Any) -> Any:
             return ("sequence" if plain else type(value).__name__, tuple(freeze(item) for item in value))
         case np.ndarray():
             return ("array", str(value.dtype), value.shape, value.tobytes())
+        case _:
+            pass
     try:
         hash(value)
     except TypeError:
