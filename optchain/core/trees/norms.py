@@ -90,8 +90,9 @@ def _norms(leaves: list[Any], axes: list[Any], squares: list[jax.Array]) -> list
     if axes[0] is None:
 
         def sums_each_at_its_power(powers: list[jax.Array]) -> list[jax.Array]:
-            scales = power_of_two(jnp.stack(powers), squares[0].dtype)
-            return [sum_of_squares(x, scale=scales[i]) for i, x in enumerate(leaves)]
+            # A scalar each, not a vector of them: leaves of one shape then have one kernel, which is compiled once.
+            scale_of = jax.jit(lambda power: power_of_two(power, squares[0].dtype))
+            return [sum_of_squares(x, scale=scale_of(power)) for x, power in zip(leaves, powers, strict=True)]
 
         return _roots(squares, sums_each_at_its_power, sums_all_at_one_power, sizes)
 
