@@ -65,8 +65,8 @@ def rule(
       A transformation with the slots, the scalars and, if `step` asks for `t`, a `count` as its state.
 
     Raises:
-      TypeError: a hyperparameter or scalar that `step` does not take.
-      ValueError: a name that two things have, or that is the rule's or the state's own: `g`, `p` where `leaf` gets the
+      TypeError: a hyperparameter or scalar that `step` does not take; a slot that is no `Slot`.
+      ValueError: a slot that decays by what is no hyperparameter; a name that two things have, or that is the rule's or the state's own: `g`, `p` where `leaf` gets the
         parameter, `t`, `count`, `hyperparams`, `scheduled`, `metrics`.
 
     Example:
@@ -88,6 +88,13 @@ def rule(
     hyperparams = hyperparams if isinstance(hyperparams, Hyperparams) else Hyperparams(**hyperparams or {})
     scalars = dict(scalars or {})
     _check_names(slots=slots, hyperparams=hyperparams.names, scalars=scalars, needs_params=needs_params)
+    for name, slot in slots.items():
+        arguments.check_identifier("the name of a slot", name)
+        if not isinstance(slot, Slot):
+            raise TypeError(f"slots[{name!r}] must be a Slot; got {slot!r} ({type(slot).__name__})")
+        if slot.decay is not None and slot.decay not in hyperparams.names:
+            known = ", ".join(map(repr, hyperparams.names)) or "none"
+            raise ValueError(f"slots[{name!r}] decays by {slot.decay!r}; the hyperparameters are {known}")
     taken = inspect.signature(step).parameters
     for name in sorted({*hyperparams.names, *scalars} - taken.keys()):
         raise TypeError(f"step takes no {name!r}, which is among the rule's own; it takes {', '.join(taken)}")

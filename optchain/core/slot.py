@@ -5,6 +5,7 @@ entries mirror the parameters (checks of shapes, `lazy_rows`, `metrics`, `sweep`
 """
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, Literal
@@ -28,6 +29,9 @@ class Slot:
       dtype: the dtype in which it is stored; None for the parameter's, float32 or wider. Complex leaves stay complex.
       full: whether its leaves have the parameters' shapes.
 
+    Raises:
+      TypeError, ValueError: something that is none of these.
+
     Example:
       >>> import jax.numpy as jnp
       >>> from optchain import Slot
@@ -40,6 +44,17 @@ class Slot:
     decay: str | None = None
     dtype: str | None = None
     full: bool = True
+
+    def __post_init__(self) -> None:
+        arguments.check_bool("real", self.real)
+        if self.start != "params" and not (arguments.is_number(self.start) and math.isfinite(self.start)):
+            raise TypeError(
+                f'start must be a finite number or "params"; got {self.start!r} ({type(self.start).__name__})'
+            )
+        if self.decay is not None:
+            arguments.check_identifier("decay", self.decay)
+        object.__setattr__(self, "dtype", arguments.check_dtype("dtype", self.dtype))
+        arguments.check_bool("full", self.full)
 
     def init(self, params: Tree) -> Tree:
         """The entry before the first step: fresh arrays that lie where the parameters lie."""

@@ -209,6 +209,38 @@ def test_a_name_that_is_taken_is_refused_when_the_rule_is_built(kind: str, name:
         oc.rule(step, needs_params=True, **given)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"real": 1}, TypeError, "real must be True or False; got 1 "),
+        ({"full": "no"}, TypeError, "full must be True or False; got 'no'"),
+        ({"start": "zeros"}, TypeError, "start must be a finite number or \"params\"; got 'zeros'"),
+        ({"start": True}, TypeError, 'start must be a finite number or "params"; got True'),
+        ({"start": float("nan")}, TypeError, 'start must be a finite number or "params"; got nan'),
+        ({"decay": 0.9}, TypeError, "decay must be a string; got 0.9"),
+        ({"decay": "beta 1"}, ValueError, "decay must be an identifier .*; got 'beta 1'"),
+        ({"dtype": "int8"}, (TypeError, ValueError), "dtype must be .*int8"),
+        ({"dtype": 3}, (TypeError, ValueError), "dtype must be .*3"),
+    ],
+)
+def test_what_no_slot_can_be_is_refused_where_it_is_written(arguments: dict, error: Any, message: str) -> None:
+    with pytest.raises(error, match=message):
+        Slot(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("slots", "error", "message"),
+    [
+        ({"m": 0.0}, TypeError, r"slots\['m'\] must be a Slot; got 0.0 \(float\)"),
+        ({"m/v": Slot()}, ValueError, "the name of a slot must be an identifier .*; got 'm/v'"),
+        ({"m": Slot(decay="beta")}, ValueError, r"slots\['m'\] decays by 'beta'; the hyperparameters are 'rate'"),
+    ],
+)
+def test_slots_that_no_rule_can_have_are_refused_when_it_is_built(slots: dict, error: Any, message: str) -> None:
+    with pytest.raises(error, match=message):
+        oc.rule(lambda rate: None, slots=slots, hyperparams={"rate": 0.5})
+
+
 def test_a_slot_may_be_called_p_where_the_rule_gets_no_parameter() -> None:
     tx = oc.rule(lambda: lambda g, p: (g + p, {"p": g}), slots={"p": Slot()})
     np.testing.assert_array_equal(tx.update(jnp.ones(2), tx.init(jnp.ones(2)))[0], 1.0)
