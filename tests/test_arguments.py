@@ -40,7 +40,7 @@ NUMBERS = {
         adam_lr_ratio adam_weight_decay beta decay end end_learning_rate eps epsilon epsilon_1 epsilon_2 eta eta_max eta_min
         gamma initial_accumulator_value initial_learning_rate l1_regularization_strength l2_regularization_strength
         l2_shrinkage_regularization_strength learning_rate lr lr_decay max_lr min_delta min_learning_rate min_scale min_value
-        momentum_decay peak rms_rate schedule_decay warmup_steps warmup_target weight_decay
+        momentum_decay peak rms_rate schedule_decay stable_steps warmup_steps warmup_target weight_decay
         """,
         (-1e-7, -1e-3, -0.1, -0.55, -1.0),
         (0.0, 0, 1.0),
@@ -48,7 +48,7 @@ NUMBERS = {
     "a finite number > 0": Numbers(
         """
         clip_threshold clipnorm clipping clipvalue decay_rate decay_steps div_factor final_div_factor first_decay_steps
-        global_clipnorm loss_scale loss_scale_factor m_mul max_norm max_value power t_mul threshold total_steps
+        global_clipnorm loss_scale loss_scale_factor m_mul max_norm max_value power t_mul threshold timescale total_steps
         """,
         (0.0, 0, -0.1, -1.0, -1, -2.0),
         (1e-3, 1, 2.0),
@@ -69,11 +69,13 @@ NUMBERS = {
 ALLOWED = {name: allowed for allowed, numbers in NUMBERS.items() for name in numbers.names.split()}
 """What a number may be, by the argument's name, or by that of the factory too where it differs from the others of its name."""
 ALLOWED |= {
+    "Constant.rate": "a finite number >= 0",
     "CosineDecay.alpha": "a finite number >= 0",
     "CosineDecayRestarts.alpha": "a finite number >= 0",
     "InverseTimeDecay.decay_rate": "a finite number >= 0",
     "ReduceLROnPlateau.factor": "a number in (0, 1)",
     "Scaled.factor": "a finite number >= 0",
+    "WarmupStableDecay.decay_steps": "a finite number >= 0",
 }
 
 LEAST = dict.fromkeys(["cooldown", "patience", "start_from", "t_cur", "total_iterations", "warmup_steps"], 0)
@@ -155,6 +157,7 @@ OTHERS: dict[str, list[tuple[Any, type[Exception], str]]] = {
             "seed must be one key; got an array of them, of shape (3,)",
         ),
     ],
+    "shape": [("cos", ValueError, "shape must be 'linear', 'cosine' or 'sqrt'; got 'cos'")],
     "values": [
         ("12", TypeError, f"values {NUMBERS_OF}'12'"),
         ([0.1, None], TypeError, f"values {NUMBERS_OF}[0.1, None]"),
@@ -208,6 +211,7 @@ GOES_WITH: dict[str, dict[str, Any]] = {
     "dampening": {"momentum": 0.9},
     "exclude_from_weight_decay": {"weight_decay": 0.1},
     "nesterov": {"momentum": 0.9},
+    "InverseSquareRoot.warmup_steps": {"timescale": 10.0},
     "OneCycleLR.epochs": {"steps_per_epoch": 10, "total_steps": None},
     "OneCycleLR.steps_per_epoch": {"epochs": 10, "total_steps": None},
     "use_cosine_annealing": {"total_iterations": 10},

@@ -31,3 +31,6 @@ from optchain.schedules.torch import LinearLR as LinearLR
 from optchain.schedules.torch import MultiStepLR as MultiStepLR
 from optchain.schedules.torch import PolynomialLR as PolynomialLR
 from optchain.schedules.torch import StepLR as StepLR
+from optchain.schedules.warmup import Constant as Constant
+from optchain.schedules.warmup import InverseSquareRoot as InverseSquareRoot
+from optchain.schedules.warmup import WarmupStableDecay as WarmupStableDecay

@@ -103,12 +103,12 @@ def register(kind: S) -> S:
       >>> import dataclasses, optchain
       >>> @optchain.schedules.register
       ... @dataclasses.dataclass(frozen=True, repr=False)
-      ... class Constant(optchain.schedules.Schedule):
+      ... class Halved(optchain.schedules.Schedule):
       ...     rate: float
       ...     def value(self, step):
       ...         return self.rate + 0 * step
-      >>> optchain.from_config(optchain.to_config(optchain.sgd(Constant(0.5))))
-      sgd(learning_rate=Constant(0.5))
+      >>> optchain.from_config(optchain.to_config(optchain.sgd(Halved(0.5))))
+      sgd(learning_rate=Halved(0.5))
     """
     if not (isinstance(kind, type) and issubclass(kind, Schedule) and _is_dataclass(kind)):
         raise TypeError(

@@ -51,6 +51,11 @@ JUMPS = {
         0.5,
     ),
     "PerEpoch": (lambda at: schedules.PerEpoch.from_table([1.0, 0.5], at), 1.0, 0.5),
+    "WarmupStableDecay": (
+        lambda at: schedules.WarmupStableDecay(1.0, 0, at, 0, end=0.5),
+        1.0,
+        0.5,
+    ),
     "warmup": (
         lambda at: schedules.CosineDecay(1.0, 1, alpha=0.5, warmup_target=1.0, warmup_steps=at - 1),
         1.0,

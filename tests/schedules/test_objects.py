@@ -13,6 +13,7 @@ import pytest
 import optchain as oc
 from optchain import schedules
 from optchain.schedules import (
+    Constant,
     CosineAnnealingLR,
     CosineAnnealingWarmRestarts,
     CosineDecay,
@@ -20,6 +21,7 @@ from optchain.schedules import (
     CosineMultiplier,
     ExponentialDecay,
     ExponentialLR,
+    InverseSquareRoot,
     InverseTimeDecay,
     LegacyDecay,
     LinearLR,
@@ -32,6 +34,7 @@ from optchain.schedules import (
     PolynomialDecay,
     PolynomialLR,
     StepLR,
+    WarmupStableDecay,
     join,
 )
 
@@ -60,6 +63,9 @@ def make_all() -> list[schedules.Schedule]:
         OneCycleMomentum(OneCycleLR(0.1, 50, three_phase=True), base_momentum=0.5),
         PolynomialLR(0.1, 50, power=2.0),
         StepLR(0.1, 10, gamma=0.5),
+        Constant(0.1),
+        WarmupStableDecay(0.1, 10, 20, 30, end=0.01, shape="cosine"),
+        InverseSquareRoot(0.1, 10, timescale=20),
     ]
 
 
