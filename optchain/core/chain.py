@@ -17,19 +17,16 @@ from optchain.core.composite import Composite, nonempty_states
 from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.optax_link import as_transformation, is_transformation
 from optchain.core.registry import register
-from optchain.core.slot import slot_names
+from optchain.core.slot import OWN_ENTRIES, slot_names
 from optchain.core.transformation import Kind, Stage, State, Transformation
 from optchain.core.trees import Tree
 
 Link = optax.GradientTransformation | tuple[str, optax.GradientTransformation]
 
-OWN_ENTRIES = frozenset({"hyperparams", "scheduled", "count", "metrics"})
-"""What links keep beside their slots."""
-
 
 def reserved_names() -> frozenset[str]:
     """What no link may be called: the names of other entries of a state, such as the slots of rules."""
-    return OWN_ENTRIES | {"inner"} | slot_names()
+    return frozenset(OWN_ENTRIES) | slot_names()
 
 
 @register

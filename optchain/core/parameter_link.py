@@ -6,7 +6,7 @@ from typing import Any, Self
 from optchain.core import trees
 from optchain.core.hyperparams import Hyperparams
 from optchain.core.slot import Slot
-from optchain.core.transformation import Kind, Stage, State, Transformation, no_state, select_keywords
+from optchain.core.transformation import Kind, Stage, State, Transformation, check_own, no_state, select_keywords
 from optchain.core.trees import Tree
 
 
@@ -51,6 +51,7 @@ class ParameterLink(Transformation):
         stage: Stage | None = None,
         rowwise: bool = False,
     ) -> Self:
+        check_own(fields=fields, slots=slots or {}, hyperparams=hyperparams)
         return cls._link(
             project,
             _init=init or no_state,
@@ -78,12 +79,20 @@ class ParameterLink(Transformation):
     def run_project(self, params: Tree, state: State, extra: Mapping[str, Any]) -> tuple[Tree, State]:
         own, values, kept = self._enter(state, params, extra)
         made, own = self._project(params, own, **values)
-        trees.check_match(f"{self.name} returned params", made, "params", params)
-        return made, {**kept, **own}
+        return self._as_parameters(made, params), {**kept, **own}
 
     def run_flush(self, params: Tree, state: State, extra: Mapping[str, Any]) -> tuple[Tree, State]:
         # A projection holds for the flushed parameters too. An average does not see them.
         if self.stage != "projection":
             return params, state
         self._check_state(state, params)
-        return self._project(params, state, **{**extra, **self.hyperparams.last(state)})[0], state
+        made, _ = self._project(params, state, **{**extra, **self.hyperparams.last(state)})
+        return self._as_parameters(made, params), state
+
+    def _as_parameters(self, made: Tree, params: Tree) -> Tree:
+        """What `project` made of the parameters, in their dtypes."""
+        root = f"{self.name} returned params"
+        trees.check_match(root, made, "params", params)
+        trees.check_leaves(root, made)
+        trees.check_real(root, made, params)
+        return trees.cast_tree(made, params)

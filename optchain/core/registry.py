@@ -39,6 +39,7 @@ def register(factory: Callable[..., optax.GradientTransformation] | None = None,
       the right name.
 
     Raises:
+      TypeError: an argument without a name of its own: `**kwargs`, or one before a `/`.
       ValueError: the name is taken by another function.
 
     Example:
@@ -54,6 +55,9 @@ def register(factory: Callable[..., optax.GradientTransformation] | None = None,
     arguments.check_function("factory", factory)
     registered = name or factory.__name__
     signature = inspect.signature(factory)
+    for parameter in signature.parameters.values():
+        if parameter.kind in (parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
+            raise TypeError(f"{registered} must have arguments with names, which a config holds; got {parameter}")
 
     @functools.wraps(factory)
     def build(*args: Any, **kwargs: Any) -> Transformation:

@@ -15,7 +15,7 @@ stored, `t` is counted, a real number meets a complex array as in NumPy. Leaves 
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, TypeAlias
 
 import jax
@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from optchain.core import arguments, trees
 from optchain.core.hyperparams import Hyperparam, Hyperparams
-from optchain.core.slot import Slot
+from optchain.core.slot import OWN_ENTRIES, Slot, check_slots
 from optchain.core.transformation import Stage, Transformation
 from optchain.core.trees import Tree
 
@@ -46,8 +46,9 @@ def rule(
     """A link on gradients from the rule of one leaf.
 
     `step` gets by name what it asks for: the hyperparameters; `t`, which counts updates from 1; the scalars; an extra
-    argument of the call, such as `learning_rate`, which may have a default. It runs once a call for each dtype in the tree, and what it gets has that
-    dtype (of complex leaves, their real part's). A hyperparameter that is a constant stays a Python number.
+    argument of the call, such as `learning_rate`, which may have a default. It runs once a call for each dtype in the tree, and
+    the real scalars that it gets have that dtype (of complex leaves, their real part's). A hyperparameter that is a constant
+    stays a Python number; what is no real scalar, such as a key, comes as it is.
 
     It returns `leaf(g, **slots) -> (u, new_slots)`, which sees float32 or wider only. Where the rule has scalars of its own
     `step` returns `(leaf, new_scalars)`.
@@ -66,7 +67,7 @@ def rule(
 
     Raises:
       TypeError: a hyperparameter or scalar that `step` does not take; a slot that is no `Slot`.
-      ValueError: a slot that decays by what is no hyperparameter; a name that two things have, or that is the rule's or the state's own: `g`, `p` where `leaf` gets the
+      ValueError: a slot that is not full, or decays by what is no hyperparameter; a name that two things have, or that is the rule's or the state's own: `g`, `p` where `leaf` gets the
         parameter, `t`, `count`, `hyperparams`, `scheduled`, `metrics`.
 
     Example:
@@ -87,14 +88,13 @@ def rule(
     """
     hyperparams = hyperparams if isinstance(hyperparams, Hyperparams) else Hyperparams(**hyperparams or {})
     scalars = dict(scalars or {})
+    arguments.check_function("step", step)
+    check_slots(slots, hyperparams.names)
     _check_names(slots=slots, hyperparams=hyperparams.names, scalars=scalars, needs_params=needs_params)
     for name, slot in slots.items():
-        arguments.check_identifier("the name of a slot", name)
-        if not isinstance(slot, Slot):
-            raise TypeError(f"slots[{name!r}] must be a Slot; got {slot!r} ({type(slot).__name__})")
-        if slot.decay is not None and slot.decay not in hyperparams.names:
-            known = ", ".join(map(repr, hyperparams.names)) or "none"
-            raise ValueError(f"slots[{name!r}] decays by {slot.decay!r}; the hyperparameters are {known}")
+        if not slot.full:
+            raise ValueError(f"slots[{name!r}] of a rule must be full: leaf gets it beside the gradient, in its shape")
+    owner = getattr(step, "__qualname__", "rule").split(".")[0]
     taken = inspect.signature(step).parameters
     for name in sorted({*hyperparams.names, *scalars} - taken.keys()):
         raise TypeError(f"step takes no {name!r}, which is among the rule's own; it takes {', '.join(taken)}")
@@ -113,20 +113,22 @@ def rule(
         @functools.cache
         def prepared(dtype: Any) -> tuple[Leaf, Mapping[str, jax.Array]]:
             like = jax.ShapeDtypeStruct((), dtype)
-            given = {name: trees.cast(values[name], like) for name in taken if name in values}
+            given = {name: _meeting(values[name], like) for name in taken if name in values}
             t = {"t": trees.astype(count["count"], dtype)} if counts else {}
             made = step(**t, **given, **{name: trees.astype(state[name], dtype) for name in scalars})
-            return made if isinstance(made, tuple) else (made, {})
+            return _leaf_and_scalars(owner, made, scalars)
 
         @functools.cache
         def on_leaf(dtype: Any) -> Callable[..., tuple[jax.Array, ...]]:
             leaf, _ = prepared(dtype)
+            optional = inspect.signature(leaf).parameters.keys()
 
             def act(g: jax.Array, *rest: jax.Array) -> tuple[jax.Array, ...]:
                 g = trees.wide(g)
                 p, old = ([trees.astype(rest[0], g.dtype)], rest[1:]) if needs_params else ([], rest)
                 kept = dict(zip(slots, old, strict=True))
-                u, new = leaf(g, *p, **{name: slot.load(kept[name], g.dtype) for name, slot in slots.items()})
+                made = leaf(g, *p, **{name: slot.load(kept[name], g.dtype) for name, slot in slots.items()})
+                u, new = _update_and_slots(owner, made, kept, optional)
                 return u, *(slot.store(new[name], kept[name]) for name, slot in slots.items())
 
             return compile_once(act)
@@ -155,7 +157,44 @@ def rule(
     )
 
 
-OWN_ENTRIES = dict.fromkeys(("count", "hyperparams", "scheduled", "metrics"), "is an entry that the state may have")
+def _meeting(value: Any, like: jax.ShapeDtypeStruct) -> Any:
+    """A real scalar in the dtype of the leaf; anything else that a call gives a rule, such as a key or a flag, as it is."""
+    dtype = getattr(value, "dtype", None)
+    is_real = dtype is not None and jnp.issubdtype(dtype, jnp.floating) and jnp.ndim(value) == 0
+    return trees.cast(value, like) if is_real else value
+
+
+def _leaf_and_scalars(owner: str, made: Any, scalars: Mapping[str, float]) -> tuple[Leaf, Mapping[str, jax.Array]]:
+    """What `step` returned, which is a leaf and as many scalars as the rule has."""
+    leaf: Any
+    leaf, new = made if isinstance(made, tuple) and len(made) == 2 else (made, {})
+    if not callable(leaf):
+        raise TypeError(f"{owner}: step must return leaf, a function, or (leaf, scalars); got {made!r}")
+    if not isinstance(new, Mapping) or new.keys() != scalars.keys():
+        names = ", ".join(map(repr, scalars)) or "none"
+        raise ValueError(f"{owner}: step must return (leaf, scalars) with the rule's scalars, {names}; got {new!r}")
+    for name, value in new.items():
+        if jnp.shape(value) != () or not jnp.issubdtype(jnp.result_type(value), jnp.floating):
+            raise ValueError(f"{owner}: step must return a real scalar for {name!r}; got {value!r}")
+    return leaf, {name: trees.astype(value, trees.dtype_of(value)) for name, value in new.items()}
+
+
+def _update_and_slots(owner: str, made: Any, kept: Mapping[str, jax.Array], optional: Collection[str]) -> LeafUpdate:
+    """What `leaf` returned, which is an update and each slot in its own shape; it may return slots that it takes by default."""
+    if not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[1], Mapping)):
+        raise TypeError(f"{owner}: leaf must return (update, {{slot: new value}}); got {made!r}")
+    u, new = made
+    if kept.keys() - new.keys() or new.keys() - kept.keys() - optional:
+        expected = ", ".join(map(repr, kept)) or "none"
+        raise ValueError(f"{owner}: leaf must return the slots {expected}; got {', '.join(map(repr, new)) or 'none'}")
+    for name in kept:
+        value = new[name]
+        if not isinstance(value, jax.Array) or value.shape != kept[name].shape:
+            got = f"shape {value.shape}" if isinstance(value, jax.Array) else repr(value)
+            raise ValueError(f"{owner}: leaf must return {name!r} in the shape {kept[name].shape}; got {got}")
+        if trees.is_complex(value) and not trees.is_complex(kept[name]):
+            raise TypeError(f"{owner}: leaf must return real numbers for the slot {name!r}; got {value.dtype}")
+    return u, new
 
 
 def _check_names(
@@ -166,7 +205,8 @@ def _check_names(
     of_leaf = {"g": "is what leaf gets as the gradient"} | (
         {"p": "is what leaf gets as the parameter"} if needs_params else {}
     )
-    taken = {"slot": OWN_ENTRIES | counted | of_leaf, "scalar": OWN_ENTRIES | counted, "hyperparameter": counted}
+    own = dict(OWN_ENTRIES)
+    taken = {"slot": own | counted | of_leaf, "scalar": own | counted, "hyperparameter": counted}
     owners: dict[str, str] = {}
     for kind, names in (("slot", slots), ("scalar", scalars), ("hyperparameter", hyperparams)):
         for name in names:

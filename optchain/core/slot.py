@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from optchain.core import arguments, trees
+from optchain.core.identity import FACTORIES
 from optchain.core.trees import Tree
 
 
@@ -55,6 +56,8 @@ class Slot:
             arguments.check_identifier("decay", self.decay)
         object.__setattr__(self, "dtype", arguments.check_dtype("dtype", self.dtype))
         arguments.check_bool("full", self.full)
+        if self.real and self.start == "params":
+            raise ValueError('real slots cannot start from "params", which may be complex; give start a number')
 
     def init(self, params: Tree) -> Tree:
         """The entry before the first step: fresh arrays that lie where the parameters lie."""
@@ -94,6 +97,28 @@ def split_by_rule(dtype: Any, *slots: Mapping[str, Slot]) -> list[Any]:
         return [dtype] * len(slots)
     stored({name: slot for some in slots for name, slot in some.items()}, dtype)  # refuses what none of them has
     return [{name: value for name, value in dtype.items() if name in some} for some in slots]
+
+
+OWN_ENTRIES = MappingProxyType(
+    dict.fromkeys(("count", "hyperparams", "scheduled", "metrics", "inner"), "is an entry that the state may have")
+)
+"""What links keep beside their slots."""
+
+
+def check_slots(slots: Any, hyperparams: Iterable[str]) -> None:
+    """Requires slots of a link by name, which decay by hyperparameters of its own and are called like nothing else."""
+    if not isinstance(slots, Mapping):
+        raise TypeError(f"slots must be a mapping of names to Slot(…); got {slots!r} ({type(slots).__name__})")
+    for name, slot in slots.items():
+        arguments.check_identifier("the name of a slot", name)
+        if not isinstance(slot, Slot):
+            raise TypeError(f"slots[{name!r}] must be a Slot; got {slot!r} ({type(slot).__name__})")
+        reason = OWN_ENTRIES.get(name) or ("is the name of a link" if name in FACTORIES else None)
+        if reason:
+            raise ValueError(f"a slot cannot be called {name!r}: it {reason}; choose another name")
+        if slot.decay is not None and slot.decay not in hyperparams:
+            known = ", ".join(map(repr, hyperparams)) or "none"
+            raise ValueError(f"slots[{name!r}] decays by {slot.decay!r}; the hyperparameters are {known}")
 
 
 # The names of slots --------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from optchain.core import arguments, trees
 from optchain.core.hyperparams import Hyperparams
 from optchain.core.identity import Identity
 from optchain.core.row_gradient import is_rows
-from optchain.core.slot import Slot, declare
+from optchain.core.slot import Slot, check_slots, declare
 from optchain.core.trees import Tree
 
 State: TypeAlias = Any
@@ -114,6 +114,7 @@ class Transformation(Identity):
     ) -> Self:
         if update is None:
             raise TypeError("a Transformation needs an update; what acts on the new parameters is a ParameterLink")
+        check_own(fields=fields, takes=takes, slots=slots or {}, hyperparams=hyperparams)
         return cls._link(
             update,
             _init=init or no_state,
@@ -444,6 +445,16 @@ class Transformation(Identity):
             )
 
         return [name for name in sorted(others & own.keys()) if mirrors(own[name])]
+
+
+def check_own(*, slots: Any, hyperparams: Any, **names: Any) -> None:
+    """Refuses what a link of one's own cannot have, where it is written."""
+    for argument, given in names.items():
+        if isinstance(given, str):
+            raise TypeError(f"{argument} must be a sequence of names; got the string {given!r}")
+    if hyperparams is not None and not isinstance(hyperparams, Hyperparams):
+        raise TypeError(f"hyperparams must be Hyperparams(name=value, …); got {hyperparams!r}")
+    check_slots(slots, hyperparams.names if hyperparams else ())
 
 
 def no_state(params: Tree) -> dict[str, Any]:

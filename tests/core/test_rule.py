@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 import optchain as oc
 from optchain import Slot
 from optchain.core.precision import enable_x64
-from optchain.core.slot import declare, lies_in_slot
+from optchain.core.slot import declare, lies_in_slot, slot_names
 
 PARAMS = {"a": jnp.arange(6.0).reshape(3, 2), "b": [jnp.ones(2), -jnp.ones(2)], "c": jnp.float32(3.0)}
 RULES = {
@@ -239,6 +239,100 @@ def test_what_no_slot_can_be_is_refused_where_it_is_written(arguments: dict, err
 def test_slots_that_no_rule_can_have_are_refused_when_it_is_built(slots: dict, error: Any, message: str) -> None:
     with pytest.raises(error, match=message):
         oc.rule(lambda rate: None, slots=slots, hyperparams={"rate": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("step", "error", "message"),
+    [
+        (lambda: lambda g, mu: (g, {}), ValueError, "leaf must return the slots 'mu'; got none"),
+        (lambda: lambda g, mu: (g, {"mu_": mu}), ValueError, "leaf must return the slots 'mu'; got 'mu_'"),
+        (lambda: lambda g, mu: (g, {"mu": mu, "m": mu}), ValueError, "leaf must return the slots 'mu'; got 'mu', 'm'"),
+        (lambda: lambda g, mu: None, TypeError, r"leaf must return \(update, \{slot: new value\}\); got None"),
+        (lambda: lambda g, mu: g, TypeError, r"leaf must return \(update, \{slot: new value\}\); got "),
+        (lambda: lambda g, mu: (g, mu), TypeError, r"leaf must return \(update, \{slot: new value\}\); got "),
+        (lambda: lambda g, mu: (g, {"mu": None}), ValueError, r"leaf must return 'mu' in the shape \(2,\); got None"),
+        (lambda: lambda g, mu: (g, {"mu": 1.0}), ValueError, r"leaf must return 'mu' in the shape \(2,\); got 1.0"),
+        (
+            lambda: lambda g, mu: (g, {"mu": g[:1]}),
+            ValueError,
+            r"leaf must return 'mu' in the shape \(2,\); got shape \(1,\)",
+        ),
+        (lambda: lambda g, mu: (g, {"mu": g * 1j}), TypeError, "leaf must return real numbers for the slot 'mu'"),
+        (lambda: None, TypeError, "step must return leaf, a function, or .*; got None"),
+    ],
+)
+def test_what_a_rule_returns_is_checked_and_named(step: Any, error: Any, message: str) -> None:
+    tx = oc.rule(step, slots={"mu": Slot()})
+    params = jnp.ones(2)
+    for update in (tx.update, jax.jit(tx.update)):
+        with pytest.raises(error, match=message):
+            update(params, tx.init(params))
+
+
+@pytest.mark.parametrize("new", [{}, {"s": jnp.ones(2)}, {"s": 3}, {"s": True}, {"s": 1.0, "z": 1.0}, None])
+def test_scalars_that_a_step_returns_are_real_scalars_and_all_of_them(new: Any) -> None:
+    def step(s: Any) -> Any:
+        leaf = lambda g: (g * s, {})  # noqa: E731
+        return leaf if new is None else (leaf, new)
+
+    tx = oc.rule(step, slots={}, scalars={"s": 1.0})
+    with pytest.raises(ValueError, match=r"step must return .*scalar"):
+        tx.update(jnp.ones(2), tx.init(jnp.ones(2)))
+
+
+def test_what_a_call_gives_a_rule_is_handed_on_as_it_is_unless_it_is_a_real_scalar() -> None:
+    seen: dict[str, Any] = {}
+
+    def step(rate: Any = None, key: Any = None, index: Any = None, flag: Any = None, table: Any = None) -> Any:
+        seen.update(rate=rate, key=key, index=index, flag=flag, table=table)
+        return lambda g: (g, {})
+
+    tx = oc.rule(step, slots={})
+    state = tx.init(jnp.ones(2))
+    given = {"key": jax.random.key(0), "index": jnp.int32(2**24 + 1), "flag": jnp.bool_(True), "table": {"a": 1}}
+    tx.update(jnp.ones(2), state, rate=jnp.bfloat16(0.5), **given)
+    assert seen["rate"].dtype == jnp.float32
+    assert {name: seen[name] is value for name, value in given.items()} == dict.fromkeys(given, True)
+    tx.update(jnp.ones(2), state, rate=None)
+    assert seen["rate"] is None
+
+
+@pytest.mark.parametrize("name", ["inner", "scale_by_adam", "adamw"])
+def test_a_slot_cannot_have_the_name_of_a_part_or_a_link(name: str) -> None:
+    for build in (
+        lambda: oc.rule(lambda: None, slots={name: Slot()}),
+        lambda: oc.Transformation(update=lambda u, s, p: (u, s), slots={name: Slot()}),
+        lambda: oc.ParameterLink(lambda p, s: (p, s), slots={name: Slot()}),
+    ):
+        with pytest.raises(ValueError, match=f"a slot cannot be called '{name}'"):
+            build()
+    assert name not in slot_names()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"slots": {"mu": 1}}, TypeError, r"slots\['mu'\] must be a Slot; got 1"),
+        ({"slots": ["mu"]}, TypeError, r"slots must be a mapping of names to Slot\(…\); got \['mu'\]"),
+        ({"slots": {"mu": Slot(decay="momentun")}}, ValueError, "decays by 'momentun'; the hyperparameters are none"),
+        ({"hyperparams": {"m": 1.0}}, TypeError, r"hyperparams must be Hyperparams\(name=value, …\); got \{'m': 1.0\}"),
+        ({"fields": "count"}, TypeError, "fields must be a sequence of names; got the string 'count'"),
+    ],
+)
+def test_what_a_link_written_by_hand_cannot_have_is_refused(arguments: dict, error: Any, message: str) -> None:
+    for build in (
+        lambda: oc.Transformation(update=lambda u, s, p: (u, s), **arguments),
+        lambda: oc.ParameterLink(lambda p, s: (p, s), **arguments),
+    ):
+        with pytest.raises(error, match=message):
+            build()
+
+
+def test_slots_of_a_rule_are_full_and_real_ones_start_from_numbers() -> None:
+    with pytest.raises(ValueError, match=r"slots\['m'\] of a rule must be full"):
+        oc.rule(lambda: None, slots={"m": Slot(full=False)})
+    with pytest.raises(ValueError, match='real slots cannot start from "params"'):
+        Slot(real=True, start="params")
 
 
 def test_a_slot_may_be_called_p_where_the_rule_gets_no_parameter() -> None:
