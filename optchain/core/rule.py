@@ -67,8 +67,9 @@ def rule(
 
     Raises:
       TypeError: a hyperparameter or scalar that `step` does not take; a slot that is no `Slot`.
-      ValueError: a slot that is not full, or decays by what is no hyperparameter; a name that two things have, or that is the rule's or the state's own: `g`, `p` where `leaf` gets the
-        parameter, `t`, `count`, `hyperparams`, `scheduled`, `metrics`.
+      ValueError: a slot that is not full, or decays by what is no hyperparameter; a name that two things have, or that is the
+        rule's, the state's or a link's own: `g`, `p` where `leaf` gets the parameter, `t`, `count`, `hyperparams`, `scheduled`,
+        `metrics`, `inner`. When called, something else than an update and the slots that `leaf` returns.
 
     Example:
       >>> import jax.numpy as jnp, optchain
@@ -164,9 +165,8 @@ def _meeting(value: Any, like: jax.ShapeDtypeStruct) -> Any:
     return trees.cast(value, like) if is_real else value
 
 
-def _leaf_and_scalars(owner: str, made: Any, scalars: Mapping[str, float]) -> tuple[Leaf, Mapping[str, jax.Array]]:
+def _leaf_and_scalars(owner: str, made: Any, scalars: Mapping[str, float]) -> tuple[Any, Mapping[str, jax.Array]]:
     """What `step` returned, which is a leaf and as many scalars as the rule has."""
-    leaf: Any
     leaf, new = made if isinstance(made, tuple) and len(made) == 2 else (made, {})
     if not callable(leaf):
         raise TypeError(f"{owner}: step must return leaf, a function, or (leaf, scalars); got {made!r}")
