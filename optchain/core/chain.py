@@ -26,7 +26,7 @@ Link = optax.GradientTransformation | tuple[str, optax.GradientTransformation]
 
 def reserved_names() -> frozenset[str]:
     """What no link may be called: the names of other entries of a state, such as the slots of rules."""
-    return frozenset(OWN_ENTRIES) | slot_names()
+    return OWN_ENTRIES | {"inner"} | slot_names()
 
 
 @register

@@ -205,7 +205,7 @@ def _check_names(
     of_leaf = {"g": "is what leaf gets as the gradient"} | (
         {"p": "is what leaf gets as the parameter"} if needs_params else {}
     )
-    own = dict(OWN_ENTRIES)
+    own = dict.fromkeys(OWN_ENTRIES, "is an entry that the state may have")
     taken = {"slot": own | counted | of_leaf, "scalar": own | counted, "hyperparameter": counted}
     owners: dict[str, str] = {}
     for kind, names in (("slot", slots), ("scalar", scalars), ("hyperparameter", hyperparams)):

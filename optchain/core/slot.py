@@ -99,9 +99,7 @@ def split_by_rule(dtype: Any, *slots: Mapping[str, Slot]) -> list[Any]:
     return [{name: value for name, value in dtype.items() if name in some} for some in slots]
 
 
-OWN_ENTRIES = MappingProxyType(
-    dict.fromkeys(("count", "hyperparams", "scheduled", "metrics", "inner"), "is an entry that the state may have")
-)
+OWN_ENTRIES = frozenset({"count", "hyperparams", "scheduled", "metrics"})
 """What links keep beside their slots."""
 
 
@@ -113,8 +111,8 @@ def check_slots(slots: Any, hyperparams: Iterable[str]) -> None:
         arguments.check_identifier("the name of a slot", name)
         if not isinstance(slot, Slot):
             raise TypeError(f"slots[{name!r}] must be a Slot; got {slot!r} ({type(slot).__name__})")
-        reason = OWN_ENTRIES.get(name) or ("is the name of a link" if name in FACTORIES else None)
-        if reason:
+        if name in OWN_ENTRIES | {"inner"} or name in FACTORIES:
+            reason = "is the name of a link" if name in FACTORIES else "is an entry that the state may have"
             raise ValueError(f"a slot cannot be called {name!r}: it {reason}; choose another name")
         if slot.decay is not None and slot.decay not in hyperparams:
             known = ", ".join(map(repr, hyperparams)) or "none"

@@ -4,8 +4,7 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Literal, TypeAlias
 
-from optchain.core.chain import OWN_ENTRIES
-from optchain.core.slot import slot_names
+from optchain.core.slot import OWN_ENTRIES, slot_names
 from optchain.recipes.description import aligned
 
 Names: TypeAlias = tuple[str, ...]

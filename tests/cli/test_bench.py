@@ -72,6 +72,7 @@ def only(contenders: list[ContenderName]) -> list[str]:
     return [word for contender in contenders for word in ("--contender", contender)]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "name", [name for name in RECIPES if name not in (RecipeName.SKIP_NONFINITE, RecipeName.CLIP_BY_NORM)], ids=str
 )

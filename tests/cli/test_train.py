@@ -87,6 +87,7 @@ def test_the_defaults_classify_97_percent_of_the_test_images_with_raw_and_averag
     assert len(re.findall(r"^step +\d+/1000  loss [\d.]+ +rate [\d.e-]+ +gradient [\d.]+$", output, re.M)) == 10
 
 
+@pytest.mark.thorough
 def test_a_line_of_metrics_is_written_for_every_step(finished: Path):
     written = lines(finished)
     assert [line["step"] for line in written] == list(range(1, 61))

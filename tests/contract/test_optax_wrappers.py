@@ -81,6 +81,7 @@ INJECTED = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", INJECTED)
 def test_it_works_under_inject_hyperparams_in_jit(name):
     """What Optax injects is traced: it passes validation, is used, and is written to the state at every call."""

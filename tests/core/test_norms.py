@@ -121,6 +121,7 @@ def last(tx, grads, params):
     return jax.jit(lambda p, s, g: tx.update(g, s, p))(params, tx.init(params), grads)[0]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("power", [-70, 0, 70])
 def test_clips_and_ratios_do_not_depend_on_the_unit(power):
     """A gradient and its bound, or parameters and updates, times a power of two: the same step in that unit."""

@@ -121,6 +121,7 @@ CHAINS = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("form", CHECKPOINTS)
 @pytest.mark.parametrize("chain", CHAINS)
 def test_a_run_goes_on_from_a_checkpoint_without_a_template(chain, form, tmp_path):

@@ -23,6 +23,7 @@ def after(tx, grads):
     return state
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("make", "grads", "updates"),
     [

@@ -54,6 +54,7 @@ def finished() -> tuple[Any, Any, Any]:
     return params, states, axes
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("member", range(MEMBERS))
 def test_a_member_is_what_a_run_alone_gives(finished: Any, member: int) -> None:
     params, states, axes = finished

@@ -130,6 +130,7 @@ def is_read(case: str, variable: keras.Variable) -> bool:
 # There and back -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("case", [*CASES, "LossScaleOptimizer"])
 def test_the_state_of_every_class_moves_in_and_out_to_the_bit(case: str) -> None:
     optimizer, trained = the_optimizer(case)

@@ -127,6 +127,7 @@ def error(actual: Any, expected: Any) -> float:
     return max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in pairs)
 
 
+@pytest.mark.thorough
 @every_case
 def test_a_run_moves_in_and_out_at_any_place_of_a_window(case: Case, request, record_error):
     name = request.node.callspec.id

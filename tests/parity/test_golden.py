@@ -70,6 +70,7 @@ def test_a_preset_reproduces_the_recorded_run(name: str, form: str) -> None:
     assert worst <= TOLERANCES[recorded["class"]]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", [name for name in RECORDINGS if "decay" in load(name)["kwargs"]])
 def test_the_recorded_decay_is_what_makes_the_numbers(name: str) -> None:
     recorded = load(name)

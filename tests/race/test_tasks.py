@@ -48,6 +48,7 @@ def test_a_step_down_the_gradient_lowers_the_loss_and_the_held_out_loss(task: Ta
     assert np.isfinite([before, held_out]).all()
 
 
+@pytest.mark.thorough
 def test_a_batch_is_a_function_of_its_key_and_every_part_has_the_axis_of_examples(task: Task):
     first, again, other = (jax.jit(task.batch)(jax.random.key(seed)) for seed in (1, 1, 2))
     lengths = {leaf.shape[0] for leaf in jax.tree.leaves(first)}

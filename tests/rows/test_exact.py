@@ -52,6 +52,7 @@ def assert_equal_to_1e_12(actual, expected):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), actual, expected)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("step", [apply, update], ids=["apply", "update"])
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_rows_give_the_numbers_of_the_dense_gradient(recipe, step):

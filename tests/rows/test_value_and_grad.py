@@ -58,6 +58,7 @@ DENSE = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("case", NAMED)
 def test_a_table_that_is_only_looked_up_in_gets_a_gradient_that_names_rows(case):
     look_up, n = NAMED[case]

@@ -72,6 +72,7 @@ def make_all() -> list[schedules.Schedule]:
 every_schedule = pytest.mark.parametrize("index", range(len(make_all())), ids=[type(s).__name__ for s in make_all()])
 
 
+@pytest.mark.thorough
 @every_schedule
 def test_ints_arrays_jit_and_vmap_agree(index: int) -> None:
     schedule = make_all()[index]

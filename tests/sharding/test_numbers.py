@@ -68,6 +68,7 @@ def test_gates_that_see_some_of_the_parameters_keep_their_layout(way, record_dif
     assert difference <= TOLERANCE
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("recipe", [recipe for recipe in RECIPES if recipe.takes_axis_name], ids=str)
 def test_parameters_split_by_hand_have_the_numbers_of_one_device(recipe, record_difference):
     data = targets(one_is_bad=recipe.one_batch_is_bad)

@@ -193,6 +193,7 @@ STORED = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("gate", ["skip", "dynamic", "skip(dynamic)"])
 @pytest.mark.parametrize("rule", STORED)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -34,6 +34,7 @@ def replicas(tx, params, grads, steps=3):
     return jax.jit(jax.vmap(run, axis_name="batch"))(grads)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("body", BODIES)
 def test_every_replica_takes_the_step_of_the_mean_gradient(body):
     tx = oc.chain(oc.cross_replica_mean("batch"), BODIES[body]())

@@ -166,6 +166,7 @@ def test_windows_are_checked_at_each_update_where_they_can_be_looked_at():
         tx.apply(params, state, grads=jnp.ones(1))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("length", "updates"),
     [(jnp.nan, 0), (jnp.inf, 0), (1e38, 0), (-3.0, 6), (-jnp.inf, 6), (0.4, 6), (1.6, 3), (3, 2), (2**31 - 1, 0)],

@@ -67,6 +67,7 @@ def test_flush_is_one_update_of_the_mean_of_what_is_held(name, held):
         np.testing.assert_allclose(params[key], expected[key], rtol=1e-5)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", MAKERS)
 def test_after_a_flush_the_next_window_starts_afresh(name):
     tx = MAKERS[name](3)
@@ -269,6 +270,7 @@ INSIDE_OPTAX = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("around", INSIDE_OPTAX)
 def test_a_weight_reaches_the_accumulator_within_and_through_optax_in_every_form(around):
     tx = INSIDE_OPTAX[around](oc.accumulate(oc.sgd(1.0), 2))
