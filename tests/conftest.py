@@ -63,10 +63,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     tier = config.getoption("--tier")
     if tier == "all":
         return
-    sampled = dict.fromkeys(_sample(items))
-    left_out = [item for item in items if (_tier(item) if item in sampled else "exhaustive") != tier]
-    config.hook.pytest_deselected(items=left_out)
-    items[:] = [item for item in items if item not in set(left_out)]
+    sampled = set(_sample(items))
+    chosen = {item for item in items if (_tier(item) if item in sampled else "exhaustive") == tier}
+    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+    items[:] = [item for item in items if item in chosen]
 
 
 def _tier(item: pytest.Item) -> str:

@@ -79,9 +79,6 @@ def scale_by_path(factors: Mapping[str, float]) -> Transformation:
         return {}
 
     def update(updates: Tree, state: dict, params: Tree) -> tuple[Tree, dict]:
-        def scaled(u: jax.Array, factor: float) -> jax.Array:
-            return trees.scale_leaf(u, factor)
-
-        return jax.tree.map(scaled, updates, first_match("factors", numbers, 1.0, updates)), state
+        return jax.tree.map(trees.scale_leaf, updates, first_match("factors", numbers, 1.0, updates)), state
 
     return Transformation(init, update, rowwise=True)

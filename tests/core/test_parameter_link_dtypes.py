@@ -25,7 +25,7 @@ def test_parameters_keep_their_dtypes_in_both_forms(dtype, own):
 @pytest.mark.parametrize(
     ("convert", "message"),
     [
-        (lambda x: (10 * x).astype(int), r"ParameterLink returned params\[\"w\"\] has dtype int32|has dtype int32"),
+        (lambda x: (10 * x).astype(int), r"returned params\[\"w\"\] has dtype int32"),
         (lambda x: x * 1j, r"is complex \(complex64\), its parameter is real \(float32\)"),
     ],
 )

@@ -46,7 +46,7 @@ def scale_leaf(x: Any, factor: Any) -> Any:
     """The leaf, made wide, times a scalar or a `Factor`."""
     x = wide(x)
     if isinstance(factor, int | float) and factor == 1:
-        return x
+        return x  # no operation is traced
     if is_rows(x):
         return x.with_rows(scale_leaf(x.rows, factor))
     if isinstance(factor, Factor):
