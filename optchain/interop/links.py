@@ -48,6 +48,11 @@ def places(tx: Transformation, params: Tree) -> list[Place]:
     return [Place(**vars(node)) for node in walk(tx, params=params)]
 
 
+def gate_of(place: Place, found: list[Place]) -> Place | None:
+    """The `accumulate` that a link stands in."""
+    return next((g for g in found if g.rule == "accumulate" and place.path != g.path and place.within(g)), None)
+
+
 def schedule_entries(place: Place, calls: int) -> dict[Names, Any]:
     """What the state of a link with schedules has after so many calls, by path."""
     schedules = place.link.hyperparams.schedules

@@ -11,10 +11,10 @@ from optchain.core import arguments
 from optchain.core.optax_link import as_transformation
 from optchain.core.transformation import State
 from optchain.core.trees import Tree, dtype_of
-from optchain.interop.links import Place, places
+from optchain.interop.links import Place, gate_of, places
 from optchain.interop.merging import by_names
 from optchain.interop.optax.nodes import Node, nodes, rebuilt
-from optchain.interop.optax.state import HYPERPARAMS, RULES, TREES, check_momentum, gate_of, pairs
+from optchain.interop.optax.state import HYPERPARAMS, RULES, TREES, check_momentum, pairs
 from optchain.interop.report import join_paths
 
 

@@ -11,7 +11,7 @@ from optchain.core.optax_link import as_transformation
 from optchain.core.transformation import State
 from optchain.core.trees import Tree
 from optchain.interop import checks
-from optchain.interop.links import Place, places, schedule_entries
+from optchain.interop.links import Place, gate_of, places, schedule_entries
 from optchain.interop.merging import by_names, check_choice, merge_entries, raw_dtype
 from optchain.interop.optax.nodes import Node, nodes
 from optchain.interop.report import Choice, Names, Report, join_paths
@@ -139,11 +139,6 @@ def check_momentum(place: Place) -> None:
         )
     if "count" in place.link.fields:
         raise ValueError(f"{place} has dampening, and Optax's trace has none")
-
-
-def gate_of(place: Place, found: list[Place]) -> Place | None:
-    """The `accumulate` that a link stands in."""
-    return next((g for g in found if g.rule == "accumulate" and place.path != g.path and place.within(g)), None)
 
 
 def _tree_entries(place: Place, node: Node, fresh: State) -> dict[Names, Any]:
