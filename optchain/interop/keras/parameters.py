@@ -10,7 +10,7 @@ import numpy as np
 from optchain.core import trees
 from optchain.core.trees import Tree
 from optchain.interop.keras import sources
-from optchain.interop.mapping import Correspondence, Entry, both_sides, check_shapes, match, parameter_entries
+from optchain.interop.mapping import Correspondence, Entry, both_sides, parameter_entries
 
 
 def load_params(params: Tree, source: Any, mapping: Correspondence = None) -> Tree:
@@ -43,8 +43,7 @@ def load_params(params: Tree, source: Any, mapping: Correspondence = None) -> Tr
                     f"file.\n{both_sides(ours, found.variable_entries(), found.name)}"
                 )
         theirs = [Entry(name, variable.shape) for name, variable in model]
-        positions = match(ours, theirs, mapping, found.name, aliases=sources.ALIASES)
-        check_shapes(ours, theirs, positions, found.name)
+        positions = sources.matched(ours, theirs, mapping, found.name)
         values = {position: variable.read() for (_, variable), position in zip(model, positions, strict=True)}
     leaves, treedef = jax.tree.flatten(params)
     return treedef.unflatten(
@@ -65,8 +64,7 @@ def save_params(params: Tree, model: Any, mapping: Correspondence = None) -> Non
     """
     variables = list(model.trainable_variables)
     ours, theirs = parameter_entries(params), [Entry(v.path, tuple(v.shape)) for v in variables]
-    positions = match(ours, theirs, mapping, "the model", aliases=sources.ALIASES)
-    check_shapes(ours, theirs, positions, "the model")
+    positions = sources.matched(ours, theirs, mapping, "the model")
     leaves = jax.tree.leaves(params)
     for variable, position in zip(variables, positions, strict=True):
         variable.assign(np.asarray(leaves[position]))

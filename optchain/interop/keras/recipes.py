@@ -183,6 +183,11 @@ def keras_class(tx: Any) -> str:
     raise ValueError(f"tx must be one of Keras's presets; got {tx!r}. There are: {', '.join(sorted(names))}")
 
 
+def inner_of(tx: Transformation) -> Transformation:
+    """The preset within a `loss_scale_optimizer`; any other as it is."""
+    return tx.config["inner"] if tx.registered_name == LOSS_SCALE else tx
+
+
 def _name_of(tx: Any) -> str:
     return tx.registered_name if isinstance(tx, Transformation) and tx.is_registered else ""
 

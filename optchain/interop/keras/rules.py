@@ -9,18 +9,14 @@
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
-
-from optchain.core.transformation import State, Transformation
+from optchain.core.transformation import Transformation
 from optchain.core.walk import walk
-from optchain.interop.keras.recipes import LOSS_SCALE, keras_class
+from optchain.interop.keras.recipes import LOSS_SCALE, inner_of, keras_class
+from optchain.interop.links import Place
 from optchain.interop.mapping import Entry
-
-Place: TypeAlias = tuple[str, ...]
-"""Where an entry stands in a state: the keys on the way to it."""
+from optchain.interop.report import Names
 
 
 class Slot(NamedTuple):
@@ -80,63 +76,56 @@ class Cell(NamedTuple):
 
     slot: str
     shape: tuple[int, ...]
-    place: Place | None
-    """The entry of the state; None for what it does not have: the count of calls, and what Keras never reads."""
-    leaf: int | None = None
-    """Which leaf of that entry; None for a scalar."""
+    place: Names | None
+    """The array in the state; None for what it does not have: the count of calls, and what Keras never reads."""
     sign: int = 1
     of: str = ""
     """The path of the parameter."""
-
-    @property
-    def is_kept(self) -> bool:
-        return self.place is not None
 
     def __str__(self) -> str:
         return f"the {self.slot} of {self.of}" if self.of else f"the {self.slot}"
 
 
-def slots(tx: Transformation, state: State) -> list[list[Slot]]:
+def slots(tx: Transformation) -> list[list[Slot]]:
     """The blocks of variables that Keras keeps for this preset, in its order."""
-    inner = tx.config["inner"] if tx.registered_name == LOSS_SCALE else tx
-    blocks = [(_AVERAGE,), (_ACCUMULATOR,), *RULES[keras_class(inner)]]
-    found = {(node.rule, field) for node in walk(tx, state) for field in node.state}
-    return [list(block) for block in blocks if (block[0].link, block[0].field) in found]
+    blocks = [(_AVERAGE,), (_ACCUMULATOR,), *RULES[keras_class(inner_of(tx))]]
+    kept = {(node.rule, field) for node in walk(tx) for field in node.link.fields}
+    return [list(block) for block in blocks if (block[0].link, block[0].field) in kept]
 
 
 def cells(
-    tx: Transformation, state: State, params: Sequence[Entry], order: Sequence[int], has_rate: bool
+    found: Sequence[Place], arrays: Mapping[Names, Any], params: Sequence[Entry], order: Sequence[int], has_rate: bool
 ) -> list[Cell]:
     """Keras's variables in its order.
 
     Args:
-      tx: a preset of Keras's family.
-      state: its state, or the shapes of it.
+      found: the links of a preset of Keras's family.
+      arrays: those of its state by their paths, or their shapes.
       params: the parameters in the order of our tree.
       order: their positions in the order of Keras's.
       has_rate: whether Keras's learning rate is a variable.
     """
-    nodes = {node.rule: node for node in walk(tx, state)}
+    tx, paths = found[0].link, found[0].parameters
+    links = {place.rule: place.path for place in found}
     made: list[Cell] = []
     if tx.registered_name == LOSS_SCALE:
         unused = [Cell("unused iteration", (), None), Cell("unused learning_rate", (), None)]
         made = [*unused, Cell("step_counter", (), ("good_steps",)), Cell("dynamic_scale", (), ("loss_scale",))]
     made.append(Cell("iteration", (), None))
     if has_rate:
-        made.append(Cell("learning_rate", (), rate_place(tx, state)))
-    for block in slots(tx, state):
-        kept = [(slot, (*nodes[slot.link].path, slot.field), nodes[slot.link].state[slot.field]) for slot in block]
+        made.append(Cell("learning_rate", (), rate_place(found)))
+    for block in slots(tx):
         if block[0].name == "u_product":
-            made += [Cell(slot.name, (), place) for slot, place, _ in kept]
+            made += [Cell(slot.name, (), (*links[slot.link], slot.field)) for slot in block]
             continue
-        trees_of_leaves = [(slot, place, jax.tree.leaves(tree)) for slot, place, tree in kept]
         for position in order:
-            for slot, place, leaves in trees_of_leaves:
-                made += _cell(slot, place, jnp.shape(leaves[position]), params[position], position)
+            for slot in block:
+                place = (*links[slot.link], slot.field, *paths[position])
+                made += _cell(slot, place, arrays[place].shape, params[position])
     return made
 
 
-def _cell(slot: Slot, place: Place, shape: tuple[int, ...], param: Entry, position: int) -> list[Cell]:
+def _cell(slot: Slot, place: Names, shape: tuple[int, ...], param: Entry) -> list[Cell]:
     """The cell of one parameter, if Keras has one."""
     factored = len(param.shape) >= 2
     if slot.field == "adam_nu" and len(shape) != len(param.shape):
@@ -145,57 +134,20 @@ def _cell(slot: Slot, place: Place, shape: tuple[int, ...], param: Entry, positi
         return [Cell(slot.name, (), None, of=param.path)]  # Adafactor's placeholder
     if slot.field == "v" and factored:
         return [Cell(slot.name, param.shape, None, of=param.path)]  # made anew of r and c before it is read
-    return [Cell(slot.name, shape, place, position, slot.sign, param.path)]
+    return [Cell(slot.name, shape, place, slot.sign, param.path)]
 
 
-def rate_place(tx: Transformation, state: State) -> Place | None:
+def rate_place(found: Sequence[Place]) -> Names | None:
     """Where the learning rate is, if it is a value in the state that can be set."""
-    for node in walk(tx, state):
-        if "learning_rate" in node.state.get("hyperparams", {}):
-            return (*node.path, "hyperparams", "learning_rate")
-    return None
+    owner = next((place for place in found if "learning_rate" in place.settable), None)
+    return None if owner is None else (*owner.path, "hyperparams", "learning_rate")
 
 
-# Entries of a state ---------------------------------------------------------------------------------------------------
-
-
-def entry(state: State, place: Place) -> Any:
-    for key in place:
-        state = state[key]
-    return state
-
-
-def with_entry(state: State, place: Place, value: Any) -> State:
-    """The state with another entry; entries off the way to it are shared."""
-    if not place:
-        return value
-    assert isinstance(state, Mapping)
-    return {**state, place[0]: with_entry(state[place[0]], place[1:], value)}
-
-
-# Counts ---------------------------------------------------------------------------------------------------------------
-
-
-class Counts(NamedTuple):
-    """Where a state counts: calls, updates, and the calls of a window."""
-
-    calls: list[Place]
-    updates: list[Place]
-    window: Place | None
-
-
-def counts(tx: Transformation, state: State) -> Counts:
-    """The places of all counts that Keras's one count of calls says."""
-    found = Counts([], [], next((n.path for n in walk(tx, state) if n.rule == "accumulate"), None))
-    for node in walk(tx, state):
-        if "count" not in node.state or node.rule == "clip_by_global_norm" or node.path == found.window:
-            continue
-        within = found.window is not None and node.path[: len(found.window)] == found.window
-        (found.updates if within else found.calls).append((*node.path, "count"))
-    return found
+def counters(found: Sequence[Place]) -> list[Place]:
+    """The links that count what Keras has one count for: calls, or the updates of an accumulation."""
+    return [p for p in found if "count" in p.link.fields and p.rule not in ("accumulate", "clip_by_global_norm")]
 
 
 def window_length(tx: Transformation) -> int:
     """How many calls make an update."""
-    inner = tx.config["inner"] if tx.registered_name == LOSS_SCALE else tx
-    return inner.config["gradient_accumulation_steps"] or 1
+    return inner_of(tx).config["gradient_accumulation_steps"] or 1

@@ -11,10 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from optchain.interop.keras import files, names
-from optchain.interop.mapping import Entry
+from optchain.interop.mapping import Correspondence, Entry, check_shapes, match
 
 ALIASES = {"gamma": "scale", "beta": "bias", "embeddings": "embedding"}
 """Keras's names of parameters, and Flax's."""
+
+
+def matched(ours: Sequence[Entry], theirs: Sequence[Entry], mapping: Correspondence, name: str) -> list[int]:
+    """For each of Keras's variables, the position of its parameter among ours, which has the same shape."""
+    positions = match(ours, theirs, mapping, name, aliases=ALIASES)
+    check_shapes(ours, theirs, positions, name)
+    return positions
 
 
 class Variable(Protocol):

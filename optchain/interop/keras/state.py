@@ -1,18 +1,22 @@
-"""The state of an optimizer, from Keras and into it."""
+"""The state of Keras's optimizers, brought in."""
 
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from optchain.core import trees
+from optchain.core import arguments
 from optchain.core.transformation import State, Transformation
 from optchain.core.trees import Tree
-from optchain.core.walk import walk
-from optchain.interop.keras import plan, rules, sources
+from optchain.interop import checks
+from optchain.interop.keras import rules, sources
+from optchain.interop.keras.recipes import LOSS_SCALE, inner_of, keras_class
 from optchain.interop.keras.rules import Cell
-from optchain.interop.mapping import Correspondence
+from optchain.interop.links import Place, gate_of, places, schedule_entries
+from optchain.interop.mapping import Correspondence, Entry, both_sides, given_order, parameter_entries
+from optchain.interop.merging import by_names, merge_entries
+from optchain.interop.report import Choice, Names, Report, split
+from optchain.recipes.config import from_config
 
 
 def load_state(
@@ -21,7 +25,7 @@ def load_state(
     source: Any,
     mapping: Correspondence = None,
     *,
-    hyperparams: Literal["saved", "configured"] = "saved",
+    hyperparams: Choice = "saved",
 ) -> State:
     """The state with which `tx` goes on where a Keras optimizer stopped.
 
@@ -51,150 +55,151 @@ def load_state(
     Example:
       `docs/moving-runs.md` has one of each kind.
     """
-    if hyperparams not in ("saved", "configured"):
-        raise ValueError(f'hyperparams must be "saved" or "configured"; got {hyperparams!r}')
-    saved = hyperparams == "saved"
-    plan.check_preset(tx)
-    state = tx.init(params)
-    with sources.source_of(source) as found:
-        pairs = plan.pair_with_variables(tx, state, params, found, mapping, same_rate=saved)
-        values = [(cell, variable.read()) for cell, variable in pairs if cell.is_kept or cell.slot == "iteration"]
-    for cell, value in values:
-        plan.check_value(cell, value, found.name)
-    (calls,) = (int(value) for cell, value in values if cell.slot == "iteration")
-    # Before the first call Keras's average is zero, which it never reads; ours is the parameters.
-    left = {"iteration", *["learning_rate"] * (not saved), *["average"] * (not calls)}
-    for place, given in _by_place([(cell, value) for cell, value in values if cell.slot not in left]).items():
-        state = rules.with_entry(state, place, _filled(rules.entry(state, place), given))
-    return _resumed(tx, _counted(tx, state, calls))
+    return load_with_report(tx, params, source, mapping, hyperparams=hyperparams)[0]
 
 
-def save_state(
+def load_with_report(
     tx: Transformation,
     params: Tree,
-    state: State,
-    target: Any,
+    source: Any,
     mapping: Correspondence = None,
     *,
-    calls: int | None = None,
-) -> None:
-    """Gives a live Keras optimizer the state with which it goes on where `tx` stopped. `model.save` then makes a file of it.
+    hyperparams: Choice = "saved",
+) -> tuple[State, Report]:
+    """`load_state`, with a report of what became of each entry."""
+    if hyperparams not in ("saved", "configured"):
+        raise ValueError(f'hyperparams must be "saved" or "configured"; got {hyperparams!r}')
+    keras_class(tx)  # refuses what is no preset of Keras's
+    found, fresh = places(tx, params), tx.init(params)
+    with sources.source_of(source) as theirs:
+        pairs = pair_with_variables(found, by_names(fresh), params, theirs, mapping, same_rate=hyperparams == "saved")
+        values = [(cell, variable.read()) for cell, variable in pairs if cell.place or cell.slot == "iteration"]
+    for cell, value in values:
+        _check_value(cell, value, theirs.name)
+    (calls,) = (int(value) for cell, value in values if cell.slot == "iteration")
+    saved = _count_entries(found, calls)
+    # Before the first call Keras's average is zero, which it never reads; ours is the parameters.
+    saved |= {cell.place: cell.sign * v for cell, v in values if cell.place and (calls or cell.slot != "average")}
+    if tx.registered_name == LOSS_SCALE:
+        saved[("metrics", "loss_scale")] = saved[("loss_scale",)]
+    return merge_entries(saved, fresh, hyperparams=hyperparams)
+
+
+def pair_with_variables(
+    found: Sequence[Place],
+    arrays: Mapping[Names, Any],
+    params: Tree,
+    theirs: sources.Source,
+    mapping: Correspondence,
+    *,
+    same_rate: bool,
+) -> list[tuple[Cell, sources.Variable]]:
+    """The optimizer's variables in Keras's order, each with what it is here.
 
     Args:
-      tx: the preset that the state is of.
-      params: the parameters that the state is for.
-      state: the state.
-      target: the optimizer, `to_keras(tx)` or one like it, built; or a model that is compiled with it. Its variables are
-        assigned all together, or not at all.
-      mapping: as in `load_state`.
-      calls: the number of calls made, where the state does not count them and the optimizer does not depend on it, such as
-        plain SGD at a constant rate; None for what the state says.
+      found: the links of the preset.
+      arrays: those of its state by their paths, or their shapes.
+      params: the parameters.
+      theirs: the Keras run.
+      mapping: which parameter is which variable.
+      same_rate: whether the learning rates must be of one kind, a number or not.
 
     Raises:
-      ValueError: an optimizer of another class or model; what Keras cannot say: weighted micro-batches in the accumulator,
-        counts of a run that was flushed, a hyperparameter other than the learning rate that was changed on the way.
-
-    Example:
-      `docs/moving-runs.md` has one.
+      ValueError: another optimizer, another model, a mapping that does not tell which is which.
     """
-    plan.check_preset(tx)
-    shapes = jax.eval_shape(tx.init, params)
-    trees.check_match("state", state, "the states of tx", shapes)
-    plan.check_unchanged(tx, state)
-    pairs = plan.pair_with_variables(tx, shapes, params, sources.of_live(target), mapping, same_rate=True)
-    values = _values([cell for cell, _ in pairs], state, _calls(tx, state, calls), rules.window_length(tx))
-    for (_, variable), value in zip(pairs, values, strict=True):
-        if value is not None:
-            assert isinstance(variable, sources.Live)
-            variable.assign(value)
-
-
-# From variables to a state --------------------------------------------------------------------------------------------
-
-
-def _by_place(values: list[tuple[Cell, np.ndarray]]) -> dict[rules.Place, list[tuple[Cell, np.ndarray]]]:
-    grouped: dict[rules.Place, list[tuple[Cell, np.ndarray]]] = {}
-    for cell, value in values:
-        assert cell.place is not None
-        grouped.setdefault(cell.place, []).append((cell, value))
-    return grouped
-
-
-def _filled(old: Any, given: list[tuple[Cell, np.ndarray]]) -> Any:
-    """An entry of a state with values from Keras, in the dtypes of the entry."""
-    leaves, treedef = jax.tree.flatten(old)
-    for cell, value in given:
-        index = cell.leaf or 0
-        leaves[index] = jnp.array(cell.sign * value, leaves[index].dtype, copy=True)
-    return treedef.unflatten(leaves)
-
-
-def _counted(tx: Transformation, state: State, calls: int) -> State:
-    """The state with all its counts."""
-    found, window = rules.counts(tx, state), rules.window_length(tx)
-    values = dict.fromkeys(found.calls, calls) | dict.fromkeys(found.updates, calls // window)
-    if found.window is not None:
-        values |= {(*found.window, name): calls % window for name in ("count", "weight")}
-    for place, value in values.items():
-        state = rules.with_entry(state, place, jnp.array(value, rules.entry(state, place).dtype))
-    return state
-
-
-def _resumed(tx: Transformation, state: State) -> State:
-    """The state with what its schedules gave at the last call, and the metrics that say what was used."""
-    for node in walk(tx, state):
-        last = dict(node.link.hyperparams.last(node.state))
-        if node.link.hyperparams.schedules:
-            step = jnp.maximum(node.state["count"] - 1, 0)
-            last |= {name: schedule(step) for name, schedule in node.link.hyperparams.schedules.items()}
-            for name in node.state["scheduled"]:
-                state = _with_scalar(state, (*node.path, "scheduled", name), last[name])
-        if "loss_scale" in node.state:
-            last["loss_scale"] = node.state["loss_scale"]
-        for name in node.state.get("metrics", {}).keys() & last.keys():
-            state = _with_scalar(state, (*node.path, "metrics", name), last[name])
-    return state
-
-
-def _with_scalar(state: State, place: rules.Place, value: Any) -> State:
-    return rules.with_entry(state, place, jnp.array(value, rules.entry(state, place).dtype, copy=True))
-
-
-# From a state to variables --------------------------------------------------------------------------------------------
-
-
-def _values(cells: list[Cell], state: State, calls: int, window: int) -> list[np.ndarray | None]:
-    """What the variables of Keras's are to be; None where Keras does not look at them."""
-    leaves = {cell.place: jax.tree.leaves(rules.entry(state, cell.place)) for cell in cells if cell.place is not None}
-
-    def value(cell: Cell) -> np.ndarray | None:
-        if cell.slot == "iteration":
-            return np.asarray(calls)
-        if cell.slot == "gradient_accumulator" and calls % window == 0:
-            return np.zeros(cell.shape)  # ours starts from zero when a window begins, Keras's when it ends
-        return None if cell.place is None else cell.sign * np.asarray(leaves[cell.place][cell.leaf or 0])
-
-    return list(map(value, cells))
-
-
-def _calls(tx: Transformation, state: State, given: int | None) -> int:
-    """How many calls were made, by all counts in the state, which must agree."""
-    found, window = rules.counts(tx, state), rules.window_length(tx)
-    calls, updates = ({int(rules.entry(state, place)) for place in places} for places in (found.calls, found.updates))
-    accumulator = {"count": 0, "weight": 0} if found.window is None else rules.entry(state, found.window)
-    held, weight = int(accumulator["count"]), float(accumulator["weight"])
-    if held and weight != held:
+    if not theirs.optimizer:
+        raise ValueError(f"{theirs.name} has no state of an optimizer: the model was not compiled, or saved without it")
+    ours, variables = parameter_entries(params), list(theirs.optimizer)
+    order = _order(ours, theirs, mapping)
+    rated = rules.rate_place(found) is not None
+    # Whether Keras's rate is a variable: the recipe says so; without one, the number of variables.
+    cells = {flag: rules.cells(found, arrays, ours, order, flag) for flag in (rated, not rated)}
+    if theirs.recipe is not None:
+        _check_recipe(found[0].link, theirs.recipe, theirs.name)
+        has_rate = sources.has_rate(theirs.recipe)
+    else:
+        has_rate = next((flag for flag, made in cells.items() if len(made) == len(variables)), rated)
+    if same_rate and has_rate != rated:
+        kinds = ("a number", "a schedule") if has_rate else ("a schedule", "a number")
         raise ValueError(
-            f"the accumulator holds {held} gradients of weight {weight} together; Keras's have weight 1 each: "
-            "save at the end of a window"
+            f"the learning rate of {theirs.name} is {kinds[0]}, that of tx {kinds[1]}: "
+            'load_state(…, hyperparams="configured") goes on with that of tx'
         )
-    said = calls | {number for number in [given] if number is not None}
-    said = said or {update * window + held for update in updates} or {held}
-    made = min(said)
-    if len(said) > 1 or updates - {made // window} or made % window != held:
+    _check_shapes(cells[has_rate], variables, theirs.name)
+    return list(zip(cells[has_rate], variables, strict=True))
+
+
+def _order(ours: Sequence[Entry], theirs: sources.Source, mapping: Correspondence) -> list[int]:
+    """The positions of our parameters in Keras's order."""
+    if theirs.ordered:
+        return sources.matched(ours, theirs.variable_entries(), mapping, theirs.name)
+    order = given_order(ours, mapping)
+    if order is None:
         raise ValueError(
-            f"Keras has one count, of calls; the state has counted {sorted(calls)} calls, {sorted(updates)} updates of {window} "
-            f"calls, {held} gradients in the accumulator, and calls={given} was given: they do not go together, and after a "
-            "flush they cannot"
+            f"{theirs.name}: {theirs.unnamed}. Give a mapping: the paths of params in the order of Keras's variables.\n"
+            + both_sides(ours, theirs.variable_entries(), theirs.name)
         )
-    return made
+    return order
+
+
+def _check_recipe(tx: Transformation, recipe: Mapping[str, Any], name: str) -> None:
+    """Requires that both recipes keep the same things in the same places."""
+    # The rate may have no counterpart here, and what Muon excludes shows in the variables.
+    theirs = from_config(sources.without_rate(recipe, "exclude_layers"))
+    classes = [(keras_class(one), keras_class(inner_of(one))) for one in (tx, theirs)]
+    for wanted, saved in zip(*classes, strict=True):
+        if wanted != saved:
+            raise ValueError(
+                f"tx is an optimizer of the class {wanted}, that of {name} is {saved}: build tx with from_keras"
+            )
+    steps, window = map(rules.window_length, (tx, theirs))
+    if steps != window:
+        raise ValueError(f"gradient_accumulation_steps is {steps} in tx, and {window} in {name}")
+    kept, saved = ([slot.name for block in rules.slots(one) for slot in block] for one in (tx, theirs))
+    if kept != saved:
+        raise ValueError(f"tx keeps {kept}, and {name} keeps {saved}: build tx with from_keras")
+
+
+def _check_shapes(cells: Sequence[Cell], theirs: Sequence[sources.Variable], name: str) -> None:
+    if len(cells) != len(theirs):
+        raise ValueError(
+            f"the optimizer of {name} has {len(theirs)} variables, and tx has a place for {len(cells)}: "
+            f"{', '.join(map(str, cells[:8]))}{', …' * (len(cells) > 8)}. It is the state of another optimizer or model"
+        )
+    for index, (cell, variable) in enumerate(zip(cells, theirs, strict=True)):
+        if cell.shape != variable.shape:
+            raise ValueError(
+                f"variable {index} of the optimizer of {name} has shape {variable.shape}, and should be {cell} with shape "
+                f"{cell.shape}: it is the state of another optimizer or model"
+            )
+
+
+def _check_value(cell: Cell, value: np.ndarray, name: str) -> None:
+    """Requires a variable of Keras's to be what such a variable can be."""
+    what = f"{cell} of {name}"
+    match cell.slot:
+        case "learning_rate":
+            checks.hyperparam(what, "learning_rate", value)
+        case "dynamic_scale":
+            checks.hyperparam(what, "initial_scale", value)
+        case "iteration" | "step_counter":
+            checks.count(what, value)
+        case "u_product":
+            checks.number(what, value, arguments.FRACTION)
+        case _ if cell.place and (field := split(cell.place)[1]) in checks.MOMENTS:
+            checks.moment(what, field, cell.sign * value, np.float32)
+
+
+def _count_entries(found: list[Place], calls: int) -> dict[Names, Any]:
+    """All counts of a state after so many calls, and what its schedules gave at the last one."""
+    window = rules.window_length(found[0].link)
+    entries: dict[Names, Any] = {}
+    counters = rules.counters(found)
+    for place in found:
+        made = calls if gate_of(place, found) is None else calls // window
+        entries |= schedule_entries(place, made)
+        if place.rule == "accumulate":
+            entries |= {(*place.path, name): calls % window for name in ("count", "weight")}
+        elif place in counters:
+            entries[*place.path, "count"] = made
+    return entries
