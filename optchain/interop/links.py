@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from optchain.core.transformation import State, Transformation
-from optchain.core.trees import Tree, leaves_with_paths, path_names
+from optchain.core.trees import Tree, default_float, leaves_with_paths, path_names
 from optchain.core.walk import Node, walk
 from optchain.interop.report import Names
 
@@ -57,7 +57,7 @@ def schedule_entries(place: Place, calls: int) -> dict[Names, Any]:
     """What the state of a link with schedules has after so many calls, by path."""
     schedules = place.link.hyperparams.schedules
     last = jnp.asarray(max(calls - 1, 0), jnp.int32)
-    values = {name: schedule(last) for name, schedule in schedules.items()}
+    values = {name: jnp.asarray(schedule(last), default_float()) for name, schedule in schedules.items()}
     entries = {(*place.path, "scheduled", name): value for name, value in values.items()}
     return entries | ({(*place.path, "count"): calls} if schedules else {})
 
