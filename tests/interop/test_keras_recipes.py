@@ -12,7 +12,15 @@ import pytest
 import optchain
 from optchain import schedules
 from optchain.interop import mapping
-from optchain.interop.keras import from_keras, load_params, load_state, save_params, save_state, to_keras
+from optchain.interop.keras import (
+    from_keras,
+    load_params,
+    load_state,
+    load_with_report,
+    save_params,
+    save_state,
+    to_keras,
+)
 
 from .test_keras_states import CASES, NAMES, OURS, as_tree, built, make, random, steps, the_optimizer, variables
 
@@ -167,6 +175,27 @@ def test_a_schedule_takes_over_from_a_saved_rate_only_where_it_is_said() -> None
     assert int(state["count"]) == 5
     assert float(state["scheduled"]["learning_rate"]) == 0.5**4  # the one of the last call
     assert float(optchain.metrics(state)["learning_rate"]) == 0.5**4
+
+
+def test_a_schedule_may_give_whole_numbers() -> None:
+    optimizer, trained = the_optimizer("Adam, AMSGrad")
+    tx = optchain.adam(lambda step: jnp.where(step < 3, 2, 1), amsgrad=True)
+    state = load_state(tx, as_tree(trained), optimizer, hyperparams="configured")
+    assert float(state["scheduled"]["learning_rate"]) == 1
+
+
+def test_a_report_says_what_became_of_each_entry() -> None:
+    optimizer, trained = the_optimizer("AdamW")
+    tx, params = from_keras(optimizer), as_tree(trained)
+    state, report = load_with_report(tx, params, optimizer)
+    assert not report.new
+    assert not report.gone
+    assert len(report.restored) == len(jax.tree.leaves(state))
+    _, report = load_with_report(tx, params, optimizer, hyperparams="configured")
+    assert [row.path for row in report.rows if row.fate == "configured"] == [("hyperparams", "learning_rate")]
+    before, _ = built(make("AdamW"))
+    _, report = load_with_report(tx, params, before)  # whose average Keras has not made yet
+    assert {path.rsplit("/", 2)[0] for path in report.new} == {"average_params/average"}
 
 
 def test_a_loss_scale_out_of_bounds_is_refused() -> None:

@@ -115,9 +115,8 @@ def _keras(source: Path, tx: optchain.Transformation, names: Names, hyperparams:
     params = interop.load_params(like, source, table)
     # A file of weights alone does not know the order of its optimizer's variables: the table has it.
     order = list(table) if source.suffix.lower() == ".h5" else table
-    state = interop.load_state(tx, params, source, order, hyperparams=hyperparams)
-    rows = [Row(path, "new" if "metrics" in path else "restored") for path in by_names(state)]
-    return Run(params, state, _with_params(params, Report(tuple(rows), hyperparams)))
+    state, report = interop.load_with_report(tx, params, source, order, hyperparams=hyperparams)
+    return Run(params, state, _with_params(params, report))
 
 
 def _orbax(source: Path, tx: optchain.Transformation, hyperparams: Choice, step: int | None) -> Run:
