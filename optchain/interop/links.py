@@ -1,6 +1,7 @@
 """The links of a transformation, each with its place in the state and the parameters that it acts on."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 from optchain.core.transformation import State, Transformation
 from optchain.core.trees import Tree, default_float, leaves_with_paths, path_names
 from optchain.core.walk import Node, walk
-from optchain.interop.report import Names
+from optchain.interop.report import SCALARS, Names
 
 
 class Place(Node):
@@ -60,6 +61,25 @@ def schedule_entries(place: Place, calls: int) -> dict[Names, Any]:
     values = {name: jnp.asarray(schedule(last), default_float()) for name, schedule in schedules.items()}
     entries = {(*place.path, "scheduled", name): value for name, value in values.items()}
     return entries | ({(*place.path, "count"): calls} if schedules else {})
+
+
+def check_velocity(place: Place, whose: str) -> None:
+    """Refuses a velocity that has the learning rate in it, as Keras's."""
+    if place.rule == "apply_momentum" and place.follows_rate:
+        raise ValueError(
+            f"{place} comes after the learning rate, so that its velocity has the rate in it, and {whose} has not: "
+            "use presets.torch.sgd, or put apply_momentum before scale_by_learning_rate"
+        )
+
+
+def without_place(found: list[Place], state: State, has_place: Callable[[Place, str], bool]) -> list[str]:
+    """The entries of a state that have no place elsewhere; metrics and what hyperparameters keep need none."""
+    missing, below = [], {place.path for place in found}
+    for place in found:
+        own = SCALARS | ({"count"} if place.link.hyperparams.schedules else set())
+        entries = [e for e in place.state_in(state) if e not in own and (*place.path, e) not in below]
+        missing += ["/".join((*place.path, entry)) for entry in entries if not has_place(place, entry)]
+    return missing
 
 
 def _is_gate(link: Transformation) -> bool:

@@ -11,10 +11,11 @@ from optchain.core import arguments
 from optchain.core.optax_link import as_transformation
 from optchain.core.transformation import State
 from optchain.core.trees import Tree, dtype_of
-from optchain.interop.links import Place, gate_of, places
+from optchain.interop.links import Place, gate_of, places, without_place
 from optchain.interop.merging import by_names
 from optchain.interop.optax.nodes import Node, nodes, rebuilt
-from optchain.interop.optax.state import HYPERPARAMS, RULES, TREES, check_momentum, pairs
+from optchain.interop.optax.rules import HYPERPARAMS, RULES, names_in_optax
+from optchain.interop.optax.state import pairs
 from optchain.interop.report import join_paths
 
 
@@ -94,13 +95,7 @@ def to_optax_state(
 
 def _trees(place: Place, node: Node, state: State) -> dict[str, Any]:
     own = place.state_in(state)
-    if node.kind == "trace":
-        check_momentum(place)
-    if "nu_max" in own:
-        raise ValueError(
-            f"{place} keeps nu_max, the largest nu as it is; Optax's amsgrad keeps the largest corrected one"
-        )
-    made = {field: _like(own[entry], node.fields[field]) for entry, field in TREES[node.kind].items()}
+    made = {field: _like(own[entry], node.fields[field]) for entry, field in names_in_optax(place, node.kind).items()}
     return made | ({"count": _int(own["count"])} if "count" in node.fields else {})
 
 
@@ -163,11 +158,4 @@ def _like(tree: Tree, like: Tree) -> Tree:
 
 def entries_without_counterpart(found: list[Place], state: State) -> list[str]:
     """The entries of a state that Optax's optimizers have no place for."""
-    missing = []
-    below = {place.path for place in found}
-    for place in found:
-        own = [entry for entry in place.state_in(state) if (*place.path, entry) not in below]
-        kept = {"metrics", "hyperparams", "scheduled"} | ({"count"} if place.link.hyperparams.schedules else set())
-        if place.rule not in RULES.values():
-            missing += ["/".join((*place.path, entry)) for entry in own if entry not in kept]
-    return missing
+    return without_place(found, state, lambda place, entry: place.rule in RULES.values())

@@ -14,21 +14,9 @@ from optchain.interop import checks
 from optchain.interop.links import Place, gate_of, places, schedule_entries
 from optchain.interop.merging import by_names, check_choice, merge_entries, raw_dtype
 from optchain.interop.optax.nodes import Node, nodes
+from optchain.interop.optax.rules import HYPERPARAMS, RULES, TREES, names_in_optax
 from optchain.interop.report import Choice, Names, Report, join_paths
 
-RULES = {"adam": "scale_by_adam", "trace": "apply_momentum", "multi_steps": "accumulate"}
-"""The link for each kind of node that keeps trees."""
-TREES = {"adam": {"mu": "mu", "nu": "nu"}, "trace": {"velocity": "trace"}}
-"""Our entries, with Optax's names."""
-HYPERPARAMS = {
-    "learning_rate": "learning_rate",
-    "weight_decay": "weight_decay",
-    "b1": "beta_1",
-    "b2": "beta_2",
-    "eps": "epsilon",
-    "momentum": "momentum",
-}
-"""The arguments that `inject_hyperparams` keeps, with our names."""
 ROUNDING = 1e-6
 """Within which a float32 is the number that it was made of."""
 
@@ -95,7 +83,7 @@ def from_optax_with_report(
     saved: dict[Names, Any] = {}
     for kind in RULES:
         for place, node in pairs(kind, found, theirs):
-            saved |= _tree_entries(place, node, fresh) if kind in TREES else _window_entries(place, node)
+            saved |= _tree_entries(place, node) if kind in TREES else _window_entries(place, node)
     scheduled = [place for place in found if place.link.hyperparams.schedules]
     if any(node.kind == "schedule" for node in theirs) and not scheduled:
         raise ValueError("Optax's state counts the steps of a schedule, and tx has none: give it the schedule")
@@ -130,26 +118,9 @@ def pairs(kind: str, found: list[Place], theirs: list[Node]) -> list[tuple[Place
     return made
 
 
-def check_momentum(place: Place) -> None:
-    """Refuses a velocity that is not Optax's."""
-    if place.follows_rate:
-        raise ValueError(
-            f"{place} comes after the learning rate, so that its velocity has the rate in it, and Optax's trace has not: "
-            "use presets.torch.sgd, or put apply_momentum before scale_by_learning_rate"
-        )
-    if "count" in place.link.fields:
-        raise ValueError(f"{place} has dampening, and Optax's trace has none")
-
-
-def _tree_entries(place: Place, node: Node, fresh: State) -> dict[Names, Any]:
-    if node.kind == "trace":
-        check_momentum(place)
-    if "nu_max" in place.state_in(fresh):
-        raise ValueError(
-            f"{place} keeps nu_max, the largest nu as it is; Optax's amsgrad keeps the largest corrected one"
-        )
+def _tree_entries(place: Place, node: Node) -> dict[Names, Any]:
     saved: dict[Names, Any] = {}
-    for entry, field in TREES[node.kind].items():
+    for entry, field in names_in_optax(place, node.kind).items():
         leaves = by_names(node.fields[field])
         ours = set(place.parameters)
         if leaves.keys() != ours:

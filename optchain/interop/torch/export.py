@@ -10,7 +10,7 @@ from optchain.core import arguments
 from optchain.core.optax_link import as_transformation
 from optchain.core.transformation import State
 from optchain.core.trees import Tree, leaves_with_paths, path_names
-from optchain.interop.links import Place, places
+from optchain.interop.links import Place, places, without_place
 from optchain.interop.mapping import Entry, match, parameter_entries
 from optchain.interop.merging import by_names
 from optchain.interop.report import Names, join_paths
@@ -148,19 +148,10 @@ def _group(preset: Place, found: list[Place], state: State) -> dict[str, Any]:
 
 def entries_without_counterpart(found: list[Place], state: State) -> list[str]:
     """The entries of a state that PyTorch's optimizers have no place for."""
-    missing = []
-    below = {place.path for place in found}
-    for place in found:
-        names = [entry for entry in place.state_in(state) if (*place.path, entry) not in below]
-        missing += ["/".join((*place.path, entry)) for entry in names if not _has_place(place, state, entry)]
-    return missing
 
+    def has_place(place: Place, entry: str) -> bool:
+        if place.rule == "accumulate":  # between two windows it holds nothing
+            return entry == "updates" or int(place.state_in(state)["count"]) == 0
+        return entry in names_in_torch(place, state)
 
-def _has_place(place: Place, state: State, entry: str) -> bool:
-    if entry in ("metrics", "hyperparams", "scheduled") or entry in names_in_torch(place, state):
-        return True
-    if entry == "count" and place.link.hyperparams.schedules:
-        return True
-    if place.rule == "accumulate":  # between two windows it holds nothing
-        return entry == "updates" or int(place.state_in(state)["count"]) == 0
-    return False
+    return without_place(found, state, has_place)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from optchain.core.transformation import State
-from optchain.interop.links import Place
+from optchain.interop.links import Place, check_velocity
 
 COUNT = "step"
 
@@ -42,11 +42,7 @@ def names_in_torch(place: Place, state: State) -> dict[str, str]:
       ValueError: a velocity that has the learning rate in it, as Keras's.
     """
     known = ENTRIES.get(place.rule, {})
-    if place.rule == "apply_momentum" and place.follows_rate:
-        raise ValueError(
-            f"{place} comes after the learning rate, so that its velocity has the rate in it, and PyTorch's has not: "
-            "use presets.torch.sgd, or put apply_momentum before scale_by_learning_rate"
-        )
+    check_velocity(place, "PyTorch's")
     return {entry: known[entry] for entry in place.state_in(state) if entry in known}
 
 
