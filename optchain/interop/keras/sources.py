@@ -94,8 +94,9 @@ def of_live(source: Any) -> Source:
     is_model = hasattr(source, "trainable_variables") and hasattr(source, "layers")
     optimizer = getattr(source, "optimizer", None) if is_model else source
     if not is_model:
-        check_optimizer("source", optimizer)
-    trained = list(source.trainable_variables) if is_model else trained_by(optimizer)
+        _check_optimizer(optimizer)
+    # An optimizer keeps what it was built for, in its order.
+    trained = source.trainable_variables if is_model else source._trainable_variables
     return Source(
         name=f"the {type(source).__name__} {source.name!r}",
         recipe=None if optimizer is None else recipe_of(optimizer),
@@ -105,20 +106,14 @@ def of_live(source: Any) -> Source:
     )
 
 
-def check_optimizer(argument: str, optimizer: Any) -> None:
-    """Requires a live optimizer that is built."""
+def _check_optimizer(optimizer: Any) -> None:
     if not (hasattr(optimizer, "get_config") and hasattr(optimizer, "variables") and hasattr(optimizer, "built")):
         raise TypeError(
-            f"{argument} must be a Keras optimizer or model, or the path of a file; "
+            "source must be a Keras optimizer or model, or the path of a file; "
             f"got {optimizer!r} ({type(optimizer).__name__})"
         )
     if not optimizer.built:
-        raise ValueError(f"{argument} must be built, optimizer.build(model.trainable_variables): it has no state yet")
-
-
-def trained_by(optimizer: Any) -> list[Any]:
-    """The model's variables that a live optimizer was built for, in its order."""
-    return list(optimizer._trainable_variables)
+        raise ValueError("source must be built, optimizer.build(model.trainable_variables): it has no state yet")
 
 
 def recipe_of(optimizer: Any) -> Mapping[str, Any]:
