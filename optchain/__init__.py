@@ -82,6 +82,9 @@ from optchain.transforms.scaling import scale as scale
 from optchain.transforms.scaling import scale_by_path as scale_by_path
 from optchain.wrappers.accumulation import accumulate as accumulate
 from optchain.wrappers.accumulation import flush as flush
+from optchain.wrappers.compact import compact as compact
+from optchain.wrappers.compact import narrow as narrow
+from optchain.wrappers.compact import wide_params as wide_params
 from optchain.wrappers.decay_first import decay_first as decay_first
 from optchain.wrappers.loss_scale import dynamic_loss_scale as dynamic_loss_scale
 from optchain.wrappers.loss_scale import scale_loss as scale_loss

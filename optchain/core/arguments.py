@@ -258,6 +258,12 @@ def check_bool(name: str, value: Any) -> bool:
     return bool(value)
 
 
+def check_choice(name: str, value: Any, allowed: tuple[Any, ...]) -> Any:
+    if isinstance(value, bool) or not isinstance(value, int | str) or value not in allowed:
+        raise ValueError(f"{name} must be {', '.join(map(repr, allowed[:-1]))} or {allowed[-1]!r}; got {value!r}")
+    return value
+
+
 def check_function(name: str, value: Any) -> None:
     if not callable(value):
         raise TypeError(f"{name} must be a function; got {value!r} ({type(value).__name__})")

@@ -40,16 +40,17 @@ class Composite(Transformation):
         grads = self._admitted(grads)
         own, values, kept = self._enter(state, grads, extra)
         params, own = self._apply(params, own, grads, **values)
-        return params, {**kept, **own}
+        return params, kept | self._stored(own, state)
 
     def run_project(self, params: Tree, state: State, extra: Mapping[str, Any]) -> tuple[Tree, State]:
         own, values, kept = self._enter(state, params, extra)
         params, own = self._project(params, own, **values)
-        return params, {**kept, **own}
+        return params, kept | self._stored(own, state)
 
     def run_flush(self, params: Tree, state: State, extra: Mapping[str, Any]) -> tuple[Tree, State]:
         self._check_state(state, params)
-        return self._flush(params, state, **{**extra, **self.hyperparams.last(state)})
+        params, own = self._flush(params, self._loaded(state), **{**extra, **self.hyperparams.last(state)})
+        return params, self._stored(own, state)
 
 
 def nonempty_states(states: Mapping[str, State]) -> dict[str, Any]:

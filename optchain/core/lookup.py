@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from optchain.core import storage
 from optchain.core.slot import lies_in_slot
 from optchain.core.trees import Path, path_code, path_names
 
@@ -104,8 +105,8 @@ def _has_modules(tree: Any, kind: type) -> bool:
 
 
 def find_trees(state: Any, name: str) -> list[tuple[str, Any]]:
-    """The subtrees `name` that a link keeps next to its `count`, each with the path of the link's state."""
-    return [(path, node[name]) for path, node in find_states(state, name, "count")]
+    """The slots `name` that a link keeps next to its `count`, each with the path of the link's state."""
+    return [(path, storage.load(node[name])) for path, node in find_states(state, name, "count")]
 
 
 def find_states(state: Any, *names: str) -> list[tuple[str, Any]]:

@@ -79,7 +79,7 @@ class ParameterLink(Transformation):
     def run_project(self, params: Tree, state: State, extra: Mapping[str, Any]) -> tuple[Tree, State]:
         own, values, kept = self._enter(state, params, extra)
         made, own = self._project(params, own, **values)
-        return self._as_parameters(made, params), {**kept, **own}
+        return self._as_parameters(made, params), kept | self._stored(own, state)
 
     def run_flush(self, params: Tree, state: State, extra: Mapping[str, Any]) -> tuple[Tree, State]:
         # A projection holds for the flushed parameters too. An average does not see them.

@@ -8,7 +8,7 @@ import dataclasses
 import math
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,9 @@ import jax.numpy as jnp
 from optchain.core import arguments, trees
 from optchain.core.identity import FACTORIES
 from optchain.core.trees import Tree
+
+
+Narrowest: TypeAlias = Literal["int8", "bfloat16", "float32"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +32,9 @@ class Slot:
         `lazy_rows` catches up by it.
       dtype: the dtype in which it is stored; None for the parameter's, float32 or wider. Complex leaves stay complex.
       full: whether its leaves have the parameters' shapes.
+      nonnegative: whether its numbers are >= 0, as squares are: `compact` stores them by their logarithm.
+      narrowest: the narrowest storage that `compact` chooses for it: "int8"; "bfloat16" or "float32" for what a rule takes
+        maxima or small differences of, which roundings would bias.
 
     Raises:
       TypeError, ValueError: something that is none of these.
@@ -45,6 +51,8 @@ class Slot:
     decay: str | None = None
     dtype: str | None = None
     full: bool = True
+    nonnegative: bool = False
+    narrowest: Narrowest = "int8"
 
     def __post_init__(self) -> None:
         arguments.check_bool("real", self.real)
@@ -56,6 +64,8 @@ class Slot:
             arguments.check_identifier("decay", self.decay)
         object.__setattr__(self, "dtype", arguments.check_dtype("dtype", self.dtype))
         arguments.check_bool("full", self.full)
+        arguments.check_bool("nonnegative", self.nonnegative)
+        arguments.check_choice("narrowest", self.narrowest, get_args(Narrowest))
         if self.real and self.start == "params":
             raise ValueError('real slots cannot start from "params", which may be complex; give start a number')
 
@@ -89,6 +99,11 @@ def stored(slots: Mapping[str, Slot], dtype: Any, *, argument: str = "moment_dty
         )
         for name, slot in slots.items()
     }
+
+
+def no_narrower(narrowest: Narrowest, **slots: Slot) -> dict[str, Slot]:
+    """The slots, as those that `compact` stores no narrower than that."""
+    return {name: dataclasses.replace(slot, narrowest=narrowest) for name, slot in slots.items()}
 
 
 def split_by_rule(dtype: Any, *slots: Mapping[str, Slot]) -> list[Any]:

@@ -21,7 +21,7 @@ from typing import Any, Literal, Self, TypeAlias, get_args
 import jax
 import jax.numpy as jnp
 
-from optchain.core import arguments, trees
+from optchain.core import arguments, storage, trees
 from optchain.core.hyperparams import Hyperparams
 from optchain.core.identity import Identity
 from optchain.core.row_gradient import is_rows
@@ -221,7 +221,8 @@ class Transformation(Identity):
             )
         incoming, params = self._check_call("updates", updates, state, params, extra)
         outgoing, state = self.run_update(incoming, state, params, extra)
-        return trees.cast_tree(trees.force(outgoing), updates), state
+        outgoing = trees.force(outgoing)
+        return (outgoing if self.keeps_low_bits else trees.cast_tree(outgoing, updates)), state
 
     def apply(self, params: Tree, state: State, *, grads: Tree, **extra: Any) -> tuple[Tree, State]:
         """One step in the fused form: `update` followed by `optax.apply_updates`, up to rounding in the parameters' dtype.
@@ -302,7 +303,7 @@ class Transformation(Identity):
         made, own = self._update(updates, own, params, **values)
         if not self.parts:
             self._check_made(made, updates, params)
-        return made, {**kept, **own}
+        return made, kept | self._stored(own, state)
 
     def run_apply(self, params: Tree, state: State, grads: Tree, extra: Mapping[str, Any]) -> tuple[Tree, State]:
         """`apply` without the checks."""
@@ -341,7 +342,15 @@ class Transformation(Identity):
         if "count" in self.hyperparams.fields and "count" not in self._own_fields:
             kept["count"] = trees.increment(state["count"])
         own = {name: entry for name, entry in state.items() if name not in kept}
-        return own, {**extra, **values}, kept
+        return self._loaded(own), {**extra, **values}, kept
+
+    def _loaded(self, own: State) -> dict[str, Any]:
+        """The link's own entries, with its slots as it sees them, however they are stored."""
+        return {**own, **{name: storage.load(own[name]) for name in self.slots if name in own}}
+
+    def _stored(self, own: State, state: State) -> dict[str, Any]:
+        """The link's own new entries, with its slots stored as those of the state were."""
+        return {**own, **{name: storage.store(own[name], state[name], name) for name in self.slots if name in own}}
 
     def _check_state(self, state: State, reference: Tree) -> None:
         if not isinstance(state, dict):
@@ -368,7 +377,7 @@ class Transformation(Identity):
         reference = trees.unscaled(reference)
         full = [name for name, slot in self.slots.items() if slot.full]
         for name in [*full, *(self._undeclared(state, reference) if self.rowwise else [])]:
-            trees.check_match(f'{self.name} state["{name}"]', state[name], "updates", reference)
+            storage.check(f'{self.name} state["{name}"]', state[name], "updates", reference)
 
     # What may be asked of it ----------------------------------------------------------------------------------------------
 
@@ -381,6 +390,11 @@ class Transformation(Identity):
     def settable(self) -> Mapping[str, Any]:
         """The hyperparameters that `set_hyperparams` can change, with the values that they begin with."""
         return MappingProxyType(self.hyperparams.settable)
+
+    @property
+    def keeps_low_bits(self) -> bool:
+        """Whether the parameters are a part of the numbers that are trained, so that updates must be wider than they are."""
+        return any(part.keeps_low_bits for part in self.links)
 
     @property
     def open_ended(self) -> bool:

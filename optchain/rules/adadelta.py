@@ -13,8 +13,8 @@ from optchain.core.trees import abs_square, root
 from optchain.rules.moments import scaled_square
 
 SLOTS = declare(
-    e_g=Slot(real=True, decay="rho"),  # the average of the squared gradients
-    e_x=Slot(real=True, decay="rho"),  # the average of the squared steps
+    e_g=Slot(real=True, nonnegative=True, decay="rho", narrowest="bfloat16"),  # the average of the squared gradients
+    e_x=Slot(real=True, nonnegative=True, decay="rho", narrowest="bfloat16"),  # the average of the squared steps
 )
 
 

@@ -13,7 +13,7 @@ from optchain.core.transformation import Transformation
 from optchain.core.trees import abs_square, root
 
 SLOTS = declare(
-    sum_of_squares=Slot(real=True),  # the initial value and the squares of all gradients
+    sum_of_squares=Slot(real=True, nonnegative=True),  # the initial value and the squares of all gradients
 )
 
 

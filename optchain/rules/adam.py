@@ -9,15 +9,15 @@ from optchain.core import arguments
 from optchain.core.hyperparams import Hyperparam
 from optchain.core.registry import register
 from optchain.core.rule import Leaf, LeafUpdate, rule
-from optchain.core.slot import Slot, declare, stored
+from optchain.core.slot import Slot, declare, no_narrower, stored
 from optchain.core.transformation import Transformation
 from optchain.core.trees import root
 from optchain.rules.moments import average, average_of_squares, one_minus_power
 
 SLOTS = declare(
     mu=Slot(decay="beta_1"),  # the average of the gradients
-    nu=Slot(real=True, decay="beta_2"),  # the average of their squares
-    nu_max=Slot(real=True),  # with AMSGrad, the largest `nu` so far
+    nu=Slot(real=True, nonnegative=True, decay="beta_2"),  # the average of their squares
+    nu_max=Slot(real=True, nonnegative=True),  # with AMSGrad, the largest `nu` so far
 )
 
 
@@ -82,7 +82,9 @@ def scale_by_adam(
 
         return leaf
 
-    slots = {name: slot for name, slot in SLOTS.items() if amsgrad or name != "nu_max"}
+    slots = {name: slot for name, slot in SLOTS.items() if name != "nu_max"}
+    if amsgrad:  # the largest of numbers with roundings is too large
+        slots |= no_narrower("bfloat16", nu=SLOTS["nu"], nu_max=SLOTS["nu_max"])
     return rule(
         step,
         slots=stored(slots, moment_dtype),

@@ -15,7 +15,7 @@ from optchain.rules.moments import average, magnitude, one_minus_power
 
 SLOTS = declare(
     mu=Slot(decay="beta_1"),  # the average of the gradients
-    nu=Slot(real=True, decay="beta_2"),  # the largest magnitude, which decays
+    nu=Slot(real=True, nonnegative=True, decay="beta_2", narrowest="bfloat16"),  # the largest magnitude, which decays
 )
 
 

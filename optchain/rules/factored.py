@@ -29,10 +29,12 @@ class ScaleByFactoredRmsState(TypedDict):
 
 SLOTS = declare(
     v_row=Slot(
-        real=True, full=False
+        real=True, nonnegative=True, full=False
     ),  # the average of the squared gradients over the last axis; of one element where a leaf is not factored
-    v_col=Slot(real=True, full=False),  # the average over the last axis but one, likewise
-    v=Slot(real=True, full=False),  # the average itself, where a leaf is not factored; of one element where it is
+    v_col=Slot(real=True, nonnegative=True, full=False),  # the average over the last axis but one, likewise
+    v=Slot(
+        real=True, nonnegative=True, full=False
+    ),  # the average itself, where a leaf is not factored; of one element where it is
 )
 
 

@@ -15,7 +15,9 @@ from optchain.core.trees import abs_square, is_complex, root
 from optchain.rules.moments import magnitude
 
 SLOTS = declare(
-    sum_of_squares=Slot(real=True),  # the initial value and the squares of all gradients: `n` in the paper
+    sum_of_squares=Slot(
+        real=True, nonnegative=True
+    ),  # the initial value and the squares of all gradients: `n` in the paper
     linear_term=Slot(),  # the linear term of the problem that the parameters solve: `z` in the paper
 )
 

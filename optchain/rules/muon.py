@@ -34,7 +34,7 @@ class ScaleByMuonState(TypedDict):
 SLOTS = declare(
     mu=Slot(),  # the momentum of a matrix, the average of any other's gradients
     adam_nu=Slot(
-        real=True, full=False
+        real=True, nonnegative=True, full=False
     ),  # the average of the squares; of one element for a matrix that is made orthogonal
 )
 

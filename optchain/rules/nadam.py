@@ -16,7 +16,7 @@ from optchain.rules.moments import average, average_of_squares, one_minus_power
 
 SLOTS = declare(
     mu=Slot(decay="beta_1"),  # the average of the gradients
-    nu=Slot(real=True, decay="beta_2"),  # the average of their squares
+    nu=Slot(real=True, nonnegative=True, decay="beta_2"),  # the average of their squares
 )
 
 

@@ -9,13 +9,13 @@ from optchain.core import arguments
 from optchain.core.hyperparams import Hyperparam
 from optchain.core.registry import register
 from optchain.core.rule import Leaf, LeafUpdate, rule
-from optchain.core.slot import Slot, declare, stored
+from optchain.core.slot import Slot, declare, no_narrower, stored
 from optchain.core.transformation import Transformation
 from optchain.core.trees import abs_square, root
 from optchain.rules.moments import one_minus_power, scaled_square
 
 SLOTS = declare(
-    nu=Slot(real=True, decay="rho"),  # the average of the squared gradients
+    nu=Slot(real=True, nonnegative=True, decay="rho"),  # the average of the squared gradients
     mu=Slot(decay="rho"),  # when centered, the average of the gradients
 )
 
@@ -85,7 +85,8 @@ def scale_by_rms(
 
         return leaf
 
-    slots = {name: slot for name, slot in SLOTS.items() if centered or name != "mu"}
+    # When centered, the difference of two numbers that may be close: a rounding of either would be all of it.
+    slots = no_narrower("float32", **SLOTS) if centered else {"nu": SLOTS["nu"]}
     return rule(
         corrected if bias_correction else plain,
         slots=stored(slots, moment_dtype),

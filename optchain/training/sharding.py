@@ -18,6 +18,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from optchain.core import arguments
 from optchain.core.optax_link import as_transformation
+from optchain.core.storage import block_shape
 from optchain.core.transformation import State
 from optchain.core.trees import Path, Tree, check_leaves, dtype_of, leaves_with_paths, path_code, path_names
 
@@ -32,7 +33,8 @@ def state_shardings(
 
     A leaf of the state mirrors a parameter if it lies at the parameter's path below a tree in which every leaf does. It has
     the parameter's sharding if it has its shape; counters, metrics, hyperparameters, and leaves of other shapes (the rows
-    and columns of `scale_by_factored_rms`) are whole on every device.
+    and columns of `scale_by_factored_rms`) are whole on every device. Codes of `compact` and their scales are split as their
+    parameter is, where 32 times the number of parts divides its length.
 
     With `axis` every leaf that mirrors a parameter is split over that axis too, along the first dimension that still
     divides; one with no such dimension stays as it is. Over the axis of the batch that is ZeRO's first stage: each device
@@ -78,6 +80,9 @@ def state_shardings(
         if owner is None:
             return whole
         shape, sharding = parameters[owner]
+        scales = block_shape(shape)
+        if scales is not None and _is_in_blocks(path, owner, leaf) and _divides(sharding, scales):
+            return split(sharding, scales, axes)  # codes and scales alike, and no block is cut
         return split(sharding if leaf.shape == shape else whole, leaf.shape, axes)
 
     return jax.tree_util.tree_map_with_path(place, state)
@@ -229,6 +234,20 @@ def mirrored(state: Tree, parameters: frozenset[tuple[str, ...]]) -> dict[tuple[
             mirrors[path[:depth]] = mirrors.get(path[:depth], True) and path[depth:] in parameters
     roots = ((path, next((d for d in range(len(path) + 1) if mirrors[path[:d]]), None)) for path in paths)
     return {path: path[depth:] for path, depth in roots if depth is not None}
+
+
+def _is_in_blocks(path: Path, owner: tuple[str, ...], leaf: Any) -> bool:
+    """Whether a leaf is the codes or the scales of numbers that are stored in blocks."""
+    names = path_names(path)
+    kind = names[len(names) - len(owner) - 1 : len(names) - len(owner)]
+    return kind == ("scales",) or (kind == ("codes",) and jnp.issubdtype(leaf.dtype, jnp.integer))
+
+
+def _divides(sharding: NamedSharding, shape: tuple[int, ...]) -> bool:
+    """Whether the sharding splits the shape evenly."""
+    parts = [() if part is None else part if isinstance(part, tuple) else (part,) for part in sharding.spec]
+    pieces = [math.prod(sharding.mesh.shape[name] for name in names) for names in parts]
+    return all(length % count == 0 for length, count in zip(shape, pieces, strict=False))
 
 
 def split(sharding: NamedSharding, shape: tuple[int, ...], axes: tuple[str, ...]) -> NamedSharding:

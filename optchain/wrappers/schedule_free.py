@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optchain.core import trees
+from optchain.core import storage, trees
 from optchain.core.composite import Composite, nonempty_states
 from optchain.core.each_leaf import each_leaf
 from optchain.core.hyperparams import Hyperparam, Hyperparams
@@ -142,7 +142,7 @@ def schedule_free_params(params: Tree, state: Any) -> Tree:
     if not found:
         raise ValueError("the state must have a schedule_free in it; it has none")
     iterates = leaves_by_path(
-        "schedule_free of the same parameters", [(place, node["iterates"]) for place, node in found]
+        "schedule_free of the same parameters", [(place, storage.load(node["iterates"])) for place, node in found]
     )
 
     def average(y: jax.Array, index: int, z: jax.Array) -> jax.Array:

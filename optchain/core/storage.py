@@ -1,0 +1,252 @@
+"""Storage: numbers that are kept in one or two bytes between two steps.
+
+An entry of a state that is stored so is a plain dict, `{"codes": tree, "scales": tree, "draws": number}`: codes have the
+parameters' shapes, scales have one for each block of 32 numbers, along one axis. Links never see it: what a link keeps is
+loaded before it runs and stored after, as it was stored before. Arithmetic is done in float32.
+
+    int8      blocks of 32, signed            s · sign(c) · (|c| / 127)⁴,            s the largest magnitude
+    uint8     blocks of 32, not negative      s · 2^(22 (c − 255) / 254), c > 0;  0   s the largest value
+    bfloat16  no blocks                       the upper half of the float32
+
+A number between two codes becomes one of them at random, so that an average moves on where a step of it is less than a
+rounding: `E[load(store(x))] = x` for int8 and bfloat16. Of a code of uint8 it is the logarithm that is right on average, so
+that the root by which a second moment divides is. No number but 0 is stored as 0 in uint8. The random numbers are a hash of
+the place in the leaf and of the entry's name, moved on by the golden ratio at each store: the same on one device and on many.
+"""
+
+import math
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from optchain.core import trees
+from optchain.core.trees import Path, Tree
+
+BLOCK = 32
+"""The numbers that share a scale."""
+_BINADES = 22
+"""What uint8 spans: its codes are 6 % apart."""
+_SMALLEST_SCALE = 2.0**-104
+"""So that what is 22 binades below it is a normal number."""
+
+
+def block_axis(shape: tuple[int, ...]) -> int | None:
+    """The axis along which blocks of a leaf lie, counted from the end; None if 32 divides none.
+
+    It depends on the shape alone, so that a state has the same bits however it is split. Of several axes it is the one that
+    can be split over the most devices without a block being cut.
+    """
+
+    def pieces(axis: int) -> int:
+        blocks = shape[axis] // BLOCK
+        return blocks & -blocks
+
+    fitting = [axis for axis in (-2, -1, *range(-3, -len(shape) - 1, -1)) if -axis <= len(shape)]
+    fitting = [axis for axis in fitting if shape[axis] and shape[axis] % BLOCK == 0]
+    return max(fitting, key=pieces, default=None)
+
+
+def block_shape(shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The shape of the scales of a leaf: one for each block; None if it has no blocks."""
+    axis = block_axis(shape)
+    if axis is None:
+        return None
+    return tuple(n // BLOCK if i - len(shape) == axis else n for i, n in enumerate(shape))
+
+
+# One leaf -------------------------------------------------------------------------------------------------------------
+
+
+def load_leaf(codes: jax.Array, scale: jax.Array | None) -> jax.Array:
+    """What a leaf of codes stands for, in float32; a leaf that is stored wide as it is."""
+    if scale is None:
+        return trees.wide(codes)
+    q = _in_blocks(codes.astype(jnp.float32), codes.shape)
+    s = jnp.expand_dims(scale.astype(jnp.float32), _within(codes.shape))
+    if codes.dtype == jnp.int8:
+        x = _signed_value(jnp.abs(q)) * jnp.sign(q) * s
+    else:
+        x = jnp.where(q > 0, _positive_value(q), 0) * s
+    return x.reshape(codes.shape)
+
+
+def store_leaf(
+    x: jax.Array, codes: jax.Array, scale: jax.Array | None, draw: Callable[[tuple[int, ...]], jax.Array]
+) -> tuple[jax.Array, jax.Array | None]:
+    """A leaf stored as `codes, scale` were. `draw(shape)` are uniform numbers in [0, 1)."""
+    if scale is None:
+        return (round_at_random(x, draw(x.shape)) if codes.dtype == jnp.bfloat16 else x.astype(codes.dtype)), None
+    blocks, r = _in_blocks(x, x.shape), _in_blocks(draw(x.shape), x.shape)
+    magnitude = jnp.abs(blocks)
+    largest = jnp.max(magnitude, _within(x.shape), keepdims=True)
+    s = _rounded_up(largest) if codes.dtype == jnp.int8 else jnp.maximum(_rounded_up(largest), _SMALLEST_SCALE)
+    s = jnp.where(largest > 0, s, largest)  # 0 and NaN as they are
+    n = jnp.minimum(magnitude / jnp.where(s > 0, s, 1), 1)
+    if codes.dtype == jnp.int8:
+        lower = jnp.minimum(jnp.floor(127 * jnp.sqrt(jnp.sqrt(n))), 126)
+        below, above = _signed_value(lower), _signed_value(lower + 1)
+        q = (lower + (r * (above - below) < n - below)) * jnp.sign(blocks)
+    else:
+        exponent = jnp.log2(jnp.maximum(n, 2.0 ** -(_BINADES + 1)))
+        q = jnp.clip(jnp.floor(255 + exponent * (254 / _BINADES) + r), 1, 255)
+        q = jnp.where(magnitude > 0, q, 0)
+    q = jnp.where(jnp.isfinite(s), q, 1)  # times a scale that is not finite: neither is what is loaded
+    return q.astype(codes.dtype).reshape(x.shape), jnp.squeeze(s, _within(x.shape)).astype(scale.dtype)
+
+
+def _signed_value(q: jax.Array) -> jax.Array:
+    root = jnp.square(q * np.float32(1 / 127))
+    return root * root
+
+
+def _positive_value(q: jax.Array) -> jax.Array:
+    return jnp.exp2((q - 255) * np.float32(_BINADES / 254))
+
+
+def round_at_random(x: jax.Array, r: jax.Array) -> jax.Array:
+    """float32 to one of the two bfloat16 around it, the nearer the likelier; `r` are uniform numbers in [0, 1)."""
+    bits = lax.bitcast_convert_type(x, jnp.uint32) + (r * 2.0**16).astype(jnp.uint32)
+    up = lax.bitcast_convert_type(bits & np.uint32(0xFFFF0000), jnp.float32)
+    largest = float(jnp.finfo(jnp.bfloat16).max)
+    return jnp.where(jnp.isfinite(x), jnp.clip(up, -largest, largest), x).astype(jnp.bfloat16)
+
+
+def _rounded_up(x: jax.Array) -> jax.Array:
+    """The least bfloat16 that is not below `x >= 0`, as float32; at most the largest finite one."""
+    bits = lax.bitcast_convert_type(x, jnp.uint32) + np.uint32(0xFFFF)
+    up = lax.bitcast_convert_type(bits & np.uint32(0xFFFF0000), jnp.float32)
+    return jnp.where(jnp.isfinite(x), jnp.minimum(up, float(jnp.finfo(jnp.bfloat16).max)), x)
+
+
+def _in_blocks(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """The leaf with its block axis as two: the blocks, and the 32 numbers of one."""
+    axis = _within(shape) - 1
+    return x.reshape(*shape[:axis], shape[axis] // BLOCK, BLOCK, *shape[axis + 1 :])
+
+
+def _within(shape: tuple[int, ...]) -> int:
+    """The axis of the numbers of one block, of a leaf in blocks."""
+    axis = block_axis(shape)
+    assert axis is not None
+    return len(shape) + axis + 1
+
+
+def uniform(shape: tuple[int, ...], draws: jax.Array, salt: Any) -> jax.Array:
+    """Numbers in [0, 1), of 24 bits: of each place a sequence in `draws` that fills the interval evenly."""
+    place = jnp.full(shape, salt, jnp.uint32)
+    for axis in range(len(shape)):
+        stride = math.prod(shape[axis + 1 :]) % 2**32
+        place += lax.broadcasted_iota(jnp.uint32, shape, axis) * np.uint32(stride)
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):  # Wellons' hash prospector: "lowbias32"
+        place = (place ^ (place >> shift)) * np.uint32(factor)
+    place = (place ^ (place >> 16)) + draws.astype(jnp.uint32) * np.uint32(0x9E3779B9)  # 2³² over the golden ratio
+    return (place >> 8).astype(jnp.float32) * np.float32(2.0**-24)
+
+
+# An entry of a state -----------------------------------------------------------------------------------------------------
+
+
+def is_packed(entry: Any) -> bool:
+    """Whether an entry of a state is stored in codes. No tree of parameters is, for it has no integers."""
+    return (
+        isinstance(entry, Mapping)
+        and set(entry) == {"codes", "scales", "draws"}
+        and jnp.issubdtype(getattr(entry["draws"], "dtype", jnp.float32), jnp.integer)
+    )
+
+
+def pack(entry: Tree, name: str, kind: Any, *, signed: bool, keep_wide: Callable[[Path, jax.Array], bool]) -> Tree:
+    """A wide entry of a state, stored; the entry itself where no leaf of it is.
+
+    Args:
+      entry: a tree of arrays.
+      name: what it is called: two entries do not draw the same random numbers.
+      kind: `"int8"` or `"bfloat16"`.
+      signed: whether its numbers may be negative.
+      keep_wide: of the path of a leaf and the leaf, whether it stays as it is. Leaves that are not float32 do, and for
+        `"int8"` those with no axis that 32 divides.
+    """
+    code_dtype = jnp.bfloat16 if kind == "bfloat16" else jnp.int8 if signed else jnp.uint8
+
+    def of_kind(path: Path, x: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        scale_shape = block_shape(x.shape)
+        if keep_wide(path, x) or x.dtype != jnp.float32 or (kind == "int8" and scale_shape is None):
+            return x, None
+        scale = jnp.zeros(scale_shape, jnp.bfloat16) if kind == "int8" and scale_shape is not None else None
+        return jnp.zeros_like(x, code_dtype), scale
+
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(entry)
+    like = [of_kind(path, x) for path, x in leaves]
+    if all(codes is x for (codes, _), (_, x) in zip(like, leaves, strict=True)):
+        return entry
+    first = {
+        "codes": treedef.unflatten([codes for codes, _ in like]),
+        "scales": treedef.unflatten([scale for _, scale in like]),
+        "draws": jnp.zeros((), jnp.int32),
+    }
+    # XLA would work out at length, when it compiles, what is made of zeros.
+    return store(jax.tree.map(lax.optimization_barrier, entry), first, name)
+
+
+def check(root: str, entry: Tree, reference_root: str, reference: Tree) -> None:
+    """Requires an entry of the shapes of the reference, and of one that is packed scales for its blocks.
+
+    Raises:
+      ValueError: another structure or shape (the message names the leaf).
+    """
+    if not is_packed(entry):
+        trees.check_match(root, entry, reference_root, reference)
+        return
+    trees.check_match(f'{root}["codes"]', entry["codes"], reference_root, reference)
+    codes, treedef = jax.tree_util.tree_flatten_with_path(entry["codes"])
+    for (path, code), scale in zip(codes, treedef.flatten_up_to(entry["scales"]), strict=True):
+        expected = block_shape(code.shape) if jnp.issubdtype(code.dtype, jnp.integer) else None
+        if (None if scale is None else jnp.shape(scale)) != expected:
+            found = "no scale" if scale is None else f"shape {jnp.shape(scale)}"
+            where = trees.path_code(f'{root}["scales"]', path)
+            raise ValueError(f"{where}: {found}, the codes ask for {expected or 'none'}")
+
+
+def load(entry: Tree) -> Tree:
+    """An entry of a state as links see it: what is packed, in float32; anything else as it is."""
+    if not is_packed(entry):
+        return entry
+    codes, treedef = jax.tree.flatten(entry["codes"])
+    return treedef.unflatten(map(_load_leaf, codes, treedef.flatten_up_to(entry["scales"])))
+
+
+def store(new: Tree, old: Tree, name: str) -> Tree:
+    """An entry that a link made, stored as the old one was."""
+    if not is_packed(old):
+        return new
+    codes, treedef = jax.tree.flatten(old["codes"])
+    scales = treedef.flatten_up_to(old["scales"])
+    draws = trees.increment(old["draws"])
+    salt = np.uint32(zlib.crc32(name.encode()))
+    stored = [
+        _store_leaf(x, code, scale, draws, salt)
+        for x, code, scale in zip(treedef.flatten_up_to(new), codes, scales, strict=True)
+    ]
+    return {
+        "codes": treedef.unflatten([code for code, _ in stored]),
+        "scales": treedef.unflatten([scale for _, scale in stored]),
+        "draws": draws,
+    }
+
+
+_load_leaf = jax.jit(load_leaf)
+"""Traced once for all leaves of a shape."""
+
+
+@jax.jit
+def _store_leaf(
+    x: jax.Array, codes: jax.Array, scale: jax.Array | None, draws: jax.Array, salt: np.uint32
+) -> tuple[jax.Array, jax.Array | None]:
+    if codes.dtype == x.dtype:
+        return x, None
+    return store_leaf(x, codes, scale, lambda shape: uniform(shape, draws, salt))
