@@ -5,13 +5,13 @@ parameters' shapes, scales have one for each block of 32 numbers, along one axis
 loaded before it runs and stored after, as it was stored before. Arithmetic is done in float32.
 
     int8      blocks of 32, signed            s · sign(c) · (|c| / 127)⁴,            s the largest magnitude
-    uint8     blocks of 32, not negative      s · 2^(22 (c − 255) / 254), c > 0;  0   s the largest value
+    uint8     blocks of 32, not negative      s · 2^(16 (c − 255) / 254), c > 0;  0   s the largest value
     bfloat16  no blocks                       the upper half of the float32
 
 A number between two codes becomes one of them at random, so that an average moves on where a step of it is less than a
 rounding: `E[load(store(x))] = x` for int8 and bfloat16. Of a code of uint8 it is the logarithm that is right on average, so
 that the root by which a second moment divides is. No number but 0 is stored as 0 in uint8. The random numbers are a hash of
-the place in the leaf and of the entry's name, moved on by the golden ratio at each store: the same on one device and on many.
+the place in the leaf, of the entry's name and of the number of stores: the same on one device and on many.
 """
 
 import math
@@ -29,10 +29,10 @@ from optchain.core.trees import Path, Tree
 
 BLOCK = 32
 """The numbers that share a scale."""
-_BINADES = 22
-"""What uint8 spans: its codes are 6 % apart."""
-_SMALLEST_SCALE = 2.0**-104
-"""So that what is 22 binades below it is a normal number."""
+_BINADES = 16
+"""What uint8 spans: its codes are 4 % apart."""
+_SMALLEST_SCALE = 2.0**-109
+"""So that what is 16 binades below it is a normal number."""
 
 
 def block_axis(shape: tuple[int, ...]) -> int | None:
@@ -86,7 +86,8 @@ def store_leaf(
     largest = jnp.max(magnitude, _within(x.shape), keepdims=True)
     s = _rounded_up(largest) if codes.dtype == jnp.int8 else jnp.maximum(_rounded_up(largest), _SMALLEST_SCALE)
     s = jnp.where(largest > 0, s, largest)  # 0 and NaN as they are
-    n = jnp.minimum(magnitude / jnp.where(s > 0, s, 1), 1)
+    unit = jnp.where(s > 1, np.float32(2.0**-32), np.float32(2.0**32))  # so that the reciprocal, which XLA may take, is normal
+    n = jnp.minimum(magnitude * unit / jnp.where(s > 0, s * unit, 1), 1)
     if codes.dtype == jnp.int8:
         lower = jnp.minimum(jnp.floor(127 * jnp.sqrt(jnp.sqrt(n))), 126)
         below, above = _signed_value(lower), _signed_value(lower + 1)
@@ -137,15 +138,24 @@ def _within(shape: tuple[int, ...]) -> int:
 
 
 def uniform(shape: tuple[int, ...], draws: jax.Array, salt: Any) -> jax.Array:
-    """Numbers in [0, 1), of 24 bits: of each place a sequence in `draws` that fills the interval evenly."""
+    """Numbers in [0, 1), of 24 bits, that differ with the place in the leaf, with `draws` and with `salt`.
+
+    They are random, and not a sequence that fills the interval evenly: with such a one averages go astray, since what was
+    drawn last shows in where a number lies between its codes.
+    """
     place = jnp.full(shape, salt, jnp.uint32)
     for axis in range(len(shape)):
         stride = math.prod(shape[axis + 1 :]) % 2**32
         place += lax.broadcasted_iota(jnp.uint32, shape, axis) * np.uint32(stride)
-    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):  # Wellons' hash prospector: "lowbias32"
-        place = (place ^ (place >> shift)) * np.uint32(factor)
-    place = (place ^ (place >> 16)) + draws.astype(jnp.uint32) * np.uint32(0x9E3779B9)  # 2³² over the golden ratio
-    return (place >> 8).astype(jnp.float32) * np.float32(2.0**-24)
+    bits = _mixed(_mixed(place) + draws.astype(jnp.uint32) * np.uint32(0x9E3779B9))
+    return (bits >> 8).astype(jnp.float32) * np.float32(2.0**-24)
+
+
+def _mixed(bits: jax.Array) -> jax.Array:
+    """A hash of 32 bits: "lowbias32" of Wellons' hash prospector, https://nullprogram.com/blog/2018/07/31/."""
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+        bits = (bits ^ (bits >> shift)) * np.uint32(factor)
+    return bits ^ (bits >> 16)
 
 
 # An entry of a state -----------------------------------------------------------------------------------------------------

@@ -43,7 +43,7 @@ def compact(
     Every entry of the state that has a number for each parameter is stored so, whatever link keeps it: presets, chains, gates,
     groups, links of one's own. Arithmetic is done in float32, and the rules do not know of it. In bytes a number:
 
-        int8        1.06    blocks of 32 with a scale each; of what is a square, 22 binades that are 6 % apart; of other
+        int8        1.06    blocks of 32 with a scale each; of what is a square, codes 4 % apart over 16 binades; of other
                             numbers c⁴, of a signed c of 8 bits. Numbers between two codes become one of them at random,
                             so that averages move on; no square but 0 becomes 0.
         bfloat16    2       rounded at random to one of the two neighbours, the nearer the likelier

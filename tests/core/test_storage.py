@@ -1,0 +1,170 @@
+"""Numbers in one or two bytes: what is stored and loaded again, over the whole range of float32."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from optchain.core import low_bits, storage
+
+TINY = float(jnp.finfo(jnp.float32).tiny)
+LARGEST = float(jnp.finfo(jnp.float32).max)
+SHAPE = (64, 96)
+
+
+def packed(x, kind="int8", *, signed=True):
+    return storage.pack(x, "mu", kind, signed=signed, keep_wide=lambda path, leaf: False)
+
+
+def loaded(x, kind="int8", *, signed=True):
+    return np.asarray(storage.load(packed(jnp.asarray(x), kind, signed=signed)))
+
+
+blocks = st.lists(
+    st.floats(0, 2.0**127, width=32).map(lambda x: x if x >= TINY else 0.0),
+    min_size=storage.BLOCK,
+    max_size=storage.BLOCK,
+)
+
+
+@given(blocks)
+def test_no_square_but_zero_is_stored_as_zero(block):
+    x = np.array(block, np.float32)
+    again = loaded(x, signed=False)
+    np.testing.assert_array_equal(again == 0, x == 0)
+    assert np.isfinite(again).all()
+
+
+@given(blocks)
+def test_a_square_is_stored_to_within_a_code(block):
+    """Where it is at most 16 binades below the largest of its block; one that is smaller becomes the smallest code."""
+    x = np.array(block, np.float32)
+    again = loaded(x, signed=False).astype(np.float64)
+    smallest = max(x.max(), 2.0**-109) * 2.0**-16
+    step = 2 ** (16 / 254) * (1 + 2.0**-7)  # a code, and the scale that is rounded up to a bfloat16
+    right = np.where(x > 0, np.maximum(x, smallest), 0)
+    assert (again <= right * step).all()
+    assert (again >= right / step).all()
+
+
+@given(blocks, st.lists(st.sampled_from([-1.0, 1.0]), min_size=storage.BLOCK, max_size=storage.BLOCK))
+def test_a_signed_number_is_stored_between_two_codes(block, signs):
+    x = np.array(block, np.float32) * np.array(signs, np.float32)
+    again = loaded(x).astype(np.float64)
+    assert (np.sign(again) * np.sign(x) >= 0).all()
+    largest = np.abs(x).max()
+    # ((c + 1)/127)⁴ − (c/127)⁴, where (c/127)⁴ is the number in units of the largest.
+    n = np.abs(x) / max(largest, TINY)
+    step = largest * ((np.sqrt(np.sqrt(n)) + 1 / 127) ** 4 - n)
+    assert (np.abs(again - x) <= 1.02 * step + TINY).all()
+
+
+@pytest.mark.parametrize("kind", ["int8", "bfloat16"])
+@pytest.mark.parametrize("sigma", [0.1, 3.0])
+def test_what_is_loaded_is_right_on_average(kind, sigma):
+    """The mean of 4,096 draws, in units of what chance makes of it."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(np.exp(sigma * rng.standard_normal(SHAPE)) * rng.standard_normal(SHAPE), jnp.float32)
+    first = packed(x, kind)
+
+    def draw(total, number):
+        again = storage.load(storage.store(x, {**first, "draws": number}, "mu"))
+        return (total[0] + again, total[1] + jnp.square(again - x)), None
+
+    (total, squares), _ = jax.lax.scan(draw, (jnp.zeros(SHAPE), jnp.zeros(SHAPE)), jnp.arange(4096))
+    error, spread = np.asarray(total / 4096 - x), np.sqrt(np.asarray(squares) / 4096)
+    # A number at a code is stored as that but for a rounding of the root: it draws rarely, and is left out.
+    drawn = spread > 1e-3 * np.abs(x)
+    assert drawn.mean() > 0.9
+    assert (np.abs(error) <= 6 * spread / 64 + 1e-5 * np.abs(x))[drawn].all()
+
+
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("kind", ["int8", "bfloat16"])
+def test_an_average_moves_on_where_its_step_is_less_than_a_rounding(kind, signed):
+    """`x ← x + 0.001 (1 − x)` from 0: rounded to the nearest it would stop far below 0.95."""
+
+    def step(entry, _):
+        x = storage.load(entry)
+        return storage.store(x + 0.001 * (1 - x), entry, "nu"), None
+
+    entry, _ = jax.lax.scan(step, packed(jnp.zeros(SHAPE), kind, signed=signed), length=3000)
+    right = 1 - 0.999**3000
+    assert abs(float(storage.load(entry).mean()) - right) < 0.01
+
+
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("kind", ["int8", "bfloat16"])
+@pytest.mark.parametrize(
+    "block",
+    {
+        "zeros": [0.0] * 32,
+        "one huge": [LARGEST, *[1.0] * 31],
+        "subnormal": [TINY / 8] * 32,
+        "the smallest": [TINY, *[0.0] * 31],
+    }.items(),
+    ids=lambda item: item[0],
+)
+def test_blocks_at_the_edge_stay_finite(kind, signed, block):
+    again = loaded(np.tile(np.float32(block[1]), 2), kind, signed=signed)
+    assert np.isfinite(again).all()
+    assert again.max() <= LARGEST
+    assert (again[np.float32(block[1] * 2) == 0] == 0).all()
+    if max(block[1]) > TINY:
+        assert again.max() >= 0.9 * max(block[1])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("kind", ["int8", "bfloat16"])
+@pytest.mark.parametrize("signed", [True, False])
+def test_what_is_not_finite_is_not_finite_when_it_is_loaded(kind, signed, bad):
+    x = np.ones(64, np.float32)
+    x[3] = bad
+    again = loaded(x, kind, signed=signed)
+    assert not np.isfinite(again[3])
+    assert np.isfinite(again[32:]).all()
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis"),
+    [
+        ((64, 32), -2),
+        ((32, 64), -1),
+        ((31, 96), -1),
+        ((96, 31), -2),
+        ((64, 3, 5), -3),
+        ((320,), -1),
+        ((31, 33), None),
+        ((), None),
+    ],
+)
+def test_blocks_lie_along_the_axis_that_can_be_split_most(shape, axis):
+    assert storage.block_axis(shape) == axis
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_low_bits_and_a_bfloat16_are_the_number(bits):
+    x = np.uint32(bits).view(np.float32)
+    for width, bound in ((8, 2.0**-16), (16, 0.0)):
+        hi, low = low_bits.split(jnp.asarray(x), width)
+        again = np.asarray(low_bits.join(hi, low))
+        if not np.isfinite(x):
+            np.testing.assert_array_equal(again, x)
+        elif abs(x) <= float(jnp.finfo(jnp.bfloat16).max):
+            assert abs(float(again) - float(x)) <= bound * max(abs(float(x)), TINY)
+            assert np.signbit(again) == np.signbit(x)
+        assert np.isfinite(np.asarray(hi, np.float32)) == np.isfinite(x)
+
+
+@pytest.mark.parametrize(("width", "bound"), [(8, 2.0**-16), (16, 0.0)])
+def test_low_bits_hold_over_all_exponents(width, bound):
+    """10⁶ random mantissas in each sign and exponent, as whole arrays, whose conversions are vectorized."""
+    rng = np.random.default_rng(0)
+    bits = rng.integers(0, 2**32, 10**6, dtype=np.uint32)
+    x = bits.view(np.float32)
+    x = x[np.isfinite(x) & (np.abs(x) <= float(jnp.finfo(jnp.bfloat16).max))]
+    again = np.asarray(jax.jit(lambda x: low_bits.join(*low_bits.split(x, width)))(x))
+    error = np.abs(again.astype(np.float64) - x)
+    assert (error <= bound * np.maximum(np.abs(x.astype(np.float64)), TINY)).all()
