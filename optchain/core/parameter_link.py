@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Self
 
-from optchain.core import trees
+from optchain.core import memory, trees
 from optchain.core.hyperparams import Hyperparams
 from optchain.core.slot import Slot
 from optchain.core.transformation import Kind, Stage, State, Transformation, check_own, no_state, select_keywords
@@ -78,7 +78,7 @@ class ParameterLink(Transformation):
 
     def run_project(self, params: Tree, state: State, extra: Mapping[str, Any]) -> tuple[Tree, State]:
         own, values, kept = self._enter(state, params, extra)
-        made, own = self._project(params, own, **values)
+        made, own = memory.streamed(lambda own: self._project(params, own, **values), own)
         return self._as_parameters(made, params), {**kept, **own}
 
     def run_flush(self, params: Tree, state: State, extra: Mapping[str, Any]) -> tuple[Tree, State]:
@@ -86,7 +86,8 @@ class ParameterLink(Transformation):
         if self.stage != "projection":
             return params, state
         self._check_state(state, params)
-        made, _ = self._project(params, state, **{**extra, **self.hyperparams.last(state)})
+        values = {**extra, **self.hyperparams.last(state)}
+        made, _ = memory.streamed(lambda state: self._project(params, state, **values), state)
         return self._as_parameters(made, params), state
 
     def _as_parameters(self, made: Tree, params: Tree) -> Tree:

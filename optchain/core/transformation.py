@@ -21,7 +21,7 @@ from typing import Any, Literal, Self, TypeAlias, get_args
 import jax
 import jax.numpy as jnp
 
-from optchain.core import arguments, trees
+from optchain.core import arguments, memory, trees
 from optchain.core.hyperparams import Hyperparams
 from optchain.core.identity import Identity
 from optchain.core.row_gradient import is_rows
@@ -299,8 +299,10 @@ class Transformation(Identity):
         """`update` without the checks; takes narrow, wide or scaled updates, returns wide or scaled ones."""
         updates = self._admitted(updates)
         own, values, kept = self._enter(state, updates, extra)
-        made, own = self._update(updates, own, params, **values)
-        if not self.parts:
+        if self.parts:
+            made, own = self._update(updates, own, params, **values)
+        else:
+            made, own = memory.streamed(lambda own: self._update(updates, own, params, **values), own)
             self._check_made(made, updates, params)
         return made, {**kept, **own}
 
