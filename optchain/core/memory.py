@@ -15,12 +15,11 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import Literal
 
 from optchain.core.arguments import is_traced
-from optchain.core.trees import Tree
+from optchain.core.trees import Tree, leaves_with_paths, path_code
 
 LANES = 2
 
@@ -35,21 +34,36 @@ def fetched(x: Any) -> Any:
     return jax.device_put(x, jax.memory.Space.Device) if on_host(x) else x
 
 
-def sent(x: Any, like: Any) -> Any:
-    """The array in the host's memory, if `like` lies there."""
-    return jax.device_put(x, jax.memory.Space.Host) if on_host(like) and not on_host(x) else x
+def sent(x: Any) -> Any:
+    """The array in the host's memory."""
+    return x if on_host(x) else jax.device_put(x, jax.memory.Space.Host)
 
 
-def put(x: Any, kind: str | None) -> Any:
-    """The array in the memory of a kind, `"pinned_host"` or the device's."""
-    if on_host(x) == (kind == "pinned_host"):
-        return x
-    return jax.device_put(x, jax.memory.Space.Device if on_host(x) else jax.memory.Space.Host)
+def placed_like(x: Any, other: Any) -> Any:
+    """The array in the memory in which another lies."""
+    return sent(x) if on_host(other) else fetched(x)
 
 
-def with_scalars_on_device(tree: Tree) -> Tree:
-    """The tree with its scalars in the device's memory: counts and rates, which many links read."""
-    return jax.tree.map(lambda x: x if jnp.ndim(x) else fetched(x), tree)
+def sent_in_order(tree: Tree, flags: Tree) -> Tree:
+    """The leaves whose flag is True in the host's memory, each made when the one before it is there."""
+    leaves, treedef = jax.tree.flatten(tree)
+    previous: list[jax.Array] = []
+    for index, flag in enumerate(treedef.flatten_up_to(flags)):
+        if flag:
+            value, *_ = lax.optimization_barrier((leaves[index], *previous))
+            leaves[index] = sent(value)
+            previous = [leaves[index]]
+    return treedef.unflatten(leaves)
+
+
+def check_scalars(state: Any) -> None:
+    """Refuses counts, rates and other scalars that lie on the host: many links read them."""
+    for path, leaf in leaves_with_paths(state):
+        if on_host(leaf) and not leaf.ndim:
+            raise ValueError(
+                f"{path_code('state', path)} lies in the host's memory, and is a scalar: only what mirrors the parameters may. "
+                "init_sharded(tx, params, mesh, memory_kind=…) makes a state so"
+            )
 
 
 def streamed(run: Callable[[Any], tuple[Tree, Any]], state: Any) -> tuple[Tree, Any]:
@@ -64,7 +78,7 @@ def streamed(run: Callable[[Any], tuple[Tree, Any]], state: Any) -> tuple[Tree, 
         return run(state)
     if not any(map(is_traced, leaves)):
         made, new = run(jax.tree.map(fetched, state))
-        return made, jax.tree.map(sent, new, state)
+        return made, jax.tree.map(placed_like, new, state)
     kinds = [jax.typeof(x).update(memory_space=jax.memory.Space.Device) for x in leaves]
     program, shapes = jax.make_jaxpr(run, return_shape=True)(treedef.unflatten(kinds))
     return jax.tree.structure(shapes).unflatten(_Stream(program, leaves).run())
@@ -105,7 +119,7 @@ class _Stream:
             for var, value in zip(eqn.outvars, out if eqn.primitive.multiple_results else [out], strict=True):
                 self._values[var] = value
                 for index in self._to_send.get(var, ()):
-                    self._sent[index] = sent(value, self._leaves[index])
+                    self._sent[index] = sent(value)
         offset = len(self._outputs) - len(self._leaves)
         made = [self._read(atom) for atom in self._outputs[:offset]]
         return made + [self._new_leaf(index, atom) for index, atom in self._new.items()]
@@ -121,7 +135,7 @@ class _Stream:
         return self._values[atom]
 
     def _new_leaf(self, index: int, atom: Any) -> Any:
-        return self._sent[index] if index in self._sent else sent(self._read(atom), self._leaves[index])
+        return self._sent[index] if index in self._sent else placed_like(self._read(atom), self._leaves[index])
 
 
 def _ranks(jaxpr: Any, outputs: Iterable[tuple[Any, int]]) -> dict[Any, int]:

@@ -67,7 +67,7 @@ def _cpu_programs_use_it() -> bool:
     """Older versions of JAX put arrays there, and compile no program that reads them."""
     try:
         with jax.ensure_compile_time_eval(), jax.default_device(jax.local_devices(backend="cpu")[0]):
-            jax.jit(lambda x: memory.fetched(x) + 1)(memory.put(jnp.zeros(1), "pinned_host"))
+            jax.jit(lambda x: memory.fetched(x) + 1)(memory.sent(jnp.zeros(1)))
     except jax.errors.JaxRuntimeError:
         return False
     return True

@@ -138,7 +138,10 @@ def init_sharded(
     shardings = state_shardings(tx, params, mesh, axis=axis, memory_kind=memory_kind)
 
     def init(params: Tree) -> State:
-        return tx.init(jax.tree.map(memory.fetched, params))
+        state = tx.init(jax.tree.map(memory.fetched, params))
+        return memory.sent_in_order(
+            state, jax.tree.map(lambda sharding: sharding.memory_kind == "pinned_host", shardings)
+        )
 
     return jax.jit(init, out_shardings=shardings)(params)
 
@@ -163,12 +166,17 @@ class Layout:
         gradients = jax.tree.map(lambda sharding, p: split(sharding, jnp.shape(p), axes), placed, params)
         return cls(placed, state_shardings(tx, params, mesh, axis=axis, memory_kind=memory_kind), gradients)
 
+    @functools.cached_property
+    def _of_state(self) -> Mapping[tuple[str, ...], NamedSharding]:
+        return {path_names(path): sharding for path, sharding in leaves_with_paths(self.state)}
+
     def in_its_memories(self, state: State) -> State:
-        """The state with each leaf in the memory in which it belongs: JAX computes with what lies in one."""
-        kinds = {path_names(path): sharding.memory_kind for path, sharding in leaves_with_paths(self.state)}
+        """The state with each leaf in the memory in which it belongs. A donated buffer is used again, whichever it lies in."""
 
         def put(path: Path, leaf: Any) -> Any:
-            return memory.put(leaf, kinds.get(path_names(path)))
+            sharding = self._of_state.get(path_names(path))
+            lies_there = sharding is None or memory.on_host(leaf) == (sharding.memory_kind == "pinned_host")
+            return leaf if lies_there else jax.device_put(leaf, sharding)
 
         return jax.tree_util.tree_map_with_path(put, state)
 
@@ -213,21 +221,22 @@ class StepOverMesh:
 
     Args:
       mesh: the devices.
-      compile_for: the parameters, as shape structs with their shardings, to the jitted step.
+      compile_for: the parameters, as shape structs with their shardings, to the jitted step and its layout.
     """
 
-    def __init__(self, mesh: AnyMesh, compile_for: Callable[[Tree], Any]):
+    def __init__(self, mesh: AnyMesh, compile_for: Callable[[Tree], tuple[Any, Layout]]):
         self._mesh = mesh
         self._compiled = functools.cache(lambda treedef, leaves: compile_for(treedef.unflatten(leaves)))
 
     def __call__(self, params: Tree, state: State, *batch: Any, **options: Any) -> Any:
-        return self._jitted(params)(params, state, *batch, **options)
+        jitted, layout = self._compiled_for(params)
+        return jitted(params, layout.in_its_memories(state), *batch, **options)
 
     def lower(self, params: Tree, state: State, *batch: Any, **options: Any) -> jax.stages.Lowered:
         """As of `jax.jit`: for shape structs with shardings, and for a look at the compiled program."""
-        return self._jitted(params).lower(params, state, *batch, **options)
+        return self._compiled_for(params)[0].lower(params, state, *batch, **options)
 
-    def _jitted(self, params: Tree) -> Any:
+    def _compiled_for(self, params: Tree) -> tuple[Any, Layout]:
         check_leaves("params", params)
         leaves, treedef = jax.tree.flatten(params)
         if any(map(arguments.is_traced, leaves)):

@@ -88,11 +88,11 @@ def make_step(
     elif memory_kind is not None:
         raise ValueError(f"memory_kind must be given with the mesh of the devices; got {memory_kind=} and no mesh")
 
-    def step_with(apply: Callable[..., tuple[Tree, State]], arrange: Callable[[State], State]) -> Step:
+    def step_with(apply: Callable[..., tuple[Tree, State]]) -> Step:
         def step(params: Tree, state: State, *batch: Any, weight: Any = None) -> tuple[Tree, State, dict[str, Any]]:
             trees.check_leaves("params", params)
-            given, params, state = params, jax.tree.map(memory.fetched, params), arrange(state)
-            offloaded = any(map(memory.on_host, jax.tree.leaves(given)))
+            memory.check_scalars(state)
+            given, params = params, jax.tree.map(memory.fetched, params)
 
             def scaled_loss(params: Tree) -> tuple[jax.Array, tuple[jax.Array, Any]]:
                 loss, aux = loss_fn(params, *batch) if has_aux else (loss_fn(params, *batch), None)
@@ -102,21 +102,21 @@ def make_step(
             # Parameters before state, in and out: donated buffers are paired with outputs of equal shape by position.
             extra = {"value": loss} | ({} if weight is None else {"weight": weight})
             params, state = apply(params, state, grads=grads, **extra)
-            params = jax.tree.map(memory.sent, params, given) if offloaded else params
+            params = jax.tree.map(memory.placed_like, params, given)
             logged = {"loss": loss} | ({"aux": aux} if has_aux else {}) | metrics(state)
             return params, state, logged
 
         return step
 
-    def compile_for(params: Tree) -> Step:
+    def compile_for(params: Tree) -> tuple[Any, Layout]:
         assert mesh is not None
         layout = Layout.of(transformation, params, mesh, axis, memory_kind)
-        step = step_with(layout.around(transformation.apply), layout.in_its_memories)
-        return jax.jit(step, donate_argnums=(0, 1), out_shardings=(layout.params, layout.state, None))
+        step = step_with(layout.around(transformation.apply))
+        shardings = (layout.params, layout.state, None)
+        return jax.jit(step, donate_argnums=(0, 1), out_shardings=shardings), layout
 
     if mesh is None:
-        step = step_with(transformation.apply, memory.with_scalars_on_device)
-        return CompiledStep(transformation, jax.jit(step, donate_argnums=(0, 1)))
+        return CompiledStep(transformation, jax.jit(step_with(transformation.apply), donate_argnums=(0, 1)))
     return CompiledStep(transformation, StepOverMesh(mesh, compile_for))
 
 
