@@ -18,8 +18,8 @@ KINDS = ("device", "pinned_host")
 ALLOWED = "'device' or 'pinned_host'"
 
 
-def check_memory_kind(memory_kind: Any, mesh: AnyMesh) -> None:
-    """Requires kinds of memory that the devices of the mesh have. Those of an `AbstractMesh` count as having both."""
+def check_memory_kind(memory_kind: Any, mesh: Any) -> None:
+    """Requires kinds of memory that the devices of the mesh have. Of those of an `AbstractMesh` nobody knows."""
     by_slot = isinstance(memory_kind, Mapping)
     if not (memory_kind is None or by_slot or isinstance(memory_kind, str)):
         raise TypeError(
@@ -51,8 +51,8 @@ def check_slots(memory_kind: Mapping[str, str], slots: Collection[str]) -> None:
             )
 
 
-def _has_host_memory(mesh: AnyMesh) -> bool:
-    if isinstance(mesh, AbstractMesh):
+def _has_host_memory(mesh: Any) -> bool:
+    if not isinstance(mesh, Mesh):
         return True
     device = next(iter(mesh.local_devices), mesh.devices.flat[0])
     try:

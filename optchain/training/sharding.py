@@ -99,7 +99,7 @@ def state_shardings(
             return whole
         shape, sharding = parameters[owners[names]]
         placed = split(sharding if leaf.shape == shape else whole, leaf.shape, axes)
-        kind = memory_kind.get(slots.get(names, "")) if isinstance(memory_kind, Mapping) else memory_kind
+        kind = memory_kind.get(slots.get(names) or "") if isinstance(memory_kind, Mapping) else memory_kind
         offloadable = leaf.ndim and names in slots
         return in_memory(placed, (kind or sharding.memory_kind) if offloadable else whole.memory_kind)
 

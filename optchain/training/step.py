@@ -80,9 +80,9 @@ def make_step(
     arguments.check_function("loss_fn", loss_fn)
     transformation = as_transformation(tx)
     has_aux = arguments.check_bool("has_aux", has_aux)
+    check_memory_kind(memory_kind, mesh)
     if mesh is not None:
         check_axis(axis, mesh)
-        check_memory_kind(memory_kind, mesh)
     elif axis is not None:
         raise ValueError(f"axis must be given with the mesh that has it; got {axis=} and no mesh")
     elif memory_kind is not None:
