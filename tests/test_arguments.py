@@ -88,6 +88,15 @@ FACTORS = [*MAPPING, ({"a": -1.0}, ValueError, "['a'] must be a finite number >=
 PAIR = "betas must be a pair of numbers in [0, 1); got "
 NUMBERS_OF = "must be a sequence of numbers; got "
 MESH_AXIS = [(3, TypeError, "axis must be a string"), ("model", ValueError, "axis must be one of the mesh's, 'data'")]
+MEMORY = [
+    (
+        3,
+        TypeError,
+        "memory_kind must be 'device' or 'pinned_host', a mapping of the names of slots to these, or None; got 3",
+    ),
+    ("host", ValueError, "memory_kind must be 'device' or 'pinned_host'; got 'host'"),
+    ({"mu": "host"}, ValueError, "memory_kind['mu'] must be 'device' or 'pinned_host'; got 'host'"),
+]
 
 OTHERS: dict[str, list[tuple[Any, type[Exception], str]]] = {
     "anneal_strategy": [("exp", ValueError, "anneal_strategy must be 'cos' or 'linear'; got 'exp'")],
@@ -103,6 +112,7 @@ OTHERS: dict[str, list[tuple[Any, type[Exception], str]]] = {
     "state_shardings.axis": MESH_AXIS,
     "axis_name": [(value, TypeError, "axis_name must be a string") for value in (3, ("data", 3))],
     "betas": [(value, TypeError, f"{PAIR}{value!r}") for value in (0.9, (0.9,), (0.9, 0.99, 0.999), "ab")],
+    "memory_kind": MEMORY,
     "boundaries": [
         ("12", TypeError, f"boundaries {NUMBERS_OF}'12'"),
         ([None], TypeError, f"boundaries {NUMBERS_OF}"),

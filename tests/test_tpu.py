@@ -4,10 +4,15 @@
 """
 
 import functools
+from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+import optchain
 from benchmarks import pods
 from optchain.cli.bench import ahead, trees
 from optchain.cli.bench.names import ContenderName, RecipeName
@@ -84,3 +89,46 @@ def test_with_zero_one_a_chip_holds_its_part_of_the_state_and_none_of_it_travels
     assert row.reduced_arrays == row.gradients - 1
     assert row.waiting["reduce-scatter"] == row.updating["reduce-scatter"]
     assert row.waiting["all-gather"][0] <= 2 < row.updating["all-gather"][0] <= 2 + row.gradients
+
+
+# State in the host's memory -------------------------------------------------------------------------------------------
+
+WIDTH = 2048
+LEAF = 4 * WIDTH**2
+"""The bytes of a layer's matrix, and so of each of its moments."""
+RECIPE = optchain.skip_nonfinite(optchain.adamw(0.1, global_clipnorm=1.0, use_ema=True))
+"""A norm of all gradients, a gate, an average: nothing of a step can begin before the last gradient is there."""
+
+
+@functools.cache
+def layers_compiled(layers: int, memory_kind: str | None) -> tuple[Any, int]:
+    """What the program of a step needs, and the bytes of the state."""
+    mesh = Mesh(np.array(ahead.devices("v5e")), ("data",))
+
+    def struct(leaf: Any, sharding: NamedSharding = NamedSharding(mesh, PartitionSpec())) -> jax.ShapeDtypeStruct:  # noqa: B008
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    def loss_fn(params: list[jax.Array], grads: list[jax.Array]) -> jax.Array:
+        return sum((jnp.vdot(p, g) for p, g in zip(params, grads, strict=True)), jnp.zeros(()))
+
+    params = [struct(jax.ShapeDtypeStruct((WIDTH, WIDTH), jnp.float32))] * layers
+    plan = optchain.state_shardings(RECIPE, params, mesh, memory_kind=memory_kind)
+    state = jax.tree.map(struct, jax.eval_shape(RECIPE.init, params), plan)
+    step: Any = optchain.make_step(loss_fn, RECIPE, mesh=mesh, memory_kind=memory_kind)
+    compiled = step.lower(params, state, params).compile()  # the batch is the gradients: they take no temporary memory
+    return compiled.memory_analysis(), sum(leaf.size * 4 for leaf in jax.tree.leaves(state) if leaf.ndim)
+
+
+def test_an_offloaded_state_is_on_the_host_and_updated_in_place_there() -> None:
+    (usual, state_bytes), (offloaded, _) = (layers_compiled(24, kind) for kind in (None, "pinned_host"))
+    assert usual.host_argument_size_in_bytes == 0
+    assert usual.argument_size_in_bytes - offloaded.argument_size_in_bytes == state_bytes
+    assert offloaded.host_argument_size_in_bytes == offloaded.host_alias_size_in_bytes == state_bytes
+    assert offloaded.host_temp_size_in_bytes == 0
+
+
+def test_an_offloaded_state_comes_to_the_device_a_few_leaves_at_a_time() -> None:
+    usual, few, many = (layers_compiled(*key)[0] for key in ((24, None), (12, "pinned_host"), (24, "pinned_host")))
+    # Two lanes, and in each the old and the new of `mu`, `nu` and the average.
+    assert many.temp_size_in_bytes - usual.temp_size_in_bytes <= 2 * 2 * 3 * LEAF
+    assert many.temp_size_in_bytes - few.temp_size_in_bytes <= 2 * LEAF  # of 36 more

@@ -39,13 +39,13 @@ class Composite(Transformation):
     def run_apply(self, params: Tree, state: State, grads: Tree, extra: Mapping[str, Any]) -> tuple[Tree, State]:
         grads = self._admitted(grads)
         own, values, kept = self._enter(state, grads, extra)
-        params, own = self._apply(params, own, grads, **values)
-        return params, kept | self._stored(own, state)
+        params, own = self._apply(params, self._loaded(own), grads, **values)
+        return params, {**kept, **self._stored(own, state)}
 
     def run_project(self, params: Tree, state: State, extra: Mapping[str, Any]) -> tuple[Tree, State]:
         own, values, kept = self._enter(state, params, extra)
-        params, own = self._project(params, own, **values)
-        return params, kept | self._stored(own, state)
+        params, own = self._project(params, self._loaded(own), **values)
+        return params, {**kept, **self._stored(own, state)}
 
     def run_flush(self, params: Tree, state: State, extra: Mapping[str, Any]) -> tuple[Tree, State]:
         self._check_state(state, params)

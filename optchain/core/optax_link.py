@@ -7,7 +7,7 @@ from typing import Any, Self
 import jax
 import optax
 
-from optchain.core import trees
+from optchain.core import memory, trees
 from optchain.core.restored import ConvertedState, may_be_restored
 from optchain.core.transformation import State, Transformation
 from optchain.core.trees import Tree
@@ -47,7 +47,7 @@ class OptaxLink(Transformation):
         if params is not None:
             updates = trees.cast_tree(updates, params)
         state, in_original_containers = self._in_its_containers(state, updates if params is None else params)
-        made, state = self.inner.update(updates, state, params, **extra)
+        made, state = memory.streamed(lambda state: self.inner.update(updates, state, params, **extra), state)
         self._check_made(made, updates, params)
         return made, in_original_containers(state)
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Self
 
-from optchain.core import trees
+from optchain.core import memory, trees
 from optchain.core.hyperparams import Hyperparams
 from optchain.core.slot import Slot
 from optchain.core.transformation import Kind, Stage, State, Transformation, check_own, no_state, select_keywords
@@ -78,15 +78,21 @@ class ParameterLink(Transformation):
 
     def run_project(self, params: Tree, state: State, extra: Mapping[str, Any]) -> tuple[Tree, State]:
         own, values, kept = self._enter(state, params, extra)
-        made, own = self._project(params, own, **values)
-        return self._as_parameters(made, params), kept | self._stored(own, state)
+
+        def run(own: State) -> tuple[Tree, State]:
+            made, new = self._project(params, self._loaded(own), **values)
+            return made, self._stored(new, own)
+
+        made, own = memory.streamed(run, own)
+        return self._as_parameters(made, params), {**kept, **own}
 
     def run_flush(self, params: Tree, state: State, extra: Mapping[str, Any]) -> tuple[Tree, State]:
         # A projection holds for the flushed parameters too. An average does not see them.
         if self.stage != "projection":
             return params, state
         self._check_state(state, params)
-        made, _ = self._project(params, state, **{**extra, **self.hyperparams.last(state)})
+        values = {**extra, **self.hyperparams.last(state)}
+        made, _ = memory.streamed(lambda state: self._project(params, state, **values), state)
         return self._as_parameters(made, params), state
 
     def _as_parameters(self, made: Tree, params: Tree) -> Tree:

@@ -17,7 +17,6 @@ from optchain.core import arguments, trees
 from optchain.core.identity import FACTORIES
 from optchain.core.trees import Tree
 
-
 Narrowest: TypeAlias = Literal["int8", "bfloat16", "float32"]
 
 

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from optchain.core import trees
+from optchain.core import memory, trees
 from optchain.core.trees import Path, Tree
 
 BLOCK = 32
@@ -86,7 +86,9 @@ def store_leaf(
     largest = jnp.max(magnitude, _within(x.shape), keepdims=True)
     s = _rounded_up(largest) if codes.dtype == jnp.int8 else jnp.maximum(_rounded_up(largest), _SMALLEST_SCALE)
     s = jnp.where(largest > 0, s, largest)  # 0 and NaN as they are
-    unit = jnp.where(s > 1, np.float32(2.0**-32), np.float32(2.0**32))  # so that the reciprocal, which XLA may take, is normal
+    unit = jnp.where(
+        s > 1, np.float32(2.0**-32), np.float32(2.0**32)
+    )  # so that the reciprocal, which XLA may take, is normal
     n = jnp.minimum(magnitude * unit / jnp.where(s > 0, s * unit, 1), 1)
     if codes.dtype == jnp.int8:
         lower = jnp.minimum(jnp.floor(127 * jnp.sqrt(jnp.sqrt(n))), 126)
@@ -226,8 +228,9 @@ def load(entry: Tree) -> Tree:
     """An entry of a state as links see it: what is packed, in float32; anything else as it is."""
     if not is_packed(entry):
         return entry
-    codes, treedef = jax.tree.flatten(entry["codes"])
-    return treedef.unflatten(map(_load_leaf, codes, treedef.flatten_up_to(entry["scales"])))
+    codes, treedef = jax.tree.flatten(jax.tree.map(memory.fetched, entry["codes"]))
+    scales = treedef.flatten_up_to(jax.tree.map(memory.fetched, entry["scales"]))
+    return treedef.unflatten(map(_load_leaf, codes, scales))
 
 
 def store(new: Tree, old: Tree, name: str) -> Tree:
@@ -238,10 +241,12 @@ def store(new: Tree, old: Tree, name: str) -> Tree:
     scales = treedef.flatten_up_to(old["scales"])
     draws = trees.increment(old["draws"])
     salt = np.uint32(zlib.crc32(name.encode()))
-    stored = [
-        _store_leaf(x, code, scale, draws, salt)
-        for x, code, scale in zip(treedef.flatten_up_to(new), codes, scales, strict=True)
-    ]
+
+    def store_one(x: jax.Array, *old: Any) -> Any:
+        made = _store_leaf(x, *jax.tree.map(memory.fetched, old), draws, salt)
+        return jax.tree.map(memory.placed_like, made, old)
+
+    stored = [store_one(*leaf) for leaf in zip(treedef.flatten_up_to(new), codes, scales, strict=True)]
     return {
         "codes": treedef.unflatten([code for code, _ in stored]),
         "scales": treedef.unflatten([scale for _, scale in stored]),

@@ -21,7 +21,7 @@ from typing import Any, Literal, Self, TypeAlias, get_args
 import jax
 import jax.numpy as jnp
 
-from optchain.core import arguments, storage, trees
+from optchain.core import arguments, memory, storage, trees
 from optchain.core.hyperparams import Hyperparams
 from optchain.core.identity import Identity
 from optchain.core.row_gradient import is_rows
@@ -300,10 +300,17 @@ class Transformation(Identity):
         """`update` without the checks; takes narrow, wide or scaled updates, returns wide or scaled ones."""
         updates = self._admitted(updates)
         own, values, kept = self._enter(state, updates, extra)
-        made, own = self._update(updates, own, params, **values)
-        if not self.parts:
+
+        def run(own: State) -> tuple[Tree, State]:
+            made, new = self._update(updates, self._loaded(own), params, **values)
+            return made, self._stored(new, own)
+
+        if self.parts:
+            made, own = run(own)
+        else:
+            made, own = memory.streamed(run, own)
             self._check_made(made, updates, params)
-        return made, kept | self._stored(own, state)
+        return made, {**kept, **own}
 
     def run_apply(self, params: Tree, state: State, grads: Tree, extra: Mapping[str, Any]) -> tuple[Tree, State]:
         """`apply` without the checks."""
@@ -342,7 +349,7 @@ class Transformation(Identity):
         if "count" in self.hyperparams.fields and "count" not in self._own_fields:
             kept["count"] = trees.increment(state["count"])
         own = {name: entry for name, entry in state.items() if name not in kept}
-        return self._loaded(own), {**extra, **values}, kept
+        return own, {**extra, **values}, kept
 
     def _loaded(self, own: State) -> dict[str, Any]:
         """The link's own entries, with its slots as it sees them, however they are stored."""

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optchain.core import arguments, trees
+from optchain.core import arguments, memory, trees
 from optchain.core.composite import Composite, nonempty_states
 from optchain.core.optax_link import as_transformation
 from optchain.core.registry import register
@@ -130,6 +130,11 @@ class LazyRows(Composite):
     ) -> tuple[Tree, dict[str, Any], Named]:
         """What `act` makes of the named rows, the new state, and the named rows."""
         inner = self.parts["inner"]
+        if any(map(memory.on_host, jax.tree.leaves(state))):
+            raise ValueError(
+                f"{self.name} reads and writes single rows of its state, which must lie in the device's memory; a part of it lies "
+                "in the host's. Leave its slots out of memory_kind"
+            )
 
         def mirrored(path: Path) -> Keys | None:
             return inner.mirrors(trees.path_names(path))

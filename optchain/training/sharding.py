@@ -7,7 +7,7 @@ there `cross_replica_mean` and the `axis_name` of a link say what the devices sh
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import jax
@@ -16,20 +16,26 @@ import optax
 from jax import lax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from optchain.core import arguments
+from optchain.core import arguments, memory
 from optchain.core.optax_link import as_transformation
+from optchain.core.slot import OWN_ENTRIES
 from optchain.core.storage import block_shape
 from optchain.core.transformation import State
 from optchain.core.trees import Path, Tree, check_leaves, dtype_of, leaves_with_paths, path_code, path_names
+from optchain.training.memory_kind import AnyMesh, MemoryKind, check_memory_kind, check_slots
 
-AnyMesh: TypeAlias = Mesh | AbstractMesh
 Axis: TypeAlias = str | tuple[str, ...] | None
 
 
 def state_shardings(
-    tx: optax.GradientTransformation, params: Tree, mesh: AnyMesh, *, axis: str | tuple[str, ...] | None = None
+    tx: optax.GradientTransformation,
+    params: Tree,
+    mesh: AnyMesh,
+    *,
+    axis: str | tuple[str, ...] | None = None,
+    memory_kind: str | Mapping[str, str] | None = None,
 ) -> Tree:
-    """Where each leaf of the state lies on a mesh: with its parameter, and with `axis` split once more.
+    """Where each leaf of the state lies on a mesh: with its parameter, with `axis` split once more, or in the host's memory.
 
     A leaf of the state mirrors a parameter if it lies at the parameter's path below a tree in which every leaf does. It has
     the parameter's sharding if it has its shape; counters, metrics, hyperparameters, and leaves of other shapes (the rows
@@ -42,18 +48,25 @@ def state_shardings(
     Parameter Models", 2020, arXiv:1910.02054, section 5.1; Xu et al., "Automatic Cross-Replica Sharding of Weight Update
     in Data-Parallel Training", 2020, arXiv:2004.13336.
 
+    With a `memory_kind` of `"pinned_host"` the leaves that mirror parameters lie in the host's memory, and a step brings each
+    to the device and back: the device's memory holds a few leaves of them at a time. Scalars stay on the device.
+
     Args:
       tx: a transformation of optchain or Optax.
       params: the parameters, arrays or `jax.ShapeDtypeStruct`, with their shardings over `mesh`; one without a
         sharding, or not committed to devices, counts as whole on every device.
       mesh: the devices. An `AbstractMesh` will do for shape structs.
       axis: the name of a mesh axis, or of several; None to leave each leaf with its parameter.
+      memory_kind: `"pinned_host"` or `"device"`; or one of these for each slot by its name, such as
+        `{"mu": "pinned_host", "nu": "pinned_host"}`. None, and a slot that is left out: the memory of the parameter.
 
     Returns:
       A tree of `NamedSharding` of the state's structure: for `out_shardings`, for a checkpoint's restore.
 
     Raises:
-      ValueError: a parameter on another mesh or on a device alone (the message names it), or an axis that the mesh has not.
+      ValueError: a parameter on another mesh or on a device alone (the message names it), an axis that the mesh has not, a
+        memory that its devices have not, or a slot that the state has not.
+      TypeError: a `memory_kind` that is none of these.
 
     Example:
       >>> import jax, jax.numpy as jnp, optchain
@@ -63,9 +76,13 @@ def state_shardings(
       >>> shardings = optchain.state_shardings(optchain.sgd(0.1, 0.9), {"kernel": kernel}, mesh, axis="data")
       >>> tuple(shardings["apply_momentum"]["velocity"]["kernel"].spec)
       ('data', 'model')
+      >>> offloaded = optchain.state_shardings(optchain.sgd(0.1, 0.9), {"kernel": kernel}, mesh, memory_kind="pinned_host")
+      >>> offloaded["apply_momentum"]["velocity"]["kernel"].memory_kind
+      'pinned_host'
     """
     as_transformation(tx)  # refuses what is none
     axes = check_axis(axis, mesh)
+    check_memory_kind(memory_kind, mesh)
     placed = parameter_shardings(params, mesh)
     state = jax.eval_shape(tx.init, jax.tree.map(lambda p: jax.ShapeDtypeStruct(jnp.shape(p), dtype_of(p)), params))
     parameters = {
@@ -73,23 +90,35 @@ def state_shardings(
         for (path, leaf), sharding in zip(leaves_with_paths(params), jax.tree.leaves(placed), strict=True)
     }
     owners = mirrored(state, frozenset(parameters))
+    slots = {path: slot for path, owner in owners.items() if (slot := _slot_of(path, owner)) not in OWN_ENTRIES}
+    if isinstance(memory_kind, Mapping):
+        check_slots(memory_kind, {slot for slot in slots.values() if slot is not None})
     whole = NamedSharding(mesh, PartitionSpec())
 
     def place(path: Path, leaf: Any) -> NamedSharding:
-        owner = owners.get(path_names(path))
-        if owner is None:
+        names = path_names(path)
+        if names not in owners:
             return whole
-        shape, sharding = parameters[owner]
+        shape, sharding = parameters[owners[names]]
         scales = block_shape(shape)
-        if scales is not None and _is_in_blocks(path, owner, leaf) and _divides(sharding, scales):
-            return split(sharding, scales, axes)  # codes and scales alike, and no block is cut
-        return split(sharding if leaf.shape == shape else whole, leaf.shape, axes)
+        if scales is not None and _is_in_blocks(names, owners[names], leaf) and _divides(sharding, scales):
+            placed = split(sharding, scales, axes)  # codes and scales alike, and no block is cut
+        else:
+            placed = split(sharding if leaf.shape == shape else whole, leaf.shape, axes)
+        kind = memory_kind.get(slots.get(names) or "") if isinstance(memory_kind, Mapping) else memory_kind
+        offloadable = leaf.ndim and names in slots
+        return in_memory(placed, (kind or sharding.memory_kind) if offloadable else whole.memory_kind)
 
     return jax.tree_util.tree_map_with_path(place, state)
 
 
 def init_sharded(
-    tx: optax.GradientTransformation, params: Tree, mesh: Mesh, *, axis: str | tuple[str, ...] | None = None
+    tx: optax.GradientTransformation,
+    params: Tree,
+    mesh: Mesh,
+    *,
+    axis: str | tuple[str, ...] | None = None,
+    memory_kind: str | Mapping[str, str] | None = None,
 ) -> State:
     """The state of `tx.init(params)`, each leaf made where :func:`state_shardings` says: nowhere is it ever whole.
 
@@ -98,9 +127,10 @@ def init_sharded(
       params: the parameters, on the mesh.
       mesh: the devices.
       axis: an axis over which state is split besides; see :func:`state_shardings`.
+      memory_kind: the memory in which the state lies, or some slots of it; see :func:`state_shardings`.
 
     Raises:
-      ValueError: as :func:`state_shardings`.
+      TypeError, ValueError: as :func:`state_shardings`.
 
     Example:
       >>> import jax, jax.numpy as jnp, optchain
@@ -111,8 +141,15 @@ def init_sharded(
       >>> tuple(state["scale_by_adam"]["mu"]["w"].sharding.spec)
       ('data', None)
     """
-    shardings = state_shardings(tx, params, mesh, axis=axis)
-    return jax.jit(tx.init, out_shardings=shardings)(params)
+    shardings = state_shardings(tx, params, mesh, axis=axis, memory_kind=memory_kind)
+
+    def init(params: Tree) -> State:
+        state = tx.init(jax.tree.map(memory.fetched, params))
+        return memory.sent_in_order(
+            state, jax.tree.map(lambda sharding: sharding.memory_kind == "pinned_host", shardings)
+        )
+
+    return jax.jit(init, out_shardings=shardings)(params)
 
 
 # The layout of a step -------------------------------------------------------------------------------------------------
@@ -128,10 +165,26 @@ class Layout:
     """The parameters' shardings, split over the axis: where a state of their shapes lies, and so where updates are made."""
 
     @classmethod
-    def of(cls, tx: optax.GradientTransformation, params: Tree, mesh: AnyMesh, axis: Axis) -> "Layout":
+    def of(
+        cls, tx: optax.GradientTransformation, params: Tree, mesh: AnyMesh, axis: Axis, memory_kind: MemoryKind
+    ) -> "Layout":
         placed, axes = parameter_shardings(params, mesh), check_axis(axis, mesh)
         gradients = jax.tree.map(lambda sharding, p: split(sharding, jnp.shape(p), axes), placed, params)
-        return cls(placed, state_shardings(tx, params, mesh, axis=axis), gradients)
+        return cls(placed, state_shardings(tx, params, mesh, axis=axis, memory_kind=memory_kind), gradients)
+
+    @functools.cached_property
+    def _of_state(self) -> Mapping[tuple[str, ...], NamedSharding]:
+        return {path_names(path): sharding for path, sharding in leaves_with_paths(self.state)}
+
+    def in_its_memories(self, state: State) -> State:
+        """The state with each leaf in the memory in which it belongs. A donated buffer is used again, whichever it lies in."""
+
+        def put(path: Path, leaf: Any) -> Any:
+            sharding = self._of_state.get(path_names(path))
+            lies_there = sharding is None or memory.on_host(leaf) == (sharding.memory_kind == "pinned_host")
+            return leaf if lies_there else jax.device_put(leaf, sharding)
+
+        return jax.tree_util.tree_map_with_path(put, state)
 
     def around(self, apply: Callable[..., tuple[Tree, State]]) -> Callable[..., tuple[Tree, State]]:
         """A transformation's `apply`, its gradients reduced to where they are used, its results where its arguments were."""
@@ -153,7 +206,10 @@ class Placement:
     """Puts leaves where those of their paths belong: in the parameters, in a part of them."""
 
     def __init__(self, shardings: Tree):
-        self._shardings = {path_names(path): sharding for path, sharding in leaves_with_paths(shardings)}
+        placed = leaves_with_paths(shardings)
+        self._shardings = {
+            path_names(path): NamedSharding(s.mesh, s.spec) for path, s in placed
+        }  # in the device's memory
 
     def __call__(self, tree: Tree) -> Tree:
         context = jax.sharding.get_abstract_mesh()
@@ -171,21 +227,22 @@ class StepOverMesh:
 
     Args:
       mesh: the devices.
-      compile_for: the parameters, as shape structs with their shardings, to the jitted step.
+      compile_for: the parameters, as shape structs with their shardings, to the jitted step and its layout.
     """
 
-    def __init__(self, mesh: AnyMesh, compile_for: Callable[[Tree], Any]):
+    def __init__(self, mesh: AnyMesh, compile_for: Callable[[Tree], tuple[Any, Layout]]):
         self._mesh = mesh
         self._compiled = functools.cache(lambda treedef, leaves: compile_for(treedef.unflatten(leaves)))
 
     def __call__(self, params: Tree, state: State, *batch: Any, **options: Any) -> Any:
-        return self._jitted(params)(params, state, *batch, **options)
+        jitted, layout = self._compiled_for(params)
+        return jitted(params, layout.in_its_memories(state), *batch, **options)
 
     def lower(self, params: Tree, state: State, *batch: Any, **options: Any) -> jax.stages.Lowered:
         """As of `jax.jit`: for shape structs with shardings, and for a look at the compiled program."""
-        return self._jitted(params).lower(params, state, *batch, **options)
+        return self._compiled_for(params)[0].lower(params, state, *batch, **options)
 
-    def _jitted(self, params: Tree) -> Any:
+    def _compiled_for(self, params: Tree) -> tuple[Any, Layout]:
         check_leaves("params", params)
         leaves, treedef = jax.tree.flatten(params)
         if any(map(arguments.is_traced, leaves)):
@@ -210,7 +267,7 @@ def parameter_shardings(params: Tree, mesh: AnyMesh) -> Tree:
     def placed(path: Path, leaf: Any) -> NamedSharding:
         sharding = getattr(leaf, "sharding", None)
         if isinstance(sharding, NamedSharding) and sharding.mesh in (mesh, mesh.abstract_mesh):
-            return NamedSharding(mesh, sharding.spec)
+            return NamedSharding(mesh, sharding.spec, memory_kind=sharding.memory_kind)
         if sharding is None or not getattr(leaf, "committed", True):
             return NamedSharding(mesh, PartitionSpec())
         raise ValueError(
@@ -236,9 +293,8 @@ def mirrored(state: Tree, parameters: frozenset[tuple[str, ...]]) -> dict[tuple[
     return {path: path[depth:] for path, depth in roots if depth is not None}
 
 
-def _is_in_blocks(path: Path, owner: tuple[str, ...], leaf: Any) -> bool:
+def _is_in_blocks(names: tuple[str, ...], owner: tuple[str, ...], leaf: Any) -> bool:
     """Whether a leaf is the codes or the scales of numbers that are stored in blocks."""
-    names = path_names(path)
     kind = names[len(names) - len(owner) - 1 : len(names) - len(owner)]
     return kind == ("scales",) or (kind == ("codes",) and jnp.issubdtype(leaf.dtype, jnp.integer))
 
@@ -261,8 +317,20 @@ def split(sharding: NamedSharding, shape: tuple[int, ...], axes: tuple[str, ...]
         if length and length % pieces == 0:
             names = (*parts[dimension], *added)
             spec[dimension] = names[0] if len(names) == 1 else names
-            return NamedSharding(sharding.mesh, PartitionSpec(*spec))
+            return NamedSharding(sharding.mesh, PartitionSpec(*spec), memory_kind=sharding.memory_kind)
     return sharding
+
+
+def in_memory(sharding: NamedSharding, kind: str | None) -> NamedSharding:
+    return NamedSharding(sharding.mesh, sharding.spec, memory_kind=kind)
+
+
+def _slot_of(path: tuple[str, ...], owner: tuple[str, ...]) -> str | None:
+    """The name of the entry in which a leaf of the state mirrors a parameter; None for a state that is the tree itself."""
+    above = path[: len(path) - len(owner)]
+    if above[-1:] in (("codes",), ("scales",)):  # of an entry that is packed
+        above = above[:-1]
+    return above[-1] if above else None
 
 
 def check_axis(axis: Any, mesh: AnyMesh) -> tuple[str, ...]:

@@ -1,19 +1,20 @@
 """A training step, compiled once, in place."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import optax
 from jax.sharding import Mesh
 
-from optchain.core import arguments, trees
+from optchain.core import arguments, memory, trees
 from optchain.core.calls import with_clear_call_errors
 from optchain.core.metrics import metrics
 from optchain.core.optax_link import as_transformation
 from optchain.core.transformation import State, Transformation
 from optchain.core.trees import Tree
 from optchain.rows.embedding import value_and_grad
+from optchain.training.memory_kind import check_memory_kind
 from optchain.training.sharding import Layout, StepOverMesh, check_axis
 from optchain.wrappers.loss_scale import scale_loss
 
@@ -28,6 +29,7 @@ def make_step(
     has_aux: bool = False,
     mesh: Mesh | None = None,
     axis: str | tuple[str, ...] | None = None,
+    memory_kind: str | Mapping[str, str] | None = None,
 ) -> Step:
     """A compiled training step: the gradient of the loss, one step of `tx` in the `apply` form, the metrics.
 
@@ -36,8 +38,11 @@ def make_step(
     that ask for it as `value`. The gradient of a table that the loss reads by `rows_of` names rows (see `value_and_grad`).
 
     On a mesh of devices the parameters keep the layout in which they come, whatever it is: whole on every device, split, or
-    some of each. The state goes to where `state_shardings(tx, params, mesh, axis=axis)` has it, and stays; make it there with
-    `init_sharded`. With `axis` each device makes the updates of its part, and gathers the new parameters once an update.
+    some of each, in the device's memory or in the host's. The state goes to where `state_shardings(tx, params, mesh, axis=axis,
+    memory_kind=memory_kind)` has it, and stays; make it there with `init_sharded`. With `axis` each device makes the updates of
+    its part, and gathers the new parameters once an update. What lies in the host's memory comes to the device when it is needed,
+    and goes back: the state leaf by leaf, and none of it in a call in which a gate lets nothing through; the parameters at once.
+    The numbers are the same. `lazy_rows` refuses a state in the host's memory when it is called.
 
     The parameters are a tree of arrays. Of a whole module, as Equinox has them, hand over the arrays, and put them together in
     the loss: `params, static = eqx.partition(model, eqx.is_inexact_array)`, `eqx.combine(params, static)`.
@@ -48,6 +53,8 @@ def make_step(
       has_aux: whether `loss_fn` returns a pair.
       mesh: the devices over which the parameters lie; None for one device, or to leave layouts to the compiler.
       axis: the mesh axis over which the state is split besides, usually that of the batch (ZeRO-1).
+      memory_kind: the memory in which the state lies, `"pinned_host"` or `"device"`, or that of each slot by its name; None for
+        that of the parameters. See `state_shardings`.
 
     Returns:
       `step(params, state, *batch, weight=None) -> (params, state, metrics)`, a function under `jax.jit`, with its `lower`; with
@@ -73,14 +80,19 @@ def make_step(
     arguments.check_function("loss_fn", loss_fn)
     transformation = as_transformation(tx)
     has_aux = arguments.check_bool("has_aux", has_aux)
+    check_memory_kind(memory_kind, mesh)
     if mesh is not None:
         check_axis(axis, mesh)
     elif axis is not None:
         raise ValueError(f"axis must be given with the mesh that has it; got {axis=} and no mesh")
+    elif memory_kind is not None:
+        raise ValueError(f"memory_kind must be given with the mesh of the devices; got {memory_kind=} and no mesh")
 
     def step_with(apply: Callable[..., tuple[Tree, State]]) -> Step:
         def step(params: Tree, state: State, *batch: Any, weight: Any = None) -> tuple[Tree, State, dict[str, Any]]:
             trees.check_leaves("params", params)
+            memory.check_scalars(state)
+            given, params = params, jax.tree.map(memory.fetched, params)
 
             def scaled_loss(params: Tree) -> tuple[jax.Array, tuple[jax.Array, Any]]:
                 loss, aux = loss_fn(params, *batch) if has_aux else (loss_fn(params, *batch), None)
@@ -90,16 +102,18 @@ def make_step(
             # Parameters before state, in and out: donated buffers are paired with outputs of equal shape by position.
             extra = {"value": loss} | ({} if weight is None else {"weight": weight})
             params, state = apply(params, state, grads=grads, **extra)
+            params = jax.tree.map(memory.placed_like, params, given)
             logged = {"loss": loss} | ({"aux": aux} if has_aux else {}) | metrics(state)
             return params, state, logged
 
         return step
 
-    def compile_for(params: Tree) -> Step:
+    def compile_for(params: Tree) -> tuple[Any, Layout]:
         assert mesh is not None
-        layout = Layout.of(transformation, params, mesh, axis)
+        layout = Layout.of(transformation, params, mesh, axis, memory_kind)
+        step = step_with(layout.around(transformation.apply))
         shardings = (layout.params, layout.state, None)
-        return jax.jit(step_with(layout.around(transformation.apply)), donate_argnums=(0, 1), out_shardings=shardings)
+        return jax.jit(step, donate_argnums=(0, 1), out_shardings=shardings), layout
 
     if mesh is None:
         return CompiledStep(transformation, jax.jit(step_with(transformation.apply), donate_argnums=(0, 1)))

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optchain.core import arguments, trees
+from optchain.core import arguments, memory, trees
 from optchain.core.each_leaf import each_leaf
 from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.lookup import find_trees, leaves_by_path, replace_leaves_by_path
@@ -117,8 +117,8 @@ def averaged_params(state: Any) -> Tree:
 def finalize(params: Tree, state: Any) -> Tree:
     """The parameters to evaluate and to save: the average in the parameters' dtypes where there is one, else `params`.
 
-    Keras's `finalize_variable_values`. It returns the state's or the caller's own arrays: copy before donating. Leaves
-    without an average are as they were: frozen parameters, statistics, the functions of an Equinox module.
+    Keras's `finalize_variable_values`. It returns the state's or the caller's own arrays: copy before donating. An average in
+    the host's memory is brought to the device. Leaves without an average are as they were: frozen parameters, statistics, the functions of an Equinox module.
 
     Args:
       params: the parameters, in any container: a tree, a whole module of Flax's `nnx` or Equinox's, `nnx.state(module)`, or a
@@ -138,7 +138,9 @@ def finalize(params: Tree, state: Any) -> Tree:
     if not averages:
         return params
     found = leaves_by_path("averages of the parameters", averages)
-    return replace_leaves_by_path("average", found, params, lambda p, _, average: trees.cast_tree(average, p))
+    return replace_leaves_by_path(
+        "average", found, params, lambda p, _, average: trees.cast_tree(memory.fetched(average), p)
+    )
 
 
 def _united(averages: list[tuple[str, Tree]]) -> Tree:

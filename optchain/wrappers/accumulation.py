@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optchain.core import arguments, trees
+from optchain.core import arguments, memory, trees
 from optchain.core.chain import is_lazy
 from optchain.core.factors import Factor
 from optchain.core.gates import Decision, Gate
@@ -121,12 +121,16 @@ def accumulate(
             kept = _kept(first, slot.load(total, term.dtype))
             return term.add_to(kept) if is_rows(term) else kept + term
 
-        sums = jax.tree.map(add, trees.multiplied(grads), state["grads"], is_leaf=is_rows)
+        def add_all(held: Tree) -> tuple[Tree, Tree]:
+            sums = jax.tree.map(add, trees.multiplied(grads), held, is_leaf=is_rows)
+            return sums, jax.tree.map(slot.store, sums, held)
+
+        sums, held = memory.streamed(add_all, state["grads"])
         total = _kept(first, state["weight"]) + (1.0 if weight is None else weight)
         own = {
             "count": _kept(last, counted_now),
             "weight": total,
-            "grads": jax.tree.map(slot.store, sums, state["grads"]),
+            "grads": held,
             **counted(state, last),
         }
         return last, _mean(sums, total), own
@@ -135,7 +139,7 @@ def accumulate(
         held = state["count"] > 0
         kept = {name: state[name] for name in ("weight", "grads")}
         own = {**kept, "count": jnp.zeros_like(state["count"]), **counted(state, held)}
-        return held, _mean(state["grads"], state["weight"]), own
+        return held, _mean(jax.tree.map(memory.fetched, state["grads"]), state["weight"]), own
 
     def counted(state: dict[str, Any], updates: jax.Array) -> dict[str, Any]:
         if not varying:

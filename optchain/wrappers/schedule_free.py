@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optchain.core import storage, trees
+from optchain.core import memory, storage, trees
 from optchain.core.composite import Composite, nonempty_states
 from optchain.core.each_leaf import each_leaf
 from optchain.core.hyperparams import Hyperparam, Hyperparams
@@ -108,7 +108,10 @@ class ScheduleFree(Composite):
 
             return move
 
-        updates, z = each_leaf(step, state["iterates"], trees.force(moves), params, outputs=2, t=count, b=beta)
+        def move_all(z: Tree) -> tuple[Tree, Tree]:
+            return each_leaf(step, z, trees.force(moves), params, outputs=2, t=count, b=beta)
+
+        updates, z = memory.streamed(move_all, state["iterates"])
         return updates, {"count": count, "beta_1": _kept(beta), "iterates": z} | nonempty_states({"inner": inner_state})
 
 
@@ -147,7 +150,7 @@ def schedule_free_params(params: Tree, state: Any) -> Tree:
 
     def average(y: jax.Array, index: int, z: jax.Array) -> jax.Array:
         (beta,) = jax.tree.leaves(found[index][1]["beta_1"])  # nnx wraps each leaf
-        return trees.cast_tree(each_leaf(evaluated, y, z, b=beta), y)
+        return trees.cast_tree(each_leaf(evaluated, y, memory.fetched(z), b=beta), y)
 
     def evaluated(b: jax.Array) -> Callable[..., jax.Array]:
         divisor = jnp.where(b > 0, b, jnp.ones_like(b))
