@@ -1,0 +1,103 @@
+"""`compact` over eight devices: the bits of one device, and no collective that the wide state does not need."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import optchain as oc
+from benchmarks.collectives import collectives
+
+from .runs import mesh_of
+
+KEYS = jax.random.split(jax.random.key(0), 4)
+PARAMS = {
+    "up": jax.random.normal(KEYS[0], (512, 1024)),
+    "down": jax.random.normal(KEYS[1], (1024, 512)),
+    "bias": jnp.zeros(1024),
+}
+GRADS = jax.tree.map(lambda p: 0.1 * p + jax.random.normal(KEYS[2], p.shape), PARAMS)
+BATCH = jax.random.normal(KEYS[3], (64, 512))
+ROWS, COLUMNS = P("data"), P(None, "data")
+LAYOUTS = {
+    "data parallel": ({"data": 8}, {"up": P(), "down": P(), "bias": P()}, None),
+    "ZeRO-1": ({"data": 8}, {"up": P(), "down": P(), "bias": P()}, "data"),
+    "rows": ({"data": 8}, {"up": ROWS, "down": ROWS, "bias": ROWS}, None),
+    "columns": ({"data": 8}, {"up": COLUMNS, "down": ROWS, "bias": ROWS}, None),
+    "both": ({"data": 4, "model": 2}, {"up": P("data", "model"), "down": P("model", "data"), "bias": P("model")}, None),
+}
+every_layout = pytest.mark.parametrize("name", LAYOUTS)
+every_storage = pytest.mark.parametrize("options", [{}, {"weights": 24}, {"moments": "bfloat16"}], ids=str)
+
+
+def laid_out(tree, mesh, specs):
+    return {key: jax.device_put(jnp.copy(leaf), NamedSharding(mesh, specs[key])) for key, leaf in tree.items()}
+
+
+@every_layout
+@every_storage
+def test_eight_devices_have_the_bits_of_one(name, options):
+    axes, specs, axis = LAYOUTS[name]
+    mesh = mesh_of(**axes)
+    tx = oc.compact(oc.adamw(1e-2), **options)
+    params = oc.narrow(PARAMS) if "weights" in options else PARAMS
+    alone, state = params, tx.init(params)
+    split = laid_out(params, mesh, specs)
+    shardings = oc.state_shardings(tx, split, mesh, axis=axis)
+    split_state = oc.init_sharded(tx, split, mesh, axis=axis)
+    grads = laid_out(GRADS, mesh, specs)
+    step = jax.jit(lambda p, s, g: tx.apply(p, s, grads=g))
+    placed = jax.tree.map(lambda p: p.sharding, split)
+    split_step = jax.jit(lambda p, s, g: tx.apply(p, s, grads=g), out_shardings=(placed, shardings))
+    for _ in range(3):
+        alone, state = step(alone, state, GRADS)
+        split, split_state = split_step(split, split_state, grads)
+    for one, eight in zip(jax.tree.leaves((alone, state)), jax.tree.leaves((split, split_state)), strict=True):
+        np.testing.assert_array_equal(np.asarray(one), np.asarray(eight))
+    if name != "data parallel":
+        codes = split_state["inner"]["scale_by_adam"]["mu"]["codes"]["up"]
+        assert codes.addressable_shards[0].data.size == codes.size // 8
+        for scale in jax.tree.leaves(split_state["inner"]["scale_by_adam"]["mu"]["scales"]):
+            assert scale.addressable_shards[0].data.size == scale.size // 8 or scale.ndim == 1
+
+
+@every_layout
+@every_storage
+def test_no_collective_is_added(name, options):
+    axes, specs, axis = LAYOUTS[name]
+    mesh = mesh_of(**axes)
+
+    def loss_fn(params, x):
+        hidden = jnp.tanh(x @ params["up"].astype(jnp.float32) + params["bias"])
+        return jnp.mean((hidden @ params["down"].astype(jnp.float32) - x) ** 2)
+
+    def counted(tx, params):
+        params = laid_out(params, mesh, specs)
+        step = oc.make_step(loss_fn, tx, mesh=mesh, axis=axis)
+        text = step.lower(params, oc.init_sharded(tx, params, mesh, axis=axis), BATCH).compile().as_text()
+        return sorted(found.kind for found in collectives(text))
+
+    narrow = oc.narrow(PARAMS) if "weights" in options else PARAMS
+    assert counted(oc.compact(oc.adamw(1e-2), **options), narrow) == counted(oc.adamw(1e-2), narrow)
+
+
+def test_the_state_may_lie_in_the_hosts_memory_too():
+    mesh = mesh_of(data=8)
+    tx = oc.compact(oc.adamw(1e-2, use_ema=True, gradient_accumulation_steps=2), average="bfloat16", accumulator="int8")
+    _, specs, _ = LAYOUTS["rows"]
+    results = []
+    for kind in (None, "pinned_host", {"mu": "pinned_host", "grads": "pinned_host"}):
+        params = laid_out(PARAMS, mesh, specs)
+        state = oc.init_sharded(tx, params, mesh, memory_kind=kind)
+        step = oc.make_step(lambda p, x: jnp.mean((x @ p["up"] @ p["down"] - x) ** 2), tx, mesh=mesh, memory_kind=kind)
+        for _ in range(4):
+            params, state, _ = step(params, state, BATCH)
+        results.append((params, state))
+    first, *others = ([np.asarray(leaf) for leaf in jax.tree.leaves(result)] for result in results)
+    for other in others:
+        for one, same in zip(first, other, strict=True):
+            np.testing.assert_array_equal(one, same)
+    codes = results[1][1]["inner"]["accumulate"]["inner"]["scale_by_adam"]["nu"]["codes"]["up"]
+    assert codes.sharding.memory_kind == "pinned_host"
