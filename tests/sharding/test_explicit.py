@@ -51,6 +51,7 @@ def test_rules_of_whole_matrices_run_on_split_ones_with_the_numbers_of_one_devic
     assert jax.tree.map(jax.typeof, split) == jax.tree.map(jax.typeof, many)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("begun", [True, False], ids=["init before the jit", "init inside"])
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("make", [lambda: oc.muon(0.1), lambda: oc.adafactor(0.1)], ids=["muon", "adafactor"])
