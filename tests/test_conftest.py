@@ -40,6 +40,10 @@ def dying():
 
 def test_passes(dying): ...
 """
+UNSENDABLE = """
+def test_passes(request):
+    request.config.workeroutput["what"] = object()  # pytest-xdist sends strings and numbers
+"""
 DIES_IN_A_TEST = """
 import os
 
@@ -155,9 +159,14 @@ def test_errors_of_any_float_reach_the_table_from_a_worker(tmp_path: Path):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("crash", [DIES_AT_ITS_END, DIES_IN_A_TEST], ids=["at its end", "in a test"])
-def test_a_crash_of_a_worker_makes_the_run_red(crash: str, tmp_path: Path):
+@pytest.mark.parametrize(
+    ("crash", "passed"),
+    [(DIES_AT_ITS_END, True), (UNSENDABLE, True), (DIES_IN_A_TEST, False)],
+    ids=["at its end", "by what it reports", "in a test"],
+)
+def test_a_crash_of_a_worker_makes_the_run_red(crash: str, passed: bool, tmp_path: Path):
     code, output = run(crash, tmp_path, "-n", "1", "--max-worker-restart", "1")
     assert code != 0, output
+    assert ("1 passed" in output) == passed
     assert "Crashed workers" in output
     assert "gw0" in output

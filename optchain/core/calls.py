@@ -33,10 +33,10 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "decay_rate": ("rho", "alpha", "momentum", "beta_2_decay"),
     "rho": ("alpha", "beta_2"),
     "alpha": ("rho",),
-    "wd": ("weight_decay",),
-    "mask": ("exclude_from_weight_decay",),
-    "weight_decay_mask": ("mask", "exclude_from_weight_decay"),
-    "exclude_from_weight_decay": ("mask",),
+    "wd": ("weight_decay", "weight_decays"),
+    "mask": ("exclude_from_weight_decay", "weight_decays"),
+    "weight_decay_mask": ("mask", "exclude_from_weight_decay", "weight_decays"),
+    "exclude_from_weight_decay": ("mask", "weight_decays"),
     "mu_dtype": ("moment_dtype",),
     "nu_dtype": ("moment_dtype",),
     "accumulator_dtype": ("moment_dtype",),
@@ -50,13 +50,14 @@ ALIASES: dict[str, tuple[str, ...]] = {
 """Names of other libraries, and of our other dialects, to what they are called here: the first that a function has."""
 
 OPPOSITES = {
-    "mask": "exclude_from_weight_decay",
-    "weight_decay_mask": "exclude_from_weight_decay",
-    "exclude_from_weight_decay": "mask",
+    "mask": ("exclude_from_weight_decay",),
+    "weight_decay_mask": ("exclude_from_weight_decay",),
+    "exclude_from_weight_decay": ("mask", "weight_decays"),
 }
 """Of these the one chooses what the other leaves out."""
 
 RATE = "the rate is a chain's, or that of scale_by_learning_rate: chain(…, learning_rate=…)"
+MOMENTS = "the moments are a rule's, and so is their dtype: chain(scale_by_adam(moment_dtype=…), …)"
 PART = "masked, freeze and multi_optimizer act on some parameters only"
 
 ABSENT = {
@@ -64,6 +65,10 @@ ABSENT = {
     "learning_rate": RATE,
     "mask": PART,
     "weight_decay_mask": PART,
+    "moment_dtype": MOMENTS,
+    "mu_dtype": MOMENTS,
+    "nu_dtype": MOMENTS,
+    "accumulator_dtype": MOMENTS,
     "momentum": "apply_momentum is a link of its own, and sgd the preset",
     "weight": "a call is given it: tx.apply(…, weight=…), step(…, weight=…)",
     "optimizer": "a schedule is a function of the step, and the optimizer is given it: sgd(schedule)",
@@ -120,7 +125,7 @@ def _unknown(name: str, signature: inspect.Signature) -> str:
     known = [p.name for p in signature.parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     meant = closest_name(name, known)
     if meant is not None:
-        opposite = OPPOSITES.get(name) == meant
+        opposite = meant in OPPOSITES.get(name, ())
         sense = f" It is the opposite: it chooses what {name} leaves out." if opposite else ""
         return f"has no argument {name!r}; did you mean {meant}?{sense}"
     why = f" ({ABSENT[name]})" if name in ABSENT else ""

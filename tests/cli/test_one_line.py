@@ -5,6 +5,8 @@ import os
 import struct
 import subprocess
 import sys
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import pytest
 
 import optchain
 from optchain.cli import main
+from optchain.cli.convert.command import with_source
 from optchain.cli.errors import UserError
 from optchain.cli.train.folder import made
 from optchain.interop import orbax
@@ -254,22 +257,84 @@ def test_groups_that_no_optimizer_has_are_told_by_their_place(
     assert said in told
 
 
+def in_torch(weight: Callable[[Any, Any], Any]) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        torch = pytest.importorskip("torch")
+        optimizer = {"state": {}, "param_groups": [{"lr": 0.1, "params": [0]}]}
+        torch.save({"model": {"w": weight(torch, torch.ones(2, 2))}, "optimizer": optimizer}, path)
+
+    return write
+
+
+def in_keras(**members: str) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, data in members.items():
+                archive.writestr({"config": "config.json", "weights": "model.weights.h5"}[name], data)
+
+    return write
+
+
+def in_hdf5(path: Path) -> None:
+    with pytest.importorskip("h5py").File(path, "w") as file:
+        file["layers/dense/vars/0"] = np.ones(3, "complex64")
+
+
+def cut(write: Callable[[Path], None]) -> Callable[[Path], None]:
+    def write_half(path: Path) -> None:
+        write(path)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+    return write_half
+
+
+DAMAGED: dict[str, Callable[[Path], object]] = {
+    "float8.pt": in_torch(lambda torch, dense: dense.to(torch.float8_e4m3fn)),
+    "sparse.pt": in_torch(lambda torch, dense: dense.to_sparse()),
+    "quantized.pt": in_torch(lambda torch, dense: torch.quantize_per_tensor(dense, 0.1, 0, torch.qint8)),
+    "meta.pt": in_torch(lambda torch, dense: dense.to("meta")),
+    "none at all.pt": lambda path: pytest.importorskip("torch").save([1], path),
+    "cut.pt": cut(in_torch(lambda torch, dense: dense)),
+    "no archive.keras": lambda path: path.write_bytes(b"a text"),
+    "cut.keras": cut(in_keras(config="{}", weights="")),
+    "no weights.keras": in_keras(config="{}"),
+    "no json.keras": in_keras(config="{", weights=""),
+    "no object.keras": in_keras(config="[]", weights=""),
+    "no recipe.keras": in_keras(config="{}", weights="a text"),
+    "odd recipe.keras": in_keras(config='{"compile_config": {"optimizer": 3}}', weights="a text"),
+    "no hdf5.h5": lambda path: path.write_bytes(b"a text"),
+    "cut.h5": cut(in_hdf5),
+    "complex.h5": in_hdf5,
+    "no header.safetensors": lambda path: path.write_bytes(b"a text"),
+}
+
+
 @pytest.mark.filterwarnings("ignore:.*quantized tensor creation:UserWarning")
-@pytest.mark.parametrize("kind", ["float8", "sparse", "quantized", "meta", "none at all"])
-def test_the_file_is_named_once(kind: str, folder: Path, capsys: pytest.CaptureFixture[str]):
-    torch = pytest.importorskip("torch")
-    dense = torch.ones(2, 2)
-    weight = {
-        "float8": lambda: dense.to(torch.float8_e4m3fn),
-        "sparse": dense.to_sparse,
-        "quantized": lambda: torch.quantize_per_tensor(dense, 0.1, 0, torch.qint8),
-        "meta": lambda: dense.to("meta"),
-    }
-    optimizer = {"state": {}, "param_groups": [{"lr": 0.1, "params": [0]}]}
-    torch.save({"model": {"w": weight[kind]()}, "optimizer": optimizer} if kind in weight else [1], "run.pt")
-    said = refused(capsys, "convert", "run.pt", "--to", "orbax", "--out", "out", *described())
-    assert said.startswith("optchain: run.pt: ")
-    assert said.count("run.pt") == 1
+@pytest.mark.parametrize("recipe", ["the file's", "given"])
+@pytest.mark.parametrize("name", DAMAGED)
+def test_the_file_is_named_once(name: str, recipe: str, folder: Path, capsys: pytest.CaptureFixture[str]):
+    DAMAGED[name](Path(name))
+    Path("names.json").write_text(json.dumps({"w": "layers/dense/vars/0" if name.endswith(".h5") else "w"}))
+    options = described() if recipe == "given" or not name.endswith(".keras") else []
+    said = refused(capsys, "convert", name, "--to", "orbax", "--out", "out", *options)
+    assert said.startswith(f"optchain: {name}")
+    assert said.count(name) == 1
+
+
+@pytest.mark.parametrize(
+    ("source", "said", "told"),
+    [
+        ("run.pt", "it is damaged", "run.pt: it is damaged"),
+        ("run.pt", "run.pt: it is damaged", "run.pt: it is damaged"),
+        ("run.pt", "run.pt must be a zip", "run.pt must be a zip"),
+        ("run.pt", "lr is 3 in tx, and 4 in run.pt", "lr is 3 in tx, and 4 in run.pt"),
+        ("run.pt", "run.pth: it is damaged", "run.pt: run.pth: it is damaged"),
+        ("run", "run/3: it is damaged", "run/3: it is damaged"),
+        ("run", "no run has such a rate", "run: no run has such a rate"),
+    ],
+)
+def test_the_name_is_added_where_it_is_not_said(source: str, said: str, told: str, folder: Path):
+    assert with_source(said, Path(source)) == told
 
 
 READERS = {
@@ -360,6 +425,8 @@ def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]):
 
 @pytest.mark.parametrize("arguments", [["describe", "adamw", "--params", '{"w": [2]}'], ["--help"]])
 def test_a_width_of_0_prints(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    for name in ("COLUMNS", "LINES"):
+        monkeypatch.delenv(name, raising=False)
     assert main(arguments) == 0
     usual = capsys.readouterr().out
     monkeypatch.setenv("COLUMNS", "0")

@@ -183,30 +183,33 @@ def orbax_metadata_of_any_shape(folder: Path) -> Path:
     return path
 
 
-FILES = [
-    a_long_storage,
-    one_number_of_any_shape,
-    a_parameter_of_any_shape,
-    a_storage_in_a_file_that_is_no_zip,
-    a_zip_that_unfolds,
-    a_header_of_any_shape,
-    a_header_of_any_length,
-    deep_json_in_a_header,
-    deep_json_in_the_groups,
-    fp8_in_safetensors,
-    a_dataset_that_was_never_written,
-    a_dataset_in_chunks,
-    a_compressed_dataset,
-    a_dataset_of_a_fill_value,
-    a_keras_archive_that_unfolds,
-    a_keras_archive_with_a_member_larger_than_itself,
-    orbax_metadata_of_any_shape,
-]
+HUGE_BYTES = 4 * HUGE
+FILES = {
+    a_long_storage: f"the storage 0 is declared with {HUGE_BYTES} bytes, and the file has 1200",
+    one_number_of_any_shape: f"a tensor of shape ({HUGE},) is declared, and its storage has 4 bytes",
+    a_parameter_of_any_shape: f"a tensor of shape ({HUGE},) is declared, and its storage has 4 bytes",
+    a_storage_in_a_file_that_is_no_zip: f" is declared with {HUGE_BYTES} bytes, and the file has ",
+    a_zip_that_unfolds: "its records are not stored as torch.save stores them",
+    a_header_of_any_shape: "it is damaged or none: ",
+    a_header_of_any_length: "it is damaged or none: ",
+    deep_json_in_a_header: "it is damaged or none: ",
+    deep_json_in_the_groups: "its description of the optimizer cannot be read: ",
+    fp8_in_safetensors: "w is F8_E4M3, which NumPy has not",
+    a_dataset_that_was_never_written: f"of shape ({HUGE},) needs {HUGE_BYTES} bytes; the file has 0 of them",
+    a_dataset_in_chunks: "must lie within the file as plain numbers",
+    a_compressed_dataset: "must lie within the file as plain numbers",
+    a_dataset_of_a_fill_value: f"of shape ({HUGE},) needs {HUGE_BYTES} bytes; the file has 0 of them",
+    a_keras_archive_that_unfolds: "must be stored uncompressed",
+    a_keras_archive_with_a_member_larger_than_itself: "is damaged or truncated: ",
+    orbax_metadata_of_any_shape: f"it declares {HUGE_BYTES} bytes of arrays, and its files have ",
+}
+"""Each with what is said of it, which shows that nothing was allocated."""
 
 
-@pytest.mark.parametrize("write", FILES, ids=lambda write: write.__name__)
+@pytest.mark.parametrize(("write", "words"), FILES.items(), ids=[write.__name__ for write in FILES])
 def test_a_small_file_that_declares_much_is_one_line(
     write: Callable[[Path], Path],
+    words: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -219,6 +222,7 @@ def test_a_small_file_that_declares_much_is_one_line(
     assert main(["convert", *arguments]) == 2
     said = capsys.readouterr().err
     assert said.startswith(f"optchain: {path}")
+    assert words in said
     assert said.count("\n") == 1
     assert not Path("out").exists()
 

@@ -1,5 +1,8 @@
 """What `docs/coming-from.md` says of the peers' rules holds for the live ones."""
 
+import re
+from pathlib import Path
+
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -65,3 +68,42 @@ def test_pytorchs_plateau_waits_one_value_longer(patience):
         theirs.step(loss)
         watched, state = ours.update(loss, watched, state)
         assert float(oc.get_hyperparams(state)["learning_rate"]) == optimizer.param_groups[0]["lr"]
+
+
+# The pages themselves -------------------------------------------------------------------------------------------------
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def rows(name):
+    """The rows of the tables of `coming-from.md` that have a name in their first cell."""
+    lines = [line for line in (DOCS / "coming-from.md").read_text().splitlines() if line.startswith("| ")]
+    return [line for line in lines if re.search(rf"{re.escape(name)}(\b|`)", line.split("|")[1])]
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("optax.adam", "presets.torch.adam"),
+        ("optax.sgd", "presets.torch.sgd"),
+        ("mask=", "exclude_from_weight_decay"),
+        ("mask=", "opposite"),
+        ("mu_dtype", "moment_dtype"),
+        ("eps_root", "optax.scale_by_adam"),
+        ("ReduceLROnPlateau", "patience"),
+        ("count", "steps_taken(state)"),
+    ],
+)
+def test_a_name_that_is_brought_has_a_row_with_ours(theirs, ours):
+    found = rows(theirs)
+    assert any(ours in line for line in found), found
+
+
+def test_the_page_on_cost_recommends_no_second_moment_that_stalls():
+    page = (DOCS / "cost.md").read_text()
+    assert '"nu": "float32"' in page
+    assert not re.search(r"""moment_dtype=(jnp\.)?["']?bfloat16""", page)
+
+
+def test_the_guide_says_that_an_error_of_a_callable_in_a_donated_step_costs_the_parameters():
+    assert "donates parameters and state" in " ".join((DOCS / "guide" / "hyperparameters.md").read_text().split())

@@ -3,6 +3,7 @@
 import json
 import math
 import tracemalloc
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -148,6 +149,26 @@ def test_each_rows_state_is_at_its_path() -> None:
     }
     own = {key: value for key, value in state["accumulate"].items() if key != "inner"}
     assert by_path["adamw/accumulate"].bytes == nbytes(own)
+
+
+@pytest.mark.filterwarnings("ignore:muon")  # of leaves that it does not orthogonalize
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: oc.adamw(0.1, exclude_from_weight_decay=vectors),
+        lambda: oc.muon(0.1),
+        lambda: oc.muon(0.1, exclude_layers=["bias"]),
+    ],
+    ids=["adamw", "muon", "muon with layers left out"],
+)
+def test_code_has_no_address_and_is_the_same_for_two_built_alike(make: Callable[[], oc.Transformation]) -> None:
+    first, second = (str(oc.describe(make(), params_of("float32")["dense"])) for _ in range(2))
+    assert " at 0x" not in first
+    assert first == second
+
+
+def vectors(params: Any) -> Any:
+    return jax.tree.map(lambda p: p.ndim < 2, params)
 
 
 def test_a_link_without_state_keeps_nothing() -> None:

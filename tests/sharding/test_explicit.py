@@ -29,7 +29,7 @@ def placed(tree, spec):
     return {name: jax.device_put(leaf, NamedSharding(mesh, specs[name])) for name, leaf in tree.items()}
 
 
-def three_steps(tx, params):
+def three_steps(tx, params, state=None):
     """Three steps in a `scan`, which demands that no step changes a type."""
 
     def step(carry, _):
@@ -37,7 +37,7 @@ def three_steps(tx, params):
         grads = jax.tree.map(lambda p: jnp.sin(3 * p) + 0.1, params)
         return tx.apply(params, state, grads=grads), None
 
-    return jax.lax.scan(step, (params, tx.init(params)), length=3)[0]
+    return jax.lax.scan(step, (params, tx.init(params) if state is None else state), length=3)[0]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
@@ -49,6 +49,17 @@ def test_rules_of_whole_matrices_run_on_split_ones_with_the_numbers_of_one_devic
     split, _ = jax.jit(three_steps, static_argnums=0)(make(), many)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6), split, one)
     assert jax.tree.map(jax.typeof, split) == jax.tree.map(jax.typeof, many)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("begun", [True, False], ids=["init before the jit", "init inside"])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("make", [lambda: oc.muon(0.1), lambda: oc.adafactor(0.1)], ids=["muon", "adafactor"])
+def test_where_a_mesh_is_set_a_scan_takes_the_state_of_any_init(make, layout, begun):
+    tx, params = make(), placed(numbers(), layout)
+    with jax.set_mesh(explicit_mesh()):
+        new, _ = jax.jit(three_steps, static_argnums=0)(tx, params, tx.init(params) if begun else None)
+    assert jax.tree.map(jax.typeof, new) == jax.tree.map(jax.typeof, params)
 
 
 @pytest.mark.thorough

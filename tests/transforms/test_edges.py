@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from wrappers.bad_gradients import apply_step, assert_same_bits
 
@@ -76,13 +76,14 @@ def unscaled_twice(clip):
 MEAN = oc.accumulate(oc.scale(1.0), 2)
 
 
-@given(
-    power=st.floats(-120, 120), share=st.floats(0.125, 1, width=32), values=st.tuples(*[st.floats(-4, 4, width=32)] * 2)
-)
+@given(power=st.floats(-120, 126.9), share=st.floats(0, 1, width=32), values=st.tuples(*[st.floats(-0.25, 0.25)] * 2))
+@example(power=126.0, share=1.0, values=(0.25, 0.125))
+@example(power=126.5, share=0.0, values=(0.25, 0.125))
 def test_a_mean_does_not_depend_on_the_unit_of_the_weights(power, share, values):
+    """Up to a sum of weights whose reciprocal float32 does not have."""
     params, state = jnp.zeros(1), MEAN.init(jnp.zeros(1))
-    unit = np.float32(2.0**power)
-    for value, weight in zip(values, (unit, unit * np.float32(share)), strict=True):
+    unit, share = np.float32(2.0**power), np.float32(0 if share < 0.125 else share)
+    for value, weight in zip(values, (unit, unit * share), strict=True):
         params, state = apply_step(MEAN, params, state, jnp.full(1, value, jnp.float32), weight=jnp.float32(weight))
     exact = (values[0] + share * values[1]) / (1 + share)
     np.testing.assert_allclose(params, exact, rtol=1e-5, atol=1e-6)
@@ -271,25 +272,45 @@ def test_an_infinite_second_moment_stands_still_and_is_not_nan(name):
 # Counters -------------------------------------------------------------------------------------------------------------
 
 
-def test_counters_stay_at_the_largest_integer():
-    largest = np.iinfo(np.int32).max
-    tx = oc.dynamic_loss_scale(oc.adam(0.1, use_ema=True, ema_overwrite_frequency=4), growth_steps=4)
-    params = jnp.ones(1)
-    state = jax.tree.map(
-        lambda leaf: jnp.full_like(leaf, largest) if leaf.dtype == jnp.int32 else leaf, tx.init(params)
-    )
-    state = state | {"good_steps": jnp.int32(largest)}
+LARGEST = np.iinfo(np.int32).max
+COUNTERS = {
+    "schedule": lambda: oc.sgd(lambda step: 0.1),
+    "skip": lambda: oc.skip_nonfinite(oc.adam(0.1, use_ema=True)),
+    "dynamic": lambda: oc.dynamic_loss_scale(oc.adam(0.1, use_ema=True, ema_overwrite_frequency=4), growth_steps=4),
+    "accumulate": lambda: oc.accumulate(oc.adam(0.1), 2),
+    "accumulate by schedule": lambda: oc.accumulate(oc.adam(0.1), lambda updates: 2),
+    "schedule_free": lambda: oc.schedule_free_adamw(0.1),
+    "nadam": lambda: oc.nadam(0.1),
+    "adafactor": lambda: oc.adafactor(0.1),
+    "noise": lambda: oc.add_noise(0.1),
+    "lazy_rows": lambda: oc.lazy_rows(oc.adam(0.1)),
+}
+
+
+@pytest.mark.parametrize("value", [1.0, np.nan], ids=["good", "bad"])
+@pytest.mark.parametrize("name", COUNTERS)
+def test_counters_stay_at_the_largest_integer_or_begin_again(name, value):
+    tx, params = COUNTERS[name](), jnp.ones((2, 2))
+    state = jax.tree.map(lambda leaf: jnp.full_like(leaf, LARGEST) if is_count(leaf) else leaf, tx.init(params))
+    assert counts(state) == {LARGEST}
     for _ in range(2):
-        params, state = apply_step(tx, params, state, jnp.ones(1))
-        counts = {int(leaf) for leaf in jax.tree.leaves(state) if leaf.dtype == jnp.int32}
-        assert counts <= {0, 1, largest}  # good steps begin again when the scale grows
+        params, state = apply_step(tx, params, state, jnp.full((2, 2), value))
+        assert counts(state) <= {0, 1, LARGEST}
 
 
-def test_good_steps_do_not_wrap_round():
-    tx = oc.dynamic_loss_scale(oc.sgd(0.1), growth_steps=2**31 - 1)
-    state = tx.init(jnp.ones(1)) | {"good_steps": jnp.int32(2**31 - 2)}
-    seen = []
-    for _ in range(3):
-        _, state = apply_step(tx, jnp.ones(1), state, jnp.ones(1))
-        seen.append(int(state["good_steps"]))
-    assert min(seen) >= 0
+def is_count(leaf):
+    return leaf.dtype == jnp.int32
+
+
+def counts(state):
+    return {int(count) for leaf in jax.tree.leaves(state) if is_count(leaf) for count in np.ravel(leaf)}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("growth_steps", [4, LARGEST])
+def test_good_steps_do_not_wrap_round(growth_steps, form):
+    tx = oc.dynamic_loss_scale(oc.sgd(0.1), growth_steps=growth_steps)
+    params, state = jnp.ones(1), tx.init(jnp.ones(1)) | {"good_steps": jnp.int32(LARGEST)}
+    for _ in range(2):
+        params, state = step(form, tx, params, state, jnp.ones(1))
+        assert int(state["good_steps"]) >= 0

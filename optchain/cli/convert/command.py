@@ -2,6 +2,7 @@
 
 import enum
 import json
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -109,8 +110,7 @@ def convert(
     except MemoryError as error:
         raise UserError(f"{source}: there is not enough memory for it") from error
     except (ValueError, TypeError, KeyError, OverflowError) as error:
-        said = str(error.args[0] if error.args else error)
-        raise UserError(f"{source}: {said.removeprefix(f'{source}: ')}") from error
+        raise UserError(with_source(str(error.args[0] if error.args else error), source)) from error
 
     if as_json:
         entries = [
@@ -131,3 +131,9 @@ def convert(
     screen.print(shown)
     say(screen, f"hyperparameters: {run.report.hyperparams}")
     say(screen, f"wrote {out}")
+
+
+def with_source(said: str, source: Path) -> str:
+    """What was said of SOURCE, with its name in front unless it is named already."""
+    place = "^" if source.is_dir() else r"(^|\s)"  # a folder may be called as a word is
+    return said if re.search(rf"{place}{re.escape(str(source))}([\s:,;/]|$)", said) else f"{source}: {said}"
