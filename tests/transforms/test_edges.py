@@ -331,7 +331,7 @@ def test_a_gradient_that_is_not_finite_is_not_hidden(name, bad):
 
 
 def test_a_rate_at_which_ftrl_leaves_the_range_is_as_a_rate_of_zero():
-    tx = oc.ftrl(jnp.array(1e-38))
+    tx = oc.ftrl(jnp.array(2e-38))
     params = jnp.full(2, 3.0)
     state = tx.init(params)
     new, after = apply_step(tx, params, state, jnp.full(2, 1e3))
