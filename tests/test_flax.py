@@ -99,6 +99,15 @@ def test_a_donated_train_state_goes_on():
     assert np.isfinite(state.params["w"]).all()
 
 
+def test_a_misspelt_loss_is_named_by_the_link_that_asks_for_it():
+    tx = oc.chain(oc.sgd(0.5), ("plateau", optax.contrib.reduce_on_plateau()))
+    state = TrainState.create(apply_fn=None, params=PARAMS, tx=tx)
+    words = r"plateau \(Optax's reduce_on_plateau\) needs value, .* but valeu, which may be a misspelling"
+    with pytest.raises(TypeError, match=words):
+        state.apply_gradients(grads=GRADS, valeu=1.0)
+    assert int(state.apply_gradients(grads=GRADS, value=1.0).step) == 1
+
+
 def test_readers_find_what_is_in_a_train_state_and_an_optimizer():
     tx = oc.sgd(0.5, global_clipnorm=1.0, use_ema=True)
     state = TrainState.create(apply_fn=None, params=PARAMS, tx=tx).apply_gradients(grads=GRADS)

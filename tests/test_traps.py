@@ -409,3 +409,19 @@ def test_a_link_that_asks_for_the_loss_says_so():
     tx = oc.chain(oc.accumulate(oc.chain(polyak(), oc.scale_by_learning_rate(0.1)), 2))
     with pytest.raises(TypeError, match="polyak needs value, and the call did not give it"):
         tx.apply(PARAMS, tx.init(PARAMS), grads=GRADS)
+
+
+@pytest.mark.parametrize("around", [lambda tx: tx, lambda tx: oc.accumulate(tx, 2), oc.skip_nonfinite])
+@pytest.mark.parametrize("alone", [True, False])
+def test_an_optax_link_that_asks_for_the_loss_is_named_and_so_is_the_remedy(around, alone):
+    plateau = optax.contrib.reduce_on_plateau()
+    link = plateau if alone else optax.chain(optax.scale(0.5), plateau)
+    tx = around(oc.chain(oc.sgd(0.1), ("plateau", link)))
+    state = tx.init(PARAMS)
+    words = r"plateau \(Optax's reduce_on_plateau\) needs value, and the call did not give it"
+    for step in (tx.apply, jax.jit(tx.apply)):
+        with pytest.raises(TypeError, match=rf"{words}: give it to the call, tx\.apply\(…, value=…\)"):
+            step(PARAMS, state, grads=GRADS)
+    with pytest.raises(TypeError, match=rf"{words}, but valeu, which may be a misspelling"):
+        tx.update(GRADS, state, PARAMS, valeu=1.0)
+    tx.apply(PARAMS, state, grads=GRADS, value=1.0)

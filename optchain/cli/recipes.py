@@ -12,6 +12,8 @@ import optchain
 from optchain.cli.errors import UserError
 from optchain.core.registry import FACTORIES
 
+NO_UTF8 = "it is not in UTF-8, but UTF-16 or another encoding: save it as UTF-8"
+
 SHOWN = 3
 """How many names are suggested for one that is unknown."""
 
@@ -85,16 +87,21 @@ def parsed(path: Path, option: str) -> Any:
     """What a file of JSON or TOML holds.
 
     Raises:
-      UserError: there is no such file, or it is neither.
+      UserError: there is no such file, it is neither, or it is not in UTF-8.
     """
     parse = PARSERS.get(path.suffix.lower())
     if parse is None:
         raise UserError(f"{option} {path}: the file's name must end in {' or '.join(PARSERS)}")
     try:
-        return parse(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark
+        if "\0" in text:  # every other byte of UTF-16 is one
+            raise UserError(f"{option} {path}: {NO_UTF8}")
+        return parse(text)
     except OSError as error:
         raise UserError(f"{option} {path}: {error.strerror}") from error
     except RecursionError as error:
         raise UserError(f"{option} {path}: it is nested too deep") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{option} {path}: {NO_UTF8}") from error
     except ValueError as error:
         raise UserError(f"{option} {path}: {error}") from error

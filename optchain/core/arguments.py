@@ -24,6 +24,8 @@ class Range:
     high: float = math.inf
     low_open: bool = False
     high_open: bool = False
+    high_apart: bool = False
+    """Whether the upper end does something else than every number below: a number that rounds to it is refused."""
 
     def __contains__(self, value: float) -> bool:
         value = as_float(value)
@@ -45,6 +47,8 @@ LARGEST_INTEGER = 2**31 - 1
 NON_NEGATIVE = Range(0.0)
 POSITIVE = Range(0.0, low_open=True)
 FRACTION = Range(0.0, 1.0)
+KEPT = Range(0.0, 1.0, high_apart=True)
+"""The part of an average that a call keeps: at 1 it never moves."""
 BELOW_ONE = Range(0.0, 1.0, high_open=True)
 NON_POSITIVE = Range(-math.inf, 0.0)
 FINITE = Range(-math.inf)
@@ -75,9 +79,9 @@ RANGES: dict[str, Range] = {
     "l2_regularization_strength": NON_NEGATIVE,
     "l2_shrinkage_regularization_strength": NON_NEGATIVE,
     "beta": NON_NEGATIVE,
-    "momentum": FRACTION,
-    "dampening": FRACTION,
-    "ema_momentum": FRACTION,
+    "momentum": KEPT,
+    "dampening": KEPT,
+    "ema_momentum": KEPT,
     "min_scale": NON_NEGATIVE,
     "muon_a": FINITE,
     "muon_b": FINITE,
@@ -145,31 +149,45 @@ def as_used(value: Any, dtype: Any = None) -> tuple[float, str]:
     return (0.0 if abs(used) < jnp.finfo(dtype).tiny else used), dtype.name
 
 
+def becomes_another(value: float, used: float, allowed: Range) -> bool:
+    """Whether a number does something else as it is used than as it is written: as 0, or as the upper end of some ranges."""
+    return used != value and (used == 0 or (allowed.high_apart and used == allowed.high))
+
+
 def check_range(
-    name: str, value: Any, allowed: Range | None = None, *, dtype: Any = None, where: str | None = None
+    name: str,
+    value: Any,
+    allowed: Range | None = None,
+    *,
+    dtype: Any = None,
+    where: str | None = None,
+    computed: bool = False,
 ) -> None:
     """Requires a concrete number, or scalar array, to lie in a range: that of its name, if none is given.
 
-    It must do so still in `dtype`, JAX's default float if none is given; `where` says what has that dtype.
+    It must do so still in `dtype`, JAX's default float if none is given; `where` says what has that dtype. A number other than
+    0 must not become 0, unless it was `computed`, as a rate that has decayed.
     """
     if is_traced(value):
         return
-    _require(name, as_float(value), allowed or range_of(name), dtype, where)
+    _require(name, as_float(value), allowed or range_of(name), dtype, where, computed=computed)
 
 
-def check_number(name: str, value: Any, allowed: Range) -> None:
-    """Requires a Python number in a range."""
+def check_number(name: str, value: Any, allowed: Range, *, computed: bool = False) -> None:
+    """Requires a Python number in a range; see :func:`check_range`."""
     if not is_number(value):
         raise TypeError(f"{name} must be {allowed}; got {value!r} ({type(value).__name__})")
-    _require(name, as_float(value) if isinstance(value, int) else value, allowed)
+    _require(name, as_float(value) if isinstance(value, int) else value, allowed, computed=computed)
 
 
-def _require(name: str, value: Any, allowed: Range, dtype: Any = None, where: str | None = None) -> None:
+def _require(
+    name: str, value: Any, allowed: Range, dtype: Any = None, where: str | None = None, *, computed: bool = False
+) -> None:
     """Requires a number to lie in a range, and to do so still in the dtype in which it is used."""
     if value not in allowed:
         raise ValueError(f"{name} must be {allowed}; got {value!r}")
     used, dtype = as_used(value, dtype)
-    if used not in allowed:
+    if used not in allowed or (becomes_another(value, used, allowed) and not computed):
         becomes = "overflows" if math.isinf(used) else "is flushed to 0" if used == 0 else f"rounds to {used:g}"
         of = f", the dtype in which {where} is computed" if where else ""
         raise ValueError(f"{name} must be {allowed}; got {value!r}, which {becomes} in {dtype}{of}")

@@ -6,7 +6,7 @@ People know the names of Optax, PyTorch and Keras by heart. `ALIASES` says what 
 import difflib
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -130,6 +130,17 @@ def _unknown(name: str, signature: inspect.Signature) -> str:
         return f"has no argument {name!r}; did you mean {meant}?{sense}"
     why = f" ({ABSENT[name]})" if name in ABSENT else ""
     return f"has no argument {name!r}{why}; it has: {', '.join(known) or 'none'}"
+
+
+def not_given(owner: str, name: str, given: Iterable[str]) -> str:
+    """That a call did not give what a link needs, and what it gave that may have been meant for it."""
+    if name == "learning_rate":
+        remedy = "; give it to the chain, chain(…, learning_rate=…)"
+    else:
+        meant = next((other for other in sorted(given) if closest_name(other, [name])), None)
+        instead = f", but {meant}, which may be a misspelling" if meant else ""
+        remedy = f"{instead}: give it to the call, tx.apply(…, {name}=…)"
+    return f"{owner} needs {name}, and the call did not give it{remedy}"
 
 
 def closest_name(name: str, known: list[str]) -> str | None:

@@ -117,7 +117,7 @@ class Hyperparams:
             value = scheduled_number(name, schedule, count)
             if not arguments.is_traced(value):
                 try:
-                    arguments.check_range(name, value, self._allowed[name])
+                    arguments.check_range(name, value, self._allowed[name], computed=True)
                 except ValueError as error:
                     raise ValueError(f"{error}, by its schedule {schedule!r}") from None
             made[name] = _scalar(value)

@@ -1,6 +1,7 @@
 """Optax's transformations as links of ours."""
 
 import functools
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
@@ -8,9 +9,13 @@ import jax
 import optax
 
 from optchain.core import memory, trees
+from optchain.core.calls import not_given
 from optchain.core.restored import ConvertedState, may_be_restored
 from optchain.core.transformation import State, Transformation
 from optchain.core.trees import Tree
+
+MISSING = re.compile(r"(?P<owner>\S+)\(\) missing \d+ required keyword-only arguments?: '(?P<name>\w+)'")
+"""What Python says of a call that lacks an argument."""
 
 
 class OptaxLink(Transformation):
@@ -47,7 +52,14 @@ class OptaxLink(Transformation):
         if params is not None:
             updates = trees.cast_tree(updates, params)
         state, in_original_containers = self._in_its_containers(state, updates if params is None else params)
-        made, state = memory.streamed(lambda state: self.inner.update(updates, state, params, **extra), state)
+        try:
+            made, state = memory.streamed(lambda state: self.inner.update(updates, state, params, **extra), state)
+        except TypeError as error:
+            missing = MISSING.search(str(error))
+            if missing is None or missing["name"] in extra:
+                raise
+            owner = f"{self.name} (Optax's {missing['owner'].split('.')[0]})"
+            raise TypeError(not_given(owner, missing["name"], extra)) from error
         self._check_made(made, updates, params)
         return made, in_original_containers(state)
 

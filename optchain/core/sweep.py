@@ -70,7 +70,7 @@ def sweep(state: Any, values: Mapping[str, Any] | None = None, /, **named: Any) 
     )
     fields = {key: find_settable(state, key) for key in arrays}
     for key, field in fields.items():
-        arguments.check_values(field.name, arrays[key])
+        arguments.check_values(field.name, wanted[key])  # before they were rounded
     # Copies, as the counters are: a step that donates its state would else delete the caller's own.
     values_by_path = {field.path: jnp.array(arrays[key], field.value.dtype) for key, field in fields.items()}
     keys_by_path = {path: jnp.array(seeds["seed"]) for path in _find_keys(state)} if seeds else {}

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from optchain.core import arguments, memory, storage, trees
+from optchain.core.calls import not_given
 from optchain.core.hyperparams import Hyperparams
 from optchain.core.identity import Identity
 from optchain.core.row_gradient import is_rows
@@ -268,8 +269,7 @@ class Transformation(Identity):
         """
         for name, owner in self.needs.items():
             if name not in extra:
-                hint = "; give it to the chain, chain(…, learning_rate=…)" if name == "learning_rate" else ""
-                raise TypeError(f"{owner} needs {name}, and the call did not give it{hint}")
+                raise TypeError(not_given(owner, name, extra.keys() - self.takes))
         if "weight" in self.takes and extra.get("weight") is not None:
             arguments.check_weight(extra["weight"])
         for name in self.hyperparams.names & extra.keys():

@@ -38,14 +38,16 @@ def hyperparam(what: str, name: str, value: Any) -> None:
     Raises:
       ValueError: it is something else.
     """
-    number(what, value, arguments.RANGES.get(name, arguments.FINITE))
+    decays = name == "learning_rate"  # to nothing, by a schedule
+    number(what, value, arguments.range_of(name), computed=decays)
 
 
-def number(what: str, value: Any, allowed: Range) -> None:
-    """Requires a real number in a range, as it is used in JAX's default float too."""
+def number(what: str, value: Any, allowed: Range, *, computed: bool = True) -> None:
+    """Requires a real number in a range, as it is used in JAX's default float too; see `arguments.check_range`."""
     found = _scalar(value)
     used, dtype = arguments.as_used(math.nan if found is None else found)
-    if found is None or found not in allowed or used not in allowed:
+    another = found is not None and not computed and arguments.becomes_another(found, used, allowed)
+    if found is None or found not in allowed or used not in allowed or another:
         raise ValueError(f"{what} must be {allowed}, in {dtype}; it is {_shown(value)}")
 
 

@@ -44,6 +44,13 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     return f" (did you mean {by_lower[near[0]]!r}?)" if near else ""
 
 
+def key_suggestion(given: Iterable[Any], known: Iterable[str]) -> str:
+    """The nearest names of the keys that are not known, likewise."""
+    known = list(known)
+    hints = {str(key): suggestion(str(key), known) for key in given if key not in known}
+    return "".join(f"; {key!r}{hint}" for key, hint in sorted(hints.items()) if hint)
+
+
 def check_names(known: Iterable[str], given: Iterable[str]) -> None:
     """Refuses an argument that a builder does not have."""
     known = list(known)

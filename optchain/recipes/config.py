@@ -24,11 +24,21 @@ from optchain.core.keys import is_raw_key
 from optchain.core.masks import AsMask, Choice, Common, Matching, Matrices, Others, as_mask
 from optchain.core.registry import FACTORIES
 from optchain.core.transformation import Transformation
-from optchain.recipes.building import ConfigError, built, check_arguments, look_up, registered_schedule, text_key
+from optchain.recipes.building import (
+    ConfigError,
+    built,
+    check_arguments,
+    key_suggestion,
+    look_up,
+    registered_schedule,
+    text_key,
+)
 from optchain.recipes.keras import from_keras_config
 from optchain.schedules.base import REGISTERED, Schedule
 
 VERSION = 1
+KINDS = ("transformation", "schedule", "mask")
+"""The keys by which a config names what it is."""
 MAX_DEPTH = 64
 MAX_NODES = 100_000
 
@@ -79,7 +89,8 @@ def from_config(config: Mapping[str, Any]) -> Transformation:
         return from_keras_config(config, "config")
     version = config.get("optchain")
     if version != VERSION or isinstance(version, bool):
-        raise ValueError(f'config["optchain"] must be {VERSION}, the version of the format; got {version!r}')
+        hint = "" if "optchain" in config else key_suggestion(config, ["optchain", "class_name", *KINDS, "arguments"])
+        raise ValueError(f'config["optchain"] must be {VERSION}, the version of the format; got {version!r}{hint}')
     made = _decode({key: value for key, value in config.items() if key != "optchain"}, "config")
     if not isinstance(made, Transformation):
         raise ValueError(
@@ -166,7 +177,7 @@ def _decode(value: Any, where: str) -> Any:
         return [_decode(item, f"{where}[{i}]") for i, item in enumerate(value)]
     if not isinstance(value, Mapping):
         raise ValueError(f"{where} is {type(value).__name__}, which a config cannot hold")
-    kinds = {"transformation": _transformation, "schedule": registered_schedule, "mask": _mask}
+    kinds = dict(zip(KINDS, (_transformation, registered_schedule, _mask), strict=True))
     for kind, build in kinds.items():
         if kind in value:
             name, given = _named(value, kind, where)
@@ -178,14 +189,16 @@ def _decode(value: Any, where: str) -> Any:
     if set(value) == {"tree"} and isinstance(value["tree"], Mapping):
         return {text_key(key, where): _decode(item, f"{where}.{key}") for key, item in value["tree"].items()}
     raise ValueError(
-        f"{where} must have one of the keys {', '.join(map(repr, kinds))}, 'array', 'tree', 'tuple'; it has {sorted(map(str, value))}"
+        f"{where} must have one of the keys {', '.join(map(repr, kinds))}, 'array', 'tree', 'tuple'; it has "
+        f"{sorted(map(str, value))}{key_suggestion(value, [*kinds, 'arguments', 'array', 'dtype', 'tree', 'tuple'])}"
     )
 
 
 def _named(value: Mapping[str, Any], kind: str, where: str) -> tuple[str, dict[str, Any]]:
     surplus = set(value) - {kind, "arguments"}
     if surplus:
-        raise ConfigError(f"{where} has keys that are not known: {sorted(map(str, surplus))}")
+        hint = key_suggestion(surplus, [kind, "arguments"])
+        raise ConfigError(f"{where} has keys that are not known: {sorted(map(str, surplus))}{hint}")
     name, given = value[kind], value.get("arguments", {})
     if not isinstance(name, str) or not isinstance(given, Mapping):
         raise ConfigError(f"{where}: {kind!r} must be a string and 'arguments' a mapping")

@@ -6,7 +6,15 @@ from typing import Any
 
 from optchain.core.transformation import Transformation
 from optchain.presets import keras as keras_presets
-from optchain.recipes.building import ConfigError, built, check_arguments, registered_schedule, suggestion, text_key
+from optchain.recipes.building import (
+    ConfigError,
+    built,
+    check_arguments,
+    key_suggestion,
+    registered_schedule,
+    suggestion,
+    text_key,
+)
 from optchain.schedules import Schedule
 
 KERAS_CLASSES: dict[str, Callable[..., Transformation]] = {
@@ -70,7 +78,8 @@ def _object(config: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]
     surplus = set(config) - known
     name, given = config.get("class_name"), config.get("config")
     if surplus or not isinstance(name, str) or not isinstance(given, Mapping):
-        raise ConfigError(f"{where} is not one of Keras's: it has the keys {sorted(map(str, config))}")
+        hint = key_suggestion(config, known)
+        raise ConfigError(f"{where} is not one of Keras's: it has the keys {sorted(map(str, config))}{hint}")
     return name, {text_key(key, where): value for key, value in given.items()}
 
 

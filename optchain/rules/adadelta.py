@@ -10,7 +10,7 @@ from optchain.core.rule import Leaf, LeafUpdate, rule
 from optchain.core.slot import Slot, declare, stored
 from optchain.core.transformation import Transformation
 from optchain.core.trees import abs_square, root
-from optchain.rules.moments import scaled_square
+from optchain.rules.moments import scaled_square, unless_infinite
 
 SLOTS = declare(
     e_g=Slot(real=True, nonnegative=True, decay="rho", narrowest="bfloat16"),  # the average of the squared gradients
@@ -50,7 +50,7 @@ def scale_by_adadelta(
 
     def step(rho: jax.Array, epsilon: jax.Array) -> Leaf:
         def leaf(g: jax.Array, e_g: jax.Array, e_x: jax.Array) -> LeafUpdate:
-            e_g = rho * e_g + scaled_square(1 - rho, g)
+            e_g = unless_infinite(e_g, rho * e_g + scaled_square(1 - rho, g))
             u = g * (root(e_x + epsilon) / root(e_g + epsilon))
             e_x = rho * e_x + (1 - rho) * abs_square(u)
             return u, {"e_g": e_g, "e_x": e_x}

@@ -11,7 +11,7 @@ from optchain.core.registry import register
 from optchain.core.rule import Leaf, LeafUpdate, rule
 from optchain.core.slot import Slot, declare, stored
 from optchain.core.transformation import Transformation
-from optchain.rules.moments import average, magnitude, one_minus_power
+from optchain.rules.moments import average, magnitude, one_minus_power, unless_infinite
 
 SLOTS = declare(
     mu=Slot(decay="beta_1"),  # the average of the gradients
@@ -64,7 +64,7 @@ def scale_by_adamax(
         def leaf(g: jax.Array, mu: jax.Array, nu: jax.Array) -> LeafUpdate:
             size = magnitude(g)
             mu = average(mu, g, beta_1)
-            nu = jnp.maximum(beta_2 * nu, size + epsilon if epsilon_in_maximum else size)
+            nu = unless_infinite(nu, jnp.maximum(beta_2 * nu, size + epsilon if epsilon_in_maximum else size))
             return mu / (c1 * (nu if epsilon_in_maximum else nu + epsilon)), {"mu": mu, "nu": nu}
 
         return leaf

@@ -14,6 +14,7 @@ from optchain.core.registry import register
 from optchain.core.slot import Slot, declare
 from optchain.core.transformation import Transformation
 from optchain.core.trees import Tree
+from optchain.rules.moments import unless_infinite
 
 
 class ScaleByFactoredRmsState(TypedDict):
@@ -95,7 +96,7 @@ def scale_by_factored_rms(beta_2_decay: float = -0.8, epsilon: Hyperparam = 1e-3
         beta = 1 - t**beta_2_decay
 
         def average(old: jax.Array, new: jax.Array) -> jax.Array:
-            return beta * old + (1 - beta) * new
+            return unless_infinite(old, beta * old + (1 - beta) * new)
 
         def leaf(g: jax.Array, v_row: jax.Array, v_col: jax.Array, v: jax.Array) -> tuple[jax.Array, ...]:
             square = trees.abs_square(g) + epsilon
@@ -105,7 +106,9 @@ def scale_by_factored_rms(beta_2_decay: float = -0.8, epsilon: Hyperparam = 1e-3
             v_row = average(v_row, _mean(square, -1))
             v_col = average(v_col, _mean(square, -2))
             # Roots before the quotient: the derivative of a quotient by 1e-30 would overflow.
-            of_rows = trees.root(v_row) / trees.root(_mean(v_row, -1)[..., None])
+            mean = _mean(v_row, -1)[..., None]
+            # Of an infinite mean nothing is known but that the whole matrix stands still.
+            of_rows = unless_infinite(mean, trees.root(v_row) / trees.root(mean))
             of_columns = trees.root(v_col)
             return g / of_rows[..., :, None] / of_columns[..., None, :], v_row, v_col, v
 

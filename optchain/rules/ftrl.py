@@ -40,7 +40,9 @@ def apply_ftrl(
 
     The learning rate is in it: no `scale_by_learning_rate` follows. As in Keras the parameters are made from `z` alone, so
     that the first step shrinks what they were initialized with. A learning rate of 0 leaves parameters and state alone, and
-    so does a divisor of 0 the parameters; Keras divides, and gets NaN. The clip of a complex number is by its magnitude.
+    so does a divisor of 0 the parameters; Keras divides, and gets NaN. Where `n^−power` is infinite, parameters and `z` stay
+    as they are from then on; where only the rest is beyond the range, for this step, and `n` too. The clip of a complex number
+    is by its magnitude.
 
     Args:
       learning_rate_power: the power of the sum of squares, a number <= 0; 0 for a fixed learning rate.
@@ -91,10 +93,15 @@ def apply_ftrl(
             sigma = (power - _power(n, -learning_rate_power)) / lr
             new_z = z + (g + 2 * shrinkage * p - sigma * p)
             divisor = (power + beta) / lr + 2 * l2
-            solvable = divisor > 0
+            solvable = divisor != 0
             solved = (_clip(new_z, l1) - new_z) / jnp.where(solvable, divisor, 1)
-            u = jnp.where(moves & solvable, solved - p, 0)
-            return u, {"sum_of_squares": jnp.where(moves, new_n, n), "linear_term": jnp.where(moves, new_z, z)}
+            in_range = jnp.isfinite(divisor) & jnp.isfinite(new_z)
+            u = jnp.where(in_range, jnp.where(solvable, solved - p, 0), 0 * g)  # NaN where g is not finite
+            counts = in_range | jnp.isinf(power)
+            return jnp.where(moves, u, 0), {
+                "sum_of_squares": jnp.where(moves & counts, new_n, n),
+                "linear_term": jnp.where(moves & in_range, new_z, z),
+            }
 
         return leaf
 

@@ -27,11 +27,18 @@ def average(old: jax.Array, new: jax.Array, beta: Any) -> jax.Array:
 def average_of_squares(old: jax.Array, x: jax.Array, beta: Any) -> jax.Array:
     """The decaying average of `|x|²` one step on: `old + (1 − β)(|x|² − old)`.
 
-    Multiplied in PyTorch's order, `(1 − β) · x · x`, which overflows later than `x²`. An infinite average stays infinite: a
-    rule that divides by its root makes no step, where ∞ − ∞ would make it NaN.
+    Multiplied in PyTorch's order, `(1 − β) · x · x`, which overflows later than `x²`.
     """
     share = 1 - beta
-    return jnp.where(jnp.isinf(old), old, old + (scaled_square(share, x) - share * old))
+    return unless_infinite(old, old + (scaled_square(share, x) - share * old))
+
+
+def unless_infinite(old: jax.Array, new: jax.Array) -> jax.Array:
+    """A second moment one step on; one that was infinite stays so.
+
+    A rule that divides by its root makes no step then, where ∞ − ∞ or 0 · ∞ would make it NaN.
+    """
+    return jnp.where(jnp.isinf(old), old, new)
 
 
 def scaled_square(factor: Any, x: jax.Array) -> jax.Array:

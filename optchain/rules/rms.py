@@ -12,7 +12,7 @@ from optchain.core.rule import Leaf, LeafUpdate, rule
 from optchain.core.slot import Slot, declare, no_narrower, stored
 from optchain.core.transformation import Transformation
 from optchain.core.trees import abs_square, root
-from optchain.rules.moments import one_minus_power, scaled_square
+from optchain.rules.moments import one_minus_power, scaled_square, unless_infinite
 
 SLOTS = declare(
     nu=Slot(real=True, nonnegative=True, decay="rho"),  # the average of the squared gradients
@@ -76,11 +76,11 @@ def scale_by_rms(
 
     def averages(rho: jax.Array, epsilon: jax.Array, c: jax.Array | int) -> Leaf:
         def leaf(g: jax.Array, nu: jax.Array, mu: jax.Array | None = None) -> LeafUpdate:
-            nu = rho * nu + scaled_square(1 - rho, g)
+            nu = unless_infinite(nu, rho * nu + scaled_square(1 - rho, g))
             v = nu * c
             if mu is not None:
                 mu = rho * mu + (1 - rho) * g
-                v = jnp.maximum(v - abs_square(mu) * c**2, 0)
+                v = unless_infinite(v, jnp.maximum(v - abs_square(mu) * c**2, 0))
             return g / (root(v + epsilon) if epsilon_in_root else root(v) + epsilon), {"nu": nu, "mu": mu}
 
         return leaf

@@ -242,13 +242,13 @@ def as_tuple(name: str, values: Any, of: str) -> tuple[Any, ...]:
     return tuple(values)
 
 
-def check_numbers(name: str, values: Any) -> tuple[float, ...]:
+def check_numbers(name: str, values: Any, *, computed: bool = False) -> tuple[float, ...]:
     if isinstance(values, str) or not isinstance(values, Sequence) or not all(map(arguments.is_number, values)):
         raise TypeError(f"{name} must be a sequence of numbers; got {values!r}")
     for index, value in enumerate(values):
         if value not in arguments.NON_NEGATIVE:
             raise ValueError(f"{name} must be finite numbers >= 0; got {value!r}")
-        arguments.check_number(f"{name}[{index}]", value, arguments.NON_NEGATIVE)
+        arguments.check_number(f"{name}[{index}]", value, arguments.NON_NEGATIVE, computed=computed)
     return tuple(value.item() if isinstance(value, np.generic) else value for value in values)
 
 

@@ -159,7 +159,7 @@ class PerEpoch(Schedule):
             if not (arguments.is_number(result) or arguments.is_array(result)) or jnp.shape(result) != ():
                 raise TypeError(f"fn must return a number; for epoch {epoch} it returned {result!r}")
             rate = float(result)
-            arguments.check_range("learning_rate", rate)
+            arguments.check_range("learning_rate", rate, computed=True)
             values.append(rate)
         self._fill(tuple(values), steps_per_epoch)
 
@@ -171,7 +171,7 @@ class PerEpoch(Schedule):
     def from_table(cls, values: Sequence[float], steps_per_epoch: int) -> "PerEpoch":
         """The schedule of a table: one value an epoch."""
         self = cls.__new__(cls)
-        self._fill(check_numbers("values", values), steps_per_epoch)
+        self._fill(check_numbers("values", values, computed=True), steps_per_epoch)
         return self
 
     def _fill(self, values: tuple[float, ...], steps_per_epoch: int) -> None:

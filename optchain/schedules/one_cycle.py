@@ -134,8 +134,8 @@ class OneCycleMomentum(Schedule):
     def __post_init__(self) -> None:
         if not isinstance(self.cycle, OneCycleLR):
             raise TypeError(f"cycle must be a OneCycleLR; got {self.cycle!r}")
-        arguments.check_number("base_momentum", self.base_momentum, arguments.FRACTION)
-        arguments.check_number("max_momentum", self.max_momentum, arguments.FRACTION)
+        arguments.check_number("base_momentum", self.base_momentum, arguments.KEPT)
+        arguments.check_number("max_momentum", self.max_momentum, arguments.KEPT)
 
     def value(self, step: jax.Array) -> jax.Array:
         low, high = self.base_momentum, self.max_momentum

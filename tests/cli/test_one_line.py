@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import optchain
-from optchain.cli import main
+from optchain.cli import main, recipes
 from optchain.cli.convert.command import with_source
 from optchain.cli.errors import UserError
 from optchain.cli.train.folder import made
@@ -363,9 +363,35 @@ def test_a_key_that_is_there_twice_is_an_error(option: str, folder: Path, capsys
     assert f"{option} twice.json: the key 'lr' is there twice" in said
 
 
+RECIPES = {".json": '{"optchain": 1, "transformation": "sgd"}', ".toml": 'optchain = 1\r\ntransformation = "sgd"\r\n'}
+
+
+@pytest.mark.parametrize("suffix", RECIPES)
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_a_recipe_that_is_not_in_utf_8_is_told_to_be_saved_so(
+    suffix: str, encoding: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    path = (tmp_path / "recipe").with_suffix(suffix)
+    path.write_bytes(RECIPES[suffix].encode(encoding))
+    if encoding == "utf-8-sig":  # a mark at the beginning is no other encoding
+        assert recipes.build(str(path)) == optchain.sgd()
+    else:
+        said = refused(capsys, "describe", path, "--params", '{"w": [2]}')
+        assert said.rstrip().endswith(f"{path}: it is not in UTF-8, but UTF-16 or another encoding: save it as UTF-8")
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
+        ('{"optchain": 1, "transformaton": "adamw"}', "'transformaton' (did you mean 'transformation'?)"),
+        ('{"optchain": 1, "transformation": "adamw", "argument": {}}', "'argument' (did you mean 'arguments'?)"),
+        ('{"optchian": 1, "transformation": "adamw"}', "'optchian' (did you mean 'optchain'?)"),
+        ('{"class_nam": "SGD", "config": {}}', "'class_nam' (did you mean 'class_name'?)"),
+        ('{"class_name": "SGD", "confg": {}}', "'confg' (did you mean 'config'?)"),
+        (
+            '{"optchain": 1, "transformation": "sgd", "arguments": {"learning_rate": {"shedule": "StepLR"}}}',
+            "'shedule' (did you mean 'schedule'?)",
+        ),
         ('{"optchain": 1, "transformation": "adamW"}', "'adamW' (did you mean 'adamw'?)"),
         (
             '{"optchain": 1, "transformation": "sgd", "arguments": {"learning_rat": 1}}',

@@ -14,6 +14,7 @@ from optchain.core import arguments
 from optchain.core.hyperparams import Hyperparams
 from optchain.core.precision import enable_x64
 
+CYCLE = oc.schedules.OneCycleLR(0.1, total_steps=100)
 CASES = [
     (lambda: oc.sgd(1e39), "learning_rate must be a finite number >= 0; got 1e+39, which overflows in float32"),
     (
@@ -32,6 +33,29 @@ CASES = [
         lambda: oc.unscale_gradients(1e-39),
         "loss_scale must be a finite number > 0; got 1e-39, which is flushed to 0 in float32",
     ),
+    (lambda: oc.sgd(1e-60), "learning_rate must be a finite number >= 0; got 1e-60, which is flushed to 0 in float32"),
+    (
+        lambda: oc.adam(epsilon=1e-60),
+        "epsilon must be a finite number >= 0; got 1e-60, which is flushed to 0 in float32",
+    ),
+    (lambda: oc.sgd(np.array(1e-60)), "learning_rate must be"),
+    (lambda: oc.adafactor(epsilon_1=1e-60), "epsilon_1 must be"),
+    (lambda: oc.adaptive_grad_clip(0.01, epsilon=1e-60), "epsilon must be"),
+    (lambda: oc.scale(-1e-60), "factor must be a finite number; got -1e-60, which is flushed to 0 in float32"),
+    (lambda: oc.scale_by_path({"w": 1e-60}), "factors['w'] must be"),
+    (lambda: oc.schedules.CosineDecay(1e-60, 10), "initial_learning_rate must be"),
+    (lambda: oc.schedules.PiecewiseConstantDecay([1], [0.1, 1e-60]), "values[1] must be"),
+    (lambda: oc.set_hyperparams(oc.sgd(0.1).init(jnp.ones(1)), learning_rate=1e-60), "learning_rate must be"),
+    (lambda: oc.sweep(oc.sgd(0.1).init(jnp.ones(1)), learning_rate=[0.1, 1e-60]), "learning_rate must be"),
+    (
+        lambda: oc.average_params(1 - 1e-9),
+        "momentum must be a number in [0, 1]; got 0.999999999, which rounds to 1 in float32",
+    ),
+    (lambda: oc.adam(use_ema=True, ema_momentum=1 - 1e-9), "ema_momentum must be"),
+    (lambda: oc.sgd(0.1, momentum=1 - 1e-9), "momentum must be"),
+    (lambda: oc.presets.torch.sgd(0.1, momentum=0.9, dampening=1 - 1e-9), "dampening must be"),
+    (lambda: oc.schedules.OneCycleMomentum(CYCLE, max_momentum=1 - 1e-9), "max_momentum must be"),
+    (lambda: oc.sweep(oc.sgd(0.1, momentum=np.array(0.9)).init(jnp.ones(1)), momentum=[1 - 1e-9]), "momentum must be"),
     (lambda: oc.sgd(0.1, loss_scale_factor=1e-39), "loss_scale_factor must be"),
     (lambda: oc.sgd(0.1, clipnorm=1e-39), "clipnorm must be"),
     (lambda: oc.presets.torch.adam(betas=(0.9, 1 - 1e-9)), "betas[1] must be"),
@@ -49,6 +73,27 @@ CASES = [
 def test_what_float32_makes_of_a_number_is_refused_in_words(build, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         build()
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: oc.sgd(0.1, momentum=1.0),
+        lambda: oc.average_params(1),
+        lambda: oc.adam(epsilon=0.0),
+        lambda: oc.schedules.LinearLR(0.1, end_factor=1 - 1e-9),  # as 1 it does the same
+        lambda: oc.sgd(1 - 1e-9),
+    ],
+)
+def test_the_ends_themselves_are_taken(build):
+    build()
+
+
+def test_a_rate_may_decay_to_nothing():
+    tx = oc.sgd(lambda step: 1e-60)
+    tx.apply(jnp.ones(1), tx.init(jnp.ones(1)), grads=jnp.ones(1))
+    schedule = oc.schedules.PerEpoch(lambda epoch, rate: rate * 1e-30, 1, 0.1, epochs=3)
+    assert oc.from_config(oc.to_config(oc.sgd(schedule))) == oc.sgd(schedule)
 
 
 @pytest.mark.parametrize("value", [1e39, np.float64(1e39), np.array([1e39])[0]])
@@ -120,7 +165,11 @@ def test_what_is_accepted_is_in_range_when_xla_has_it(name, value):
         arguments.check_range(name, value)
     except ValueError:
         return
-    assert float(used(jnp.float32(value))) in arguments.RANGES[name]
+    met = float(used(jnp.float32(value)))
+    assert met in arguments.RANGES[name]
+    assert (met == 0) == (value == 0)
+    if name in ("momentum", "dampening", "ema_momentum"):
+        assert (met == 1) == (value == 1)
 
 
 @jax.jit

@@ -233,6 +233,12 @@ def adam_state(**changes: Any) -> dict[str, Any]:
     return optimizer_of("Adam").state_dict() | changes
 
 
+def adam_state_of(params: list[int], more: dict[int, Any] | None = None, **group: Any) -> dict[str, Any]:
+    there = adam_state()
+    (own,) = there["param_groups"]
+    return {"state": there["state"] | (more or {}), "param_groups": [own | {"params": params} | group]}
+
+
 def other_shape() -> dict[str, Any]:
     there = adam_state()
     there["state"][0]["exp_avg"] = torch.zeros(2, 4)
@@ -271,6 +277,14 @@ def no_moment() -> dict[str, Any]:
             r"has shape \(2, 4\) in PyTorch, and dense/kernel, of shape \(3, 2\), needs \(2, 3\) there",
         ),
         (other_steps, ORDER, "different numbers of steps: dense/bias 7, dense/kernel 2|dense/kernel 2, dense/bias 7"),
+        (lambda: adam_state_of([0, 5]), ORDER, "state has 1, which no group names; param_groups name 0, 5"),
+        (lambda: adam_state_of([0, 1], {7: {}}), ORDER, "state has 7, which no group names; param_groups name 0, 1"),
+        (lambda: adam_state_of([0, 0]), ORDER, "param_groups name 0 more than once"),
+        (lambda: adam_state_of([0, 1], param_names=["w"]), ORDER, "a list of groups with 'params'"),
+        (lambda: adam_state_of([0, 1], betas=(0.9,)), ORDER, r"betas of group 0 must be two numbers; .* \(0\.9,\)"),
+        (lambda: adam_state_of([0, 1], betas=(0.9, 0.99, 0.5)), ORDER, "betas of group 0 must be two numbers"),
+        (lambda: adam_state_of([0, 1], betas=(0.9, "0.99")), ORDER, "betas of group 0 must be two numbers"),
+        (lambda: adam_state_of([0, 1], lr=(0.1, 0.2)), ORDER, "lr of the group of parameter . must be"),
         (no_moment, ORDER, "needs exp_avg_sq of dense/bias, .* has step, exp_avg"),
         (
             lambda: optimizer_of("Adam", betas=(0.5, 0.999)).state_dict(),

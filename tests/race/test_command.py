@@ -242,6 +242,8 @@ def test_a_task_is_named_with_arguments_or_by_a_file():
         (["--recipes", "adamw:beta_2"], "'beta_2' is no ARGUMENT=VALUE"),
         (["--recipes", "adamw:rate=-1"], "rate must be a finite number > 0; got -1.0; or say own"),
         (["--recipes", "optax.nothing"], "optax has no optimizer nothing"),
+        (["--recipes", "optax.adm"], "optax has no optimizer adm with a learning_rate (did you mean 'adam'?)"),
+        (["--recipes", "optax.contrib.prodgy"], "(did you mean 'prodigy'?)"),
         (["--recipes", "adamw,adamw"], "two are called adamw"),
         (["--recipes", "../x=adamw"], "is no name for a folder"),
         (["--recipes", "adamw,"], "'' names no recipe"),

@@ -269,6 +269,108 @@ def test_an_infinite_second_moment_stands_still_and_is_not_nan(name):
     assert np.isfinite(params).all()
 
 
+STANDING = {
+    "adam": oc.adam(1e-3),
+    "adam without memory": oc.adam(1e-3, beta_1=0.0, beta_2=0.0),
+    "adafactor": oc.adafactor(1e-3),
+    "adafactor without memory": oc.adafactor(1e-3, beta_2_decay=0.0),
+    "adadelta without memory": oc.adadelta(1e-3, rho=0.0),
+    "adamax without memory": oc.adamax(1e-3, beta_2=0.0),
+    "rmsprop without memory": oc.rmsprop(1e-3, rho=0.0),
+    "rmsprop, centered": oc.rmsprop(1e-3, centered=True),
+    "ftrl": oc.ftrl(1e-3),
+    "ftrl, shrunk": oc.ftrl(1e-3, l1_regularization_strength=0.1, l2_shrinkage_regularization_strength=0.1),
+    "ftrl, power -1": oc.ftrl(1e-3, learning_rate_power=-1.0, l1_regularization_strength=0.1),
+    "ftrl, power -2": oc.ftrl(1e-3, learning_rate_power=-2.0, beta=1.0),
+}
+KINDS = {
+    "vector": jnp.ones(2),
+    "matrix": jnp.ones((2, 3)),
+    "zeros": jnp.zeros((2, 3)),
+    "stack": jnp.ones((2, 2, 3)),
+    "complex": jnp.ones((2, 2), jnp.complex64),
+}
+
+
+@pytest.mark.parametrize("name", STANDING)
+def test_what_met_an_infinite_second_moment_moves_no_more(name):
+    tx = STANDING[name]
+
+    @jax.jit
+    @jax.vmap
+    def run(values):
+        def call(carry, value):
+            params, state = carry
+            grads = jax.tree.map(lambda p: jnp.ones_like(p).at[(0,) * p.ndim].set(value.astype(p.dtype)), params)
+            updates, state = tx.update(grads, state, params)
+            return (optax.apply_updates(params, updates), state), (params, updates)
+
+        return jax.lax.scan(call, (KINDS, tx.init(KINDS)), values)[1]
+
+    params, updates = run(jnp.array([[1.0, big, 1.0, -3.0, 1.0] for big in (1e20, 1e25)]))
+    for kind, update in updates.items():
+        assert np.isfinite(params[kind]).all(), kind
+        # The magnitude of a real number has a finite maximum.
+        if name == "adamax without memory" or (name == "rmsprop, centered" and kind != "complex"):
+            continue
+        first = update.reshape(*update.shape[:2], -1)[:, 2:, 0]
+        # 1e20 is in range where its square is multiplied by 1 − β₂ first.
+        np.testing.assert_array_equal(first[1:] if name == "adam" else first, 0, err_msg=kind)
+    if "adafactor" in name:  # of a matrix the averages of all rows meet
+        np.testing.assert_array_equal(updates["matrix"][:, 2:], 0)
+        np.testing.assert_array_equal(updates["stack"][:, 2:, 0], 0)
+        assert (np.abs(updates["stack"][:, 2:, 1]) > 0).all()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("name", STANDING)
+def test_a_gradient_that_is_not_finite_is_not_hidden(name, bad):
+    tx, params = STANDING[name], {"matrix": jnp.ones((2, 2))}
+    grads = {"matrix": jnp.ones((2, 2)).at[0, 0].set(bad)}
+    params, _ = apply_step(tx, params, tx.init(params), grads)
+    assert np.isnan(params["matrix"][0, 0])
+
+
+def test_a_rate_at_which_ftrl_leaves_the_range_is_as_a_rate_of_zero():
+    tx = oc.ftrl(jnp.array(2e-38))
+    params = jnp.full(2, 3.0)
+    state = tx.init(params)
+    new, after = apply_step(tx, params, state, jnp.full(2, 1e3))
+    assert_same_bits((new, moments_of_ftrl(after)), (params, moments_of_ftrl(state)))
+
+
+def moments_of_ftrl(state):
+    return [state["apply_ftrl"][name] for name in ("sum_of_squares", "linear_term")]
+
+
+# Norms of what parameters are projected to ----------------------------------------------------------------------------
+
+LARGE_NORMS = {
+    "unit norm": (oc.project_unit_norm(), 0.5),
+    "max norm": (oc.project_max_norm(1.0), 0.5),
+    "small max norm": (oc.project_max_norm(1e-30), 5e-31),
+    "large max norm": (oc.project_max_norm(2e38), 1e38),
+    "min-max norm": (oc.project_min_max_norm(0.5, 1.0), 0.5),
+    "min-max norm, half way": (oc.project_min_max_norm(0.5, 1.0, 0.5), None),
+}
+
+
+@pytest.mark.parametrize("value", [1e19, 1e20, 3e38])
+@pytest.mark.parametrize("name", LARGE_NORMS)
+def test_a_projection_of_large_parameters_is_right(name, value):
+    tx, wanted = LARGE_NORMS[name]
+    wanted = value / 2 if wanted is None else min(wanted, value)
+    projected = jax.jit(lambda p: tx.apply(p, {}, grads=jax.tree.map(jnp.zeros_like, p))[0])
+    made = projected({"float32": jnp.full((4, 1), value), "bfloat16": jnp.full((4, 2), value, jnp.bfloat16)})
+    np.testing.assert_allclose(made["float32"], wanted, rtol=1e-6)
+    np.testing.assert_allclose(made["bfloat16"].astype(jnp.float32), wanted, rtol=1e-2)
+
+
+def test_a_projection_of_small_parameters_knows_their_norm():
+    made, _ = oc.project_max_norm(1.0).apply(jnp.full((4, 1), 1e-20), {}, grads=jnp.zeros((4, 1)))
+    np.testing.assert_allclose(made, 1e-20 * 2e-20 / 1e-7, rtol=1e-5)
+
+
 # Counters -------------------------------------------------------------------------------------------------------------
 
 

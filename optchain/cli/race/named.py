@@ -22,6 +22,7 @@ from optchain.core.arguments import POSITIVE, check_number
 from optchain.core.values import to_code
 from optchain.race import Entrant, Task, rebuilt
 from optchain.race.entrant import OWN, RATE
+from optchain.recipes.building import suggestion
 
 OPTAX = "optax."
 KEPT = "rate"
@@ -130,11 +131,16 @@ def _optax(name: str, arguments: Mapping[str, Any]) -> optax.GradientTransformat
     place: Any = optax.contrib if name.startswith("contrib.") else optax
     name = name.removeprefix("contrib.")
     factory: Any = getattr(place, name, None)
-    if not callable(factory) or RATE not in (parameters := inspect.signature(factory).parameters):
-        raise ValueError(f"{place.__name__} has no optimizer {name} with a {RATE}")
+    if not _has_rate(factory):
+        known = [other for other, made in vars(place).items() if _has_rate(made)]
+        raise ValueError(f"{place.__name__} has no optimizer {name} with a {RATE}{suggestion(name, known)}")
     given = {RATE: 1e-3, **arguments}
     inject: Any = optax.inject_hyperparams
-    return inject(factory, [other for other in parameters if other != RATE])(**given)
+    return inject(factory, [other for other in inspect.signature(factory).parameters if other != RATE])(**given)
+
+
+def _has_rate(factory: Any) -> bool:
+    return inspect.isroutine(factory) and RATE in inspect.signature(factory).parameters
 
 
 def _rate(rate: Any, spec: str) -> Any:

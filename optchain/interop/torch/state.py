@@ -2,6 +2,7 @@
 
 import dataclasses
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -332,7 +333,8 @@ def plain_group(group: Mapping[str, Any], name: str) -> dict[str, Any]:
     made = {
         key: plain(value, key, f" of {name}") for key, value in group.items() if key not in ("params", "param_names")
     }
-    if not isinstance(made.get("betas", ()), tuple):
+    betas = made.get("betas", (0.0, 0.0))
+    if not (isinstance(betas, tuple) and len(betas) == 2 and all(map(arguments.is_number, betas))):
         raise ValueError(f"betas of {name} must be two numbers; they are {made['betas']!r}")
     return made
 
@@ -349,20 +351,33 @@ def _check_state_dict(state_dict: Any) -> None:
         raise ValueError(
             f"{expected}: a dict by parameter, and a list of groups with 'params', a list of numbers or names"
         )
+    numbers = [number for group in groups for number in group["params"]]
+    named = Counter(numbers)
+    twice = [number for number, times in named.items() if times > 1]
+    if twice:
+        raise ValueError(f"{expected}: param_groups name {join_paths(map(repr, twice))} more than once")
+    unnamed = [key for key in state if key not in named]
+    if unnamed:
+        raise ValueError(
+            f"{expected}: state has {join_paths(map(repr, unnamed))}, which no group names; param_groups name "
+            f"{join_paths(map(repr, numbers))}"
+        )
 
 
 def _is_group(group: Any) -> bool:
     if not isinstance(group, Mapping):
         return False
-    numbers, names = group.get("params"), group.get("param_names", [])
-    return (isinstance(numbers, list | tuple) and all(isinstance(number, int | str) for number in numbers)) and (
-        isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
+    numbers, names = group.get("params"), group.get("param_names")
+    if not (isinstance(numbers, list | tuple) and all(isinstance(number, int | str) for number in numbers)):
+        return False
+    return names is None or (
+        isinstance(names, list | tuple) and len(names) == len(numbers) and all(isinstance(name, str) for name in names)
     )
 
 
 def _labels(groups: Sequence[Mapping[str, Any]], names: Correspondence, count: int) -> list[str]:
     """What to call PyTorch's parameters: by the names that it has, or those of a table in its order."""
-    known = [name for group in groups for name in group.get("param_names", [])]
+    known = [name for group in groups for name in group.get("param_names") or []]
     if len(known) == count:
         return known
     if isinstance(names, Mapping) and len(names) == count:
