@@ -113,6 +113,16 @@ OTHERS: dict[str, list[tuple[Any, type[Exception], str]]] = {
     "axis_name": [(value, TypeError, "axis_name must be a string") for value in (3, ("data", 3))],
     "betas": [(value, TypeError, f"{PAIR}{value!r}") for value in (0.9, (0.9,), (0.9, 0.99, 0.999), "ab")],
     "memory_kind": MEMORY,
+    "compact.moments": [
+        ("int4", ValueError, "moments must be 'float32', 'bfloat16' or 'int8'; got 'int4'"),
+        (8, ValueError, "moments must be 'float32', 'bfloat16' or 'int8'; got 8"),
+        ({"velocit": "int8"}, ValueError, "moments has 'velocit', which no link of "),
+    ],
+    "compact.average": [("int8", ValueError, "average must be 'float32' or 'bfloat16'; got 'int8'")],
+    "compact.accumulator": [("fp8", ValueError, "accumulator must be 'float32', 'bfloat16' or 'int8'; got 'fp8'")],
+    "compact.weights": [
+        (value, ValueError, f"weights must be 24, 32 or 'stochastic'; got {value!r}") for value in (16, True, "int8")
+    ],
     "boundaries": [
         ("12", TypeError, f"boundaries {NUMBERS_OF}'12'"),
         ([None], TypeError, f"boundaries {NUMBERS_OF}"),
@@ -230,7 +240,7 @@ GOES_WITH: dict[str, dict[str, Any]] = {
 
 LEFT_OUT = {
     "takes a state": """
-        averaged_params finalize flush get_hyperparams metrics raise_if_nonfinite schedule_free_params scale_loss set_hyperparams
+        averaged_params finalize flush get_hyperparams metrics raise_if_nonfinite schedule_free_params scale_loss set_hyperparams wide_params
         steps_taken sweep
     """,
     "takes arrays, and trees of them": "RowGradient as_mask matrices rows_of",
@@ -435,7 +445,7 @@ def test_a_mask_must_be_a_tree_of_bools_or_a_callable(argument):
         )
     argument.refuses(0, TypeError, "True or False", "0 (int)")
     for value in (["bias"], {"kernel": 1}):
-        with pytest.raises(TypeError, match=r'mask\[(0|"kernel")\] must be True or False; got '):
+        with pytest.raises(TypeError, match=r'(mask|keep)\[(0|"kernel")\] must be True or False; got '):
             argument.give(value)
 
 
@@ -462,5 +472,5 @@ def test_none_is_taken_where_the_signature_has_it_and_nowhere_else(argument):
     if NoneType in argument.members or argument.default is None:
         argument.give(None)
     else:
-        is_choice = argument.name in ("anneal_strategy", "mode")
+        is_choice = argument.name in ("anneal_strategy", "mode", "moments", "average", "accumulator")
         argument.refuses(None, ValueError if is_choice else TypeError, "", None)

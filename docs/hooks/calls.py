@@ -14,6 +14,7 @@ CALLS = {
     "clip_by_global_norm": "clip_by_global_norm(3.0)",
     "clip_by_norm": "clip_by_norm(3.0)",
     "clip_by_value": "clip_by_value(1.0)",
+    "compact": "compact(optchain.sgd(0.3, 0.5))",
     "decay_by_path": "decay_by_path({'': (0.1, 0.3)}, learning_rate=1.0)",
     "decay_first": "chain(optchain.decay_first(optchain.apply_ftrl(), 0.1), learning_rate=0.3)",
     "decay_weights": "decay_weights(0.3, learning_rate=1.0)",

@@ -97,12 +97,10 @@ def compact(
         _checked_moments(moments, wrapped),
         arguments.check_choice("average", average, ("float32", "bfloat16")),
         arguments.check_choice("accumulator", accumulator, _MOMENTS),
-        _Wide(arguments.check_integer("min_size", min_size, minimum=1), keep),
+        _Wide(min_size, keep),
     )
     if weights is not None:
         arguments.check_choice("weights", weights, (24, 32, "stochastic"))
-    if keep is not None:
-        check_mask("keep", keep)
     return Compact.of(wrapped, chosen, weights)
 
 
@@ -158,7 +156,9 @@ class _Wide:
     """Which parameters stay wide."""
 
     def __init__(self, min_size: int, keep: Mask | None):
-        self._min_size, self._keep = min_size, keep
+        if keep is not None:
+            check_mask("keep", keep)
+        self._min_size, self._keep = arguments.check_integer("min_size", min_size, minimum=1), keep
 
     def of(self, params: Tree) -> Callable[[Path, Any], bool]:
         """Whether the leaf of a path, or of a state at the path of a parameter, stays wide."""

@@ -75,6 +75,17 @@ ROWS = [
     Row("skip_nonfinite", lambda: oc.skip_nonfinite(_body(), 2)),
     Row("dynamic_loss_scale", lambda: oc.dynamic_loss_scale(oc.accumulate(_body(), 2), 8.0, 2)),
     Row("masked", lambda: oc.masked(oc.clip_by_global_norm(0.5), only_matrices)),
+    Row("compact", lambda: oc.compact(_body(amsgrad=True), moments="bfloat16", min_size=1)),
+    Row(
+        "compact_gate",
+        lambda: oc.compact(
+            oc.skip_nonfinite(oc.adamw(0.1, use_ema=True, gradient_accumulation_steps=2)),
+            moments={"nu": "bfloat16"},
+            average="bfloat16",
+            accumulator="bfloat16",
+            min_size=1,
+        ),
+    ),
     Row("masked_gate", lambda: oc.masked(oc.accumulate(_body(), 2), oc.matching("bias", allow_unmatched=True))),
     Row("masked_average", lambda: oc.masked(oc.average_params(0.5), only_matrices)),
     Row("freeze", lambda: oc.freeze(_body(), oc.matching("bias", "^0", allow_unmatched=True))),
