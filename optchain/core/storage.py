@@ -153,6 +153,11 @@ def uniform(shape: tuple[int, ...], draws: jax.Array, salt: Any) -> jax.Array:
     return (bits >> 8).astype(jnp.float32) * np.float32(2.0**-24)
 
 
+def salt_of(name: str) -> np.uint32:
+    """What sets the random numbers of one entry apart from those of another."""
+    return np.uint32(zlib.crc32(name.encode()))
+
+
 def _mixed(bits: jax.Array) -> jax.Array:
     """A hash of 32 bits: "lowbias32" of Wellons' hash prospector, https://nullprogram.com/blog/2018/07/31/."""
     for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
@@ -240,7 +245,7 @@ def store(new: Tree, old: Tree, name: str) -> Tree:
     codes, treedef = jax.tree.flatten(old["codes"])
     scales = treedef.flatten_up_to(old["scales"])
     draws = trees.increment(old["draws"])
-    salt = np.uint32(zlib.crc32(name.encode()))
+    salt = salt_of(name)
 
     def store_one(x: jax.Array, *old: Any) -> Any:
         made = _store_leaf(x, *jax.tree.map(memory.fetched, old), draws, salt)

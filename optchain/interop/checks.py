@@ -59,7 +59,8 @@ def squares(what: str, values: Any) -> None:
     """
     if jnp.issubdtype(values.dtype, jnp.complexfloating):
         raise ValueError(f"{what} must be real, a mean of squares; its dtype is {values.dtype}")
-    negative = np.asarray(values) < 0
+    with np.errstate(invalid="ignore"):  # NaN of a bfloat16
+        negative = np.asarray(values) < 0
     if np.any(negative):
         raise ValueError(
             f"{what} must be >= 0, a mean of squares; {np.count_nonzero(negative)} of {negative.size} numbers are negative"
@@ -100,7 +101,8 @@ def entry(names: Names, value: Any, dtype: Any, siblings: Callable[[Names], Coll
         return
     what = "/".join(names)
     if field in MOMENTS:
-        moment(what, field, value, dtype)
+        if jnp.issubdtype(dtype, jnp.inexact):  # and not the codes of numbers that are stored so
+            moment(what, field, value, dtype)
         return
     for where, each in _members(what, value):
         if field == "mu_product" and not below:

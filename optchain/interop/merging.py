@@ -14,6 +14,7 @@ import numpy as np
 from optchain.core.slot import lies_in_slot, slot_names
 from optchain.core.trees import Tree, dtype_of, leaves_with_paths, path_names
 from optchain.interop import checks
+from optchain.interop.packing import is_low_bits, is_scale, stored_as
 from optchain.interop.report import Choice, Names, Report, Row, is_field, join_paths, split
 
 
@@ -68,6 +69,7 @@ def merge_entries(saved: Mapping[Names, Any], target: Tree, *, hyperparams: Choi
     check_choice(hyperparams)
     wanted = by_names(target)
     moved = _moved_links(saved, wanted)
+    saved = stored_as(saved, wanted, moved)
     sources = {names: moved.get(names, names) for names in wanted if moved.get(names, names) in saved}
     _check_model(saved, wanted, moved, sources)
     _check_shapes(saved, wanted, sources)
@@ -75,7 +77,9 @@ def merge_entries(saved: Mapping[Names, Any], target: Tree, *, hyperparams: Choi
     rows, leaves = [], []
     for names, like in wanted.items():
         if names not in sources:
-            leaves.append(_initialized(names, like))
+            made = _initialized(names, like)
+            # The low bits of other parameters than those that were saved, which have none.
+            leaves.append(jnp.zeros_like(made) if is_low_bits(names, wanted) else made)
             rows.append(Row(names, "new"))
             continue
         value, source = saved[sources[names]], sources[names]
@@ -138,9 +142,16 @@ def _moved_links(saved: Mapping[Names, Any], wanted: Mapping[Names, Any]) -> dic
 
 
 def _links(entries: Mapping[Names, Any]) -> dict[Names, str]:
-    """The places of links that have a name of their own, with the name. A node without any entry of a link is a layer."""
+    """The places of links, each with its name; those that have none, the whole and what is within another, are alike.
+
+    A node without any entry of a link is a layer.
+    """
     owners = {owner for owner, field, _ in map(split, entries) if is_field(field)}
-    return {owner: owner[-1] for owner in owners if owner and owner[-1] != "inner" and not owner[-1].isdecimal()}
+    return {
+        owner: "" if not owner or owner[-1] == "inner" else owner[-1]
+        for owner in owners
+        if not owner or not owner[-1].isdecimal()
+    }
 
 
 def _check_model(
@@ -186,6 +197,8 @@ def _check_values(saved: Mapping[Names, Any], wanted: Mapping[Names, Any], sourc
             beside.setdefault(owner[:-1], set()).add(owner[-1])
     for names, source in sources.items():
         checks.entry(names, saved[source], dtype_of(wanted[names]), lambda owner: beside[owner])
+        if is_scale(names, wanted):
+            checks.squares("/".join(names), saved[source])
         limits = np.iinfo(dtype_of(wanted[names])) if jnp.issubdtype(dtype_of(wanted[names]), jnp.integer) else None
         if limits and np.size(saved[source]):
             low, high = np.min(saved[source]), np.max(saved[source])

@@ -1,6 +1,5 @@
 """State in one or two bytes a number, and weights in two, three or four, for any transformation."""
 
-import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, Self, TypeAlias
 
@@ -344,7 +343,7 @@ def _at_random(new: jax.Array, draws: jax.Array) -> jax.Array:
     return storage.round_at_random(new, storage.uniform(new.shape, draws, _SALT))
 
 
-_SALT = zlib.crc32(b"params")
+_SALT = storage.salt_of("params")
 
 
 def _replaced(state: State, path: tuple[str, ...], entry: Tree) -> State:

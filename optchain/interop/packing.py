@@ -1,0 +1,101 @@
+"""Entries that were saved wide and are stored in codes now, or the other way round."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from optchain.core import storage
+from optchain.core.trees import dtype_of
+from optchain.interop.report import Names, split
+
+
+def stored_as(
+    saved: Mapping[Names, Any], wanted: Mapping[Names, Any], moved: Mapping[Names, Names]
+) -> dict[Names, Any]:
+    """The saved arrays by their paths, each entry stored as the wanted one of its name is.
+
+    Args:
+      saved: the saved arrays.
+      wanted: those of the state that they are for, or their shapes.
+      moved: the saved paths of wanted arrays, where they differ.
+    """
+    arrays = dict(saved)
+    sources = {_entry(names): _entry(moved.get(names, names)) for names in wanted}
+    of_saved, of_wanted = _by_entry(saved), _by_entry(wanted)
+    for entry, source in sources.items():
+        old, like = of_saved.get(source, {}), of_wanted[entry]
+        if _kinds(old) == _kinds(like) or not old:
+            continue
+        wide = _loaded(old)
+        for rest in old:
+            del arrays[(*source, *rest)]
+        arrays |= {
+            (*source, *rest): x for rest, x in (_packed(wide, like, entry[-1]) if _is_packed(like) else wide).items()
+        }
+    return arrays
+
+
+def is_scale(names: Names, arrays: Mapping[Names, Any]) -> bool:
+    """Whether it is the path of the scale of blocks."""
+    entry = _entry(names)
+    draws = {("draws",): arrays.get((*entry, "draws"))}
+    return names[len(entry) : len(entry) + 1] == ("scales",) and _is_packed(draws)
+
+
+def is_low_bits(names: Names, arrays: Mapping[Names, Any]) -> bool:
+    """Whether it is the path of the low bits of a parameter."""
+    return any(name == "low" and (*names[:i], "draws") in arrays for i, name in enumerate(names))
+
+
+def _entry(names: Names) -> Names:
+    owner, field, _ = split(names)
+    return (*owner, field)
+
+
+def _by_entry(arrays: Mapping[Names, Any]) -> dict[Names, dict[Names, Any]]:
+    found: dict[Names, dict[Names, Any]] = {}
+    for names, x in arrays.items():
+        entry = _entry(names)
+        found.setdefault(entry, {})[names[len(entry) :]] = x
+    return found
+
+
+def _is_packed(entry: Mapping[Names, Any]) -> bool:
+    draws = entry.get(("draws",))
+    return draws is not None and jnp.issubdtype(dtype_of(draws), jnp.integer)
+
+
+def _kinds(entry: Mapping[Names, Any]) -> Any:
+    """How an entry is stored: nothing to convert between two that are alike."""
+    codes = {rest: dtype_of(x) for rest, x in entry.items() if rest[:1] == ("codes",)}
+    return codes if _is_packed(entry) else None
+
+
+def _loaded(entry: Mapping[Names, Any]) -> dict[Names, Any]:
+    """The numbers of an entry by the paths of their parameters."""
+    if not _is_packed(entry):
+        return dict(entry)
+    codes = {rest[1:]: x for rest, x in entry.items() if rest[0] == "codes"}
+    return {rest: storage.load_leaf(jnp.asarray(x), entry.get(("scales", *rest))) for rest, x in codes.items()}
+
+
+def _packed(wide: Mapping[Names, Any], like: Mapping[Names, Any], name: str) -> dict[Names, Any]:
+    """The numbers of an entry, stored as another is; those of another shape as they are, for an error to name."""
+    made: dict[Names, Any] = {("draws",): np.int32(0)}
+
+    def draw(shape: tuple[int, ...]) -> jax.Array:
+        return storage.uniform(shape, jnp.int32(0), storage.salt_of(name))
+
+    for rest, x in wide.items():
+        code, scale = like.get(("codes", *rest)), like.get(("scales", *rest))
+        if code is None or np.shape(x) != code.shape or dtype_of(code) == dtype_of(x):
+            made[("codes", *rest)] = x
+            continue
+        codes, scales = storage.store_leaf(jnp.asarray(x, jnp.float32), code, scale, draw)
+        made[("codes", *rest)] = codes
+        if scales is not None:
+            made[("scales", *rest)] = scales
+    return made
