@@ -231,13 +231,13 @@ def _binds(signature: inspect.Signature, *args: Any) -> bool:
     return True
 
 
-def check_scalar(name: str, value: Any, allowed: Range) -> None:
+def check_scalar(name: str, value: Any, allowed: Range, *, computed: bool = False) -> None:
     """Requires a number in range or a real scalar array, whose value is looked at if it is concrete."""
     if hasattr(value, "dtype") and hasattr(value, "shape"):
         _check_real_scalar(name, value)
     elif not is_number(value):
         raise TypeError(f"{name} must be {allowed}, or a scalar array; got {value!r} ({type(value).__name__})")
-    check_range(name, value, allowed)
+    check_range(name, value, allowed, computed=computed)
 
 
 def _check_real_scalar(name: str, array: Any) -> None:
@@ -247,7 +247,7 @@ def _check_real_scalar(name: str, array: Any) -> None:
 
 def check_weight(value: Any) -> None:
     """Requires a call's weight to be a real scalar, 0 or of a size whose products with gradients stay in float32's range."""
-    check_scalar("weight", value, NON_NEGATIVE)
+    check_scalar("weight", value, NON_NEGATIVE, computed=True)  # what float32 flushes to 0 is refused below
     if not is_traced(value) and as_float(value) and as_float(value) not in WEIGHTS:
         raise ValueError(f"weight must be 0 or {WEIGHTS}; got {value!r}")
 
