@@ -1,6 +1,8 @@
 """The results as a picture: for each task the curves of its recipes, and how far each is from the reference."""
 
 import io
+import math
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, SymmetricalLogLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
 
 from optchain.cli.race.results import Result
 from optchain.cli.race.table import by_task
@@ -99,10 +101,12 @@ def _distances(panel: Axes, rows: Sequence[Result], level: float) -> None:
     panel.set_ylim(len(others) - 0.4, -0.6)
     panel.margins(x=0.08)
     ends = [max(abs(end) for end in (c.low, c.high)) for r in others if (c := r.comparison)]
-    nearest = min((end for end in ends if end > 0), default=0.0)
-    if nearest and max(ends) > FAR * nearest:  # one that is far off must not make all others a point
-        panel.set_xscale("symlog", linthresh=nearest)
-        panel.xaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=nearest))
+    usual = statistics.median(ends)
+    if usual and max(ends) > FAR * usual:  # one that is far off must not make all others a point
+        linear = 10.0 ** math.ceil(math.log10(usual))  # up to here the axis is linear
+        decades = [linear * 10**n for n in range(math.ceil(math.log10(max(ends) / linear)) + 1)]
+        panel.set_xscale("symlog", linthresh=linear)
+        panel.xaxis.set_major_locator(FixedLocator([-x for x in decades] + [0.0, *decades]))
         panel.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     _finish(
         panel,
