@@ -15,6 +15,8 @@ from mkdocs.structure.files import File, Files
 
 import optchain
 import optchain.presets.keras_adamw
+from optchain.cli.race import chart
+from optchain.cli.race.results import from_json
 from optchain.core.registry import FACTORIES
 
 log = logging.getLogger("mkdocs.hooks")
@@ -54,9 +56,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         {"Transformations": ["transformations/index.md", *listed]} if "Transformations" in entry else entry
         for entry in config.nav or []
     ]
-    for chart in sorted(RESULTS.rglob("*.png")):
-        place = f"images/{chart.relative_to(RESULTS).as_posix()}"
-        files.append(File.generated(config, place, abs_src_path=str(chart)))
+    for picture in sorted(RESULTS.rglob("*.png")):
+        place = f"images/{picture.relative_to(RESULTS).as_posix()}"
+        files.append(File.generated(config, place, abs_src_path=str(picture)))
     for name in ("CHANGELOG", "CONTRIBUTING"):
         text = (ROOT / f"{name}.md").read_text(encoding="utf-8")
         files.append(File.generated(config, f"{name.lower()}.md", content=text.replace("](docs/", "](")))
@@ -85,10 +87,12 @@ def _race() -> str:
         return ""
     kept = json.loads((folder / "race.json").read_text(encoding="utf-8"))
     place, tables = kept["place"], (folder / "table.md").read_text(encoding="utf-8")
+    # In the page itself, where it has the colours of the page, in the dark too.
+    picture = chart.svg([from_json(result) for result in kept["results"]], kept["settings"]["level"])
     return (
         f"## What came out\n\n    {kept['command']}\n\n"
         f"{place['date']}, {place['device']}, {place['cores']} cores, Python {place['python']}, jax {place['versions']['jax']}. "
-        f"{kept['caption']}\n\n![curves, and differences from the reference](../benchmarks/results/race/report.png)\n\n{tables}"
+        f'{kept["caption"]}\n\n<figure class="race">{picture}</figure>\n\n{tables}'
     )
 
 
