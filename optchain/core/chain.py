@@ -225,6 +225,11 @@ def _check_kinds(links: list[Transformation]) -> None:
             raise ValueError(
                 f"{link.name} ({link.kind}) stands after {previous.name} ({previous.kind}): {why[link.kind]}."
             )
+        if previous and previous.keeps_low_bits:
+            raise ValueError(
+                f"{link.name} stands after {previous.name}, and cannot: the parameters there are without their low bits. "
+                f"Put {link.name} inside compact."
+            )
         previous = link
 
 

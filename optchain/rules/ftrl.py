@@ -16,9 +16,9 @@ from optchain.rules.moments import magnitude
 
 SLOTS = declare(
     sum_of_squares=Slot(
-        real=True, nonnegative=True
+        real=True, nonnegative=True, narrowest="float32"
     ),  # the initial value and the squares of all gradients: `n` in the paper
-    linear_term=Slot(),  # the linear term of the problem that the parameters solve: `z` in the paper
+    linear_term=Slot(narrowest="float32"),  # the linear term of the problem that the parameters solve: `z` in the paper
 )
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optchain.core import arguments, low_bits, storage, trees
+from optchain.core import arguments, low_bits, memory, storage, trees
 from optchain.core.calls import closest_name
 from optchain.core.composite import Composite, nonempty_states
 from optchain.core.lookup import find_states, leaves_by_path, replace_leaves_by_path
@@ -117,11 +117,17 @@ def narrow(params: Tree, *, min_size: int = _MIN_SIZE, keep: Mask | None = None)
       >>> params["kernel"].dtype, params["bias"].dtype
       (dtype(bfloat16), dtype('float32'))
     """
+    trees.check_arrays("params", params)
     stays = _Wide(min_size, keep).of(params)
-    return jax.tree_util.tree_map_with_path(
-        lambda path, p: p if trees.dtype_of(p) != jnp.float32 or stays(path, p) else trees.astype(p, jnp.bfloat16),
-        params,
-    )
+
+    def narrow_one(path: Path, p: Any) -> Any:
+        if trees.dtype_of(p) != jnp.float32 or stays(path, p):
+            return p
+        if isinstance(p, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct(p.shape, jnp.bfloat16, sharding=p.sharding)
+        return _narrowed(jnp.asarray(p))
+
+    return jax.tree_util.tree_map_with_path(narrow_one, params)
 
 
 def wide_params(params: Tree, state: Any) -> Tree:
@@ -148,7 +154,15 @@ def wide_params(params: Tree, state: Any) -> Tree:
     if not found:
         return params
     lows = leaves_by_path("low bits of the parameters", [(place, node["low"]) for place, node in found])
-    return replace_leaves_by_path("low", lows, params, lambda p, _, low: low_bits.join(p, low))
+
+    def joined(p: Any, _: int, low: jax.Array) -> jax.Array:
+        if not _is_narrow(p):
+            raise ValueError(
+                f"params must be those of the run, bfloat16 where the state has low bits; got {trees.dtype_of(p)}"
+            )
+        return low_bits.join(p, low)
+
+    return replace_leaves_by_path("low", lows, params, joined)
 
 
 class _Wide:
@@ -240,7 +254,7 @@ class Compact(Composite):
                     return jnp.zeros_like(p, f"int{_WIDTHS[self._weights]}")
                 if trees.dtype_of(p) != jnp.float32 or stays_wide(path, p):
                     return None
-                return low_bits.split(p, _WIDTHS[self._weights])[1]
+                return low_bits.rest(p, _narrowed(p), _WIDTHS[self._weights])
 
             own = {"draws": jnp.zeros((), jnp.int32)}
             if self._weights in _WIDTHS:
@@ -286,7 +300,8 @@ class Compact(Composite):
             wide, inner_state = act(jax.tree.map(lambda p: trees.wide(p) if _is_narrow(p) else p, params), inner_state)
             params = jax.tree.map(lambda new, p: _at_random(new, draws) if _is_narrow(p) else new, wide, params)
             return params, {"draws": draws, **nonempty_states({"inner": inner_state})}
-        lows = _matched(params, state["low"])
+        stored = _matched(params, state["low"])
+        lows = [memory.fetched(low) for low in stored]
         leaves, treedef = jax.tree.flatten(params)
         joined = [p if low is None else low_bits.join(p, low) for p, low in zip(leaves, lows, strict=True)]
         wide, inner_state = act(treedef.unflatten(joined), inner_state)
@@ -294,7 +309,8 @@ class Compact(Composite):
             (new, None) if low is None else low_bits.split(new, 8 * low.dtype.itemsize)
             for new, low in zip(treedef.flatten_up_to(wide), lows, strict=True)
         ]
-        params, low = (treedef.unflatten(part) for part in zip(*parts, strict=True))
+        params = treedef.unflatten([new for new, _ in parts])
+        low = treedef.unflatten([memory.placed_like(low, old) for (_, low), old in zip(parts, stored, strict=True)])
         return params, {"draws": draws, "low": low, **nonempty_states({"inner": inner_state})}
 
 
@@ -333,6 +349,11 @@ def _where_reached(params: Tree, reached: Tree, low: Tree) -> Tree:
         for new, sum_of_both, bits in zip(leaves, jax.tree.leaves(reached), treedef.flatten_up_to(low), strict=True)
     ]
     return treedef.unflatten(kept)
+
+
+def _narrowed(p: jax.Array) -> jax.Array:
+    """The nearest bfloat16, as steps make it."""
+    return low_bits.split(p, 16)[0]
 
 
 def _is_narrow(p: Any) -> bool:

@@ -43,6 +43,7 @@ from optchain.core.trees.norms import all_usable as all_usable
 from optchain.core.trees.norms import centered as centered
 from optchain.core.trees.norms import global_norm as global_norm
 from optchain.core.trees.norms import joint_norm as joint_norm
+from optchain.core.trees.norms import largest_magnitude as largest_magnitude
 from optchain.core.trees.norms import norm as norm
 from optchain.core.trees.norms import norm_of as norm_of
 from optchain.core.trees.norms import norms as norms

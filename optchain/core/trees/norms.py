@@ -53,6 +53,17 @@ def _sum_of_squares_behind_barrier(x: Any, axes: tuple[int, ...] | None, scale: 
     return sum_of_squares(x, axes, scale)
 
 
+def largest_magnitude(x: jax.Array, axis: int | None = None, *, keepdims: bool = False) -> jax.Array:
+    """`max |x|` of a real array, 0 if it is empty; NaN where there is one.
+
+    It is taken of the bits, of which NaN has the largest: XLA's CPU backend drops NaN from a maximum of 4,096 floats or more.
+    """
+    integer = jnp.dtype(f"int{8 * x.dtype.itemsize}")
+    bits = lax.bitcast_convert_type(jnp.abs(x), integer)
+    largest = jnp.max(bits, axis, keepdims=keepdims, initial=0)
+    return lax.bitcast_convert_type(largest, x.dtype)
+
+
 def centered(x: Any, axes: tuple[int, ...]) -> jax.Array:
     """The leaf, made wide, without its mean over some axes, which is accumulated wide."""
     return wide(x) - jnp.mean(wide(barrier_if_narrow(x)), axis=axes, keepdims=True) if axes else wide(x)
@@ -257,7 +268,7 @@ def all_usable(
     largest: dict[tuple[Any, bool], jax.Array] = {}
     for x in jax.tree.leaves(values(unscaled(updates))):
         for part in (x.real, x.imag) if is_complex(x) else (x,):
-            magnitude = wide(jnp.max(jnp.abs(part), initial=0))
+            magnitude = wide(largest_magnitude(part))
             kind = magnitude.dtype, is_complex(x)
             largest[kind] = jnp.maximum(largest[kind], magnitude) if kind in largest else magnitude
     usable = jnp.bool_(True)
