@@ -238,6 +238,11 @@ def load(entry: Tree) -> Tree:
     return treedef.unflatten(map(_load_leaf, codes, scales))
 
 
+def widened(state: Tree) -> Tree:
+    """A state, or any pytree with one in it, with every packed entry in float32."""
+    return jax.tree.map(load, state, is_leaf=is_packed)
+
+
 def store(new: Tree, old: Tree, name: str) -> Tree:
     """An entry that a link made, stored as the old one was."""
     if not is_packed(old):

@@ -23,6 +23,10 @@ def stored_as(
       moved: the saved paths of wanted arrays, where they differ.
     """
     arrays = dict(saved)
+    for names, like in wanted.items():
+        source = moved.get(names, names)
+        if source in saved and is_low_bits(names, wanted):
+            arrays[source] = _of_width(np.asarray(saved[source]), dtype_of(like))
     sources = {_entry(names): _entry(moved.get(names, names)) for names in wanted}
     of_saved, of_wanted = _by_entry(saved), _by_entry(wanted)
     for entry, source in sources.items():
@@ -36,6 +40,15 @@ def stored_as(
             (*source, *rest): x for rest, x in (_packed(wide, like, entry[-1]) if _is_packed(like) else wide).items()
         }
     return arrays
+
+
+def _of_width(low: np.ndarray, dtype: Any) -> np.ndarray:
+    """Low bits in another width: the upper ones of 16, or 8 that are these."""
+    if low.dtype == np.int8 and dtype == jnp.int16:
+        return low.astype(np.int16) * 256
+    if low.dtype == np.int16 and dtype == jnp.int8:
+        return np.clip((low.astype(np.int32) + 128) >> 8, -128, 127).astype(np.int8)
+    return low
 
 
 def is_scale(names: Names, arrays: Mapping[Names, Any]) -> bool:

@@ -143,8 +143,12 @@ def init_sharded(
     """
     shardings = state_shardings(tx, params, mesh, axis=axis, memory_kind=memory_kind)
 
+    # On a mesh of explicit axes every operation would have to say where its result lies.
+    out_sharding = jax.tree.map(lambda s: NamedSharding(s.mesh.abstract_mesh, s.spec), shardings)
+    automatic: Any = jax.sharding.auto_axes(lambda params: tx.init(params), out_sharding=out_sharding)
+
     def init(params: Tree) -> State:
-        state = tx.init(jax.tree.map(memory.fetched, params))
+        state = automatic(jax.tree.map(memory.fetched, params))
         return memory.sent_in_order(
             state, jax.tree.map(lambda sharding: sharding.memory_kind == "pinned_host", shardings)
         )

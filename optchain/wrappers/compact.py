@@ -1,5 +1,6 @@
 """State in one or two bytes a number, and weights in two, three or four, for any transformation."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, Self, TypeAlias
 
@@ -49,7 +50,7 @@ def compact(
         float32     4       as without `compact`
 
     With `weights` the parameters are bfloat16 (`narrow`), and `inner` sees float32 parameters: the bfloat16 and the low bits
-    beside it. A step smaller than a rounding of bfloat16 is not lost.
+    beside it. A step smaller than a rounding of bfloat16 is not lost: with 24 bits down to 2⁻¹⁷ of a weight.
 
         24              3 bytes a parameter: 24 bits of each number, an error of at most 2⁻¹⁶ of it
         32              4 bytes a parameter: all bits
@@ -117,7 +118,7 @@ def narrow(params: Tree, *, min_size: int = _MIN_SIZE, keep: Mask | None = None)
       >>> params["kernel"].dtype, params["bias"].dtype
       (dtype(bfloat16), dtype('float32'))
     """
-    trees.check_arrays("params", params)
+    trees.check_leaves("params", params)
     stays = _Wide(min_size, keep).of(params)
 
     def narrow_one(path: Path, p: Any) -> Any:
@@ -180,7 +181,7 @@ class _Wide:
             flags = jax.tree.leaves(resolve_mask("keep", self._keep, params))
             paths = [path_names(path) for path, _ in trees.leaves_with_paths(params)]
             kept = {path for path, flag in zip(paths, flags, strict=True) if flag}
-        return lambda path, leaf: leaf.size < self._min_size or path_names(path) in kept
+        return lambda path, leaf: math.prod(trees.shape_of(leaf)) < self._min_size or path_names(path) in kept
 
 
 class _Chosen:

@@ -10,6 +10,7 @@ import optchain as oc
 from optchain.core import storage
 from optchain.interop import orbax
 from optchain.interop.merging import merge
+from optchain.interop.optax import to_optax_state
 
 KEYS = jax.random.split(jax.random.key(0), 3)
 PARAMS = {"kernel": jax.random.normal(KEYS[0], (64, 96)), "bias": jnp.zeros(96)}
@@ -97,3 +98,21 @@ def test_a_state_of_optax_wrappers_is_found_too():
     _, state = jax.jit(lambda: tx.update(GRADS, tx.init(PARAMS), PARAMS))()
     again, _ = merge(state, tx.init(PARAMS), hyperparams="saved")
     jax.tree.map(np.testing.assert_array_equal, again, state)
+
+
+@pytest.mark.parametrize(("before", "now", "bound"), [(24, 32, 2.0**-15), (32, 24, 2.0**-15), (32, 32, 0.0)])
+def test_low_bits_are_read_in_either_width(before, now, bound):
+    saved = oc.compact(WIDE, weights=before).init(PARAMS)
+    state, report = merge(saved, oc.compact(WIDE, weights=now).init(PARAMS), hyperparams="saved")
+    assert (report.new, report.gone) == ([], [])
+    wide = oc.wide_params(oc.narrow(PARAMS), state)
+    np.testing.assert_allclose(wide["kernel"], PARAMS["kernel"], rtol=bound)
+
+
+@pytest.mark.parametrize("storage_of", ["int8", "bfloat16"])
+def test_what_goes_to_other_libraries_is_in_float32(storage_of):
+    torch_adam = oc.presets.torch.adam(1e-2)
+    tx = oc.compact(torch_adam, moments=storage_of)
+    _, state = trained(tx)
+    theirs = to_optax_state(tx, PARAMS, state, optax.adam(1e-2))
+    jax.tree.map(np.testing.assert_array_equal, theirs[0].mu, storage.load(state["inner"]["scale_by_adam"]["mu"]))

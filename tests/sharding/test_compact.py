@@ -32,6 +32,11 @@ every_layout = pytest.mark.parametrize("name", LAYOUTS)
 every_storage = pytest.mark.parametrize("options", [{}, {"weights": 24}, {"moments": "bfloat16"}], ids=str)
 
 
+def loss_fn(params, x):
+    hidden = jnp.tanh(x @ params["up"].astype(jnp.float32) + params["bias"])
+    return jnp.mean((hidden @ params["down"].astype(jnp.float32) - x) ** 2)
+
+
 def laid_out(tree, mesh, specs):
     return {key: jax.device_put(jnp.copy(leaf), NamedSharding(mesh, specs[key])) for key, leaf in tree.items()}
 
@@ -69,10 +74,6 @@ def test_no_collective_is_added(name, options):
     axes, specs, axis = LAYOUTS[name]
     mesh = mesh_of(**axes)
 
-    def loss_fn(params, x):
-        hidden = jnp.tanh(x @ params["up"].astype(jnp.float32) + params["bias"])
-        return jnp.mean((hidden @ params["down"].astype(jnp.float32) - x) ** 2)
-
     def counted(tx, params):
         params = laid_out(params, mesh, specs)
         step = oc.make_step(loss_fn, tx, mesh=mesh, axis=axis)
@@ -85,13 +86,14 @@ def test_no_collective_is_added(name, options):
 
 def test_the_state_may_lie_in_the_hosts_memory_too():
     mesh = mesh_of(data=8)
-    tx = oc.compact(oc.adamw(1e-2, use_ema=True, gradient_accumulation_steps=2), average="bfloat16", accumulator="int8")
+    inner = oc.adamw(1e-2, use_ema=True, gradient_accumulation_steps=2)
+    tx = oc.compact(inner, weights=24, average="bfloat16", accumulator="int8")
     _, specs, _ = LAYOUTS["rows"]
     results = []
-    for kind in (None, "pinned_host", {"mu": "pinned_host", "grads": "pinned_host"}):
-        params = laid_out(PARAMS, mesh, specs)
+    for kind in (None, "pinned_host", {"mu": "pinned_host", "grads": "pinned_host", "low": "pinned_host"}):
+        params = laid_out(oc.narrow(PARAMS), mesh, specs)
         state = oc.init_sharded(tx, params, mesh, memory_kind=kind)
-        step = oc.make_step(lambda p, x: jnp.mean((x @ p["up"] @ p["down"] - x) ** 2), tx, mesh=mesh, memory_kind=kind)
+        step = oc.make_step(loss_fn, tx, mesh=mesh, memory_kind=kind)
         for _ in range(4):
             params, state, _ = step(params, state, BATCH)
         results.append((params, state))
@@ -101,3 +103,24 @@ def test_the_state_may_lie_in_the_hosts_memory_too():
             np.testing.assert_array_equal(one, same)
     codes = results[1][1]["inner"]["accumulate"]["inner"]["scale_by_adam"]["nu"]["codes"]["up"]
     assert codes.sharding.memory_kind == "pinned_host"
+
+
+@pytest.mark.parametrize(
+    ("shape", "spec"),
+    [
+        ((64, 64), P("data", None)),
+        ((64, 32), P("data", "model")),
+        ((64,), P("data")),
+        ((3, 64, 32), P(None, "data", "model")),
+    ],
+)
+def test_axes_may_be_explicit_and_devices_without_a_whole_block(shape, spec):
+    mesh = jax.make_mesh((4, 2), ("data", "model"))
+    tx = oc.compact(oc.adam(1e-2), min_size=1)
+    params = {"k": jax.random.normal(KEYS[0], shape)}
+    split = {"k": jax.device_put(params["k"], NamedSharding(mesh, spec))}
+    step = oc.make_step(lambda p: jnp.sum(p["k"] ** 2), tx, mesh=mesh)
+    alone = oc.make_step(lambda p: jnp.sum(p["k"] ** 2), tx)(params, tx.init(params))
+    several = step(split, oc.init_sharded(tx, split, mesh))
+    for one, eight in zip(jax.tree.leaves(alone[:2]), jax.tree.leaves(several[:2]), strict=True):
+        np.testing.assert_array_equal(np.asarray(one), np.asarray(eight))

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from jax import lax
 
 import optchain as oc
@@ -364,3 +366,47 @@ def test_scales_that_do_not_fit_the_codes_are_named():
 def test_nothing_follows_weights_with_low_bits_but_links_on_parameters():
     with pytest.raises(ValueError, match="stands after"):
         oc.chain(oc.compact(oc.sgd(0.1), weights=24), oc.scale(0.5))
+
+
+@pytest.mark.parametrize("link", [oc.average_params(), oc.project_non_negative()])
+def test_links_on_parameters_go_inside(link):
+    with pytest.raises(ValueError, match=r"Put .* inside compact"):
+        oc.chain(oc.compact(oc.sgd(0.1), weights=24), link)
+
+
+@pytest.mark.parametrize("weights", [24, 32])
+def test_a_parameter_that_others_set_to_zero_is_zero(weights):
+    tx = oc.compact(oc.sgd(0.1), weights=weights)
+    params = jax.tree.map(jnp.zeros_like, oc.narrow(PARAMS))
+    wide = oc.wide_params(params, tx.init(PARAMS))
+    assert all(float(jnp.abs(leaf).max()) < 1e-38 for leaf in jax.tree.leaves(wide))
+
+
+@given(st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=40))
+@pytest.mark.parametrize(("weights", "bound"), [(24, 2.0**-15), (32, 0.0)])
+def test_the_wide_parameters_of_a_fresh_state_are_those_it_was_made_of(weights, bound, values):
+    values = np.clip(np.array(values, np.float32), -3.3e38, 3.3e38)
+    tx = oc.compact(oc.sgd(0.1), weights=weights, min_size=1)
+    wide = oc.wide_params(oc.narrow(jnp.asarray(values), min_size=1), tx.init(jnp.asarray(values)))
+    tiny = float(jnp.finfo(jnp.float32).tiny)
+    assert (
+        np.abs(wide - values.astype(np.float64)) <= bound * np.maximum(np.abs(values.astype(np.float64)), tiny)
+    ).all()
+
+
+def test_wide_parameters_are_not_made_wider():
+    tx = oc.compact(oc.sgd(0.1), weights=24)
+    with pytest.raises(ValueError, match="params must be those of the run, bfloat16"):
+        oc.wide_params(PARAMS, tx.init(PARAMS))
+
+
+@pytest.mark.parametrize("tree", [{}, {"a": None}, {"bias": jnp.zeros(3)}])
+def test_a_tree_without_narrow_parameters(tree):
+    tx = oc.compact(oc.adam(0.1), weights=24)
+    params, _ = tx.apply(oc.narrow(tree), tx.init(tree), grads=tree)
+    assert jax.tree.structure(params) == jax.tree.structure(tree)
+
+
+def test_shapes_are_narrowed_too():
+    shapes = jax.eval_shape(lambda: PARAMS)
+    assert jax.tree.map(lambda s: s.dtype, oc.narrow(shapes)) == jax.tree.map(lambda p: p.dtype, oc.narrow(PARAMS))

@@ -257,3 +257,29 @@ def test_the_compiled_step_has_a_branch_and_no_temporary_tree(outer):
 def test_a_wrong_max_consecutive_is_refused_in_words(value, error, message):
     with pytest.raises(error, match=message):
         oc.skip_nonfinite(oc.sgd(0.1), value)
+
+
+@pytest.mark.parametrize("form", ["apply", "update"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "complex64"])
+@pytest.mark.parametrize("size", [4096, 100_003])
+def test_one_bad_value_among_many_is_seen(size, dtype, bad, form):
+    """XLA's CPU backend drops NaN from a maximum of 4,096 floats or more."""
+    tx = oc.skip_nonfinite(oc.sgd(1.0))
+    params = jnp.ones(size, dtype)
+    grads = params.at[size // 3].set(bad)
+    state = tx.init(params)
+    if form == "apply":
+        new, state = jax.jit(lambda p, s, g: tx.apply(p, s, grads=g))(params, state, grads)
+    else:
+        updates, state = jax.jit(tx.update)(grads, state, params)
+        new = optax.apply_updates(params, updates)
+    assert int(state["skipped_steps"]) == 1
+    np.testing.assert_array_equal(np.asarray(new, np.complex64), np.ones(size))
+
+
+def test_a_loss_scale_falls_for_one_bad_value_among_many():
+    tx = oc.dynamic_loss_scale(oc.sgd(1.0), 8.0)
+    params = jnp.ones((64, 64))
+    _, state = tx.apply(params, tx.init(params), grads=params.at[0, 1].set(jnp.nan))
+    assert float(oc.metrics(state)["loss_scale"]) == 4.0

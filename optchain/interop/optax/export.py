@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optchain.core import arguments
+from optchain.core import arguments, storage
 from optchain.core.optax_link import as_transformation
 from optchain.core.transformation import State
 from optchain.core.trees import Tree, dtype_of
@@ -55,6 +55,7 @@ def to_optax_state(
     """
     if step is not None:
         step = arguments.check_integer("step", step, minimum=0)
+    state = storage.widened(state)
     link = as_transformation(tx, "tx")
     found, template = places(link, params), optax_tx.init(params)
     theirs = nodes(template)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import optax
 
-from optchain.core import arguments
+from optchain.core import arguments, storage
 from optchain.core.optax_link import as_transformation
 from optchain.core.transformation import State
 from optchain.core.trees import Tree, leaves_with_paths, path_names
@@ -62,6 +62,7 @@ def to_state_dict(
     """
     if step is not None:
         step = arguments.check_integer("step", step, minimum=0)
+    state = storage.widened(state)
     link = as_transformation(tx, "tx")
     found = places(link, params)
     presets = [place for place in found if class_name(place.link)]
