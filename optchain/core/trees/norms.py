@@ -56,12 +56,11 @@ def _sum_of_squares_behind_barrier(x: Any, axes: tuple[int, ...] | None, scale: 
 def largest_magnitude(x: jax.Array, axis: int | None = None, *, keepdims: bool = False) -> jax.Array:
     """`max |x|` of a real array, 0 if it is empty; NaN where there is one.
 
-    It is taken of the bits, of which NaN has the largest: XLA's CPU backend drops NaN from a maximum of 4,096 floats or more.
+    XLA's CPU backend drops NaN from a maximum of 4,096 floats or more, and never from a sum.
     """
-    integer = jnp.dtype(f"int{8 * x.dtype.itemsize}")
-    bits = lax.bitcast_convert_type(jnp.abs(x), integer)
-    largest = jnp.max(bits, axis, keepdims=keepdims, initial=0)
-    return lax.bitcast_convert_type(largest, x.dtype)
+    largest = jnp.max(jnp.abs(x), axis, keepdims=keepdims, initial=0)
+    total = jnp.sum(x, axis, keepdims=keepdims, dtype=x.dtype)
+    return jnp.where(jnp.isnan(total) & (largest < jnp.inf), jnp.full_like(largest, jnp.nan), largest)
 
 
 def centered(x: Any, axes: tuple[int, ...]) -> jax.Array:
