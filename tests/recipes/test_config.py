@@ -40,6 +40,26 @@ BASE_SCHEDULES = st.one_of(
     st.builds(schedules.CosineAnnealingWarmRestarts, POSITIVE, INTEGERS, st.integers(1, 3)),
     st.builds(schedules.OneCycleLR, POSITIVE, INTEGERS, div_factor=POSITIVE, three_phase=st.booleans()),
     st.builds(schedules.OneCycleMomentum, st.builds(schedules.OneCycleLR, POSITIVE, INTEGERS), POSITIVE),
+    st.builds(schedules.PowerDecay, POSITIVE, INTEGERS, INTEGERS, POSITIVE),
+    st.builds(schedules.ConstantLR, POSITIVE, POSITIVE, INTEGERS),
+    st.builds(schedules.MultiplicativeLR.from_table, POSITIVE, st.lists(POSITIVE, min_size=1, max_size=4)),
+    st.builds(
+        schedules.CyclicLR,
+        POSITIVE,
+        POSITIVE,
+        INTEGERS,
+        st.none() | INTEGERS,
+        st.sampled_from(["triangular", "triangular2", "exp_range"]),
+    ),
+    st.builds(schedules.CyclicMomentum, st.builds(schedules.CyclicLR, POSITIVE, POSITIVE), POSITIVE),
+    st.builds(
+        lambda lr, gamma, factors: schedules.ChainedScheduler(
+            [schedules.ExponentialLR(lr, gamma), schedules.MultiplicativeLR.from_table(lr, factors)]
+        ),
+        POSITIVE,
+        POSITIVE,
+        st.lists(POSITIVE, min_size=1, max_size=4),
+    ),
     st.builds(schedules.PerEpoch.from_table, st.lists(POSITIVE, min_size=1, max_size=4), INTEGERS),
 )
 SCHEDULES = st.recursive(
@@ -47,7 +67,14 @@ SCHEDULES = st.recursive(
     lambda inner: st.one_of(
         st.builds(lambda schedule, factor: schedule * factor, inner, POSITIVE),
         st.builds(schedules.LegacyDecay, inner, POSITIVE),
+        st.builds(schedules.LambdaLR, POSITIVE, inner),
         st.builds(lambda a, b, boundary: schedules.join([a, b], [boundary]), inner, inner, INTEGERS),
+        st.builds(
+            lambda a, b, step: schedules.SequentialLR([a, b], [step]),
+            inner.filter(lambda schedule: not isinstance(schedule, schedules.MultiplicativeLR)),
+            inner.filter(lambda schedule: not isinstance(schedule, schedules.MultiplicativeLR)),
+            INTEGERS,
+        ),
     ),
     max_leaves=3,
 )
