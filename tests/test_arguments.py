@@ -37,9 +37,9 @@ NUMBERS = {
     "a finite number": Numbers("baseline factor muon_a muon_b muon_c", (), (-1.0, 0, 1.0)),
     "a finite number >= 0": Numbers(
         """
-        adam_lr_ratio adam_weight_decay beta decay end end_learning_rate eps epsilon epsilon_1 epsilon_2 eta eta_max eta_min
+        adam_lr_ratio adam_weight_decay base_lr beta decay end end_learning_rate eps epsilon epsilon_1 epsilon_2 eta eta_max eta_min
         gamma initial_accumulator_value initial_learning_rate l1_regularization_strength l2_regularization_strength
-        l2_shrinkage_regularization_strength learning_rate lr lr_decay max_lr min_delta min_learning_rate min_scale min_value
+        l2_shrinkage_regularization_strength learning_rate lr lr_decay max_lr min_delta min_learning_rate min_lr min_scale min_value
         momentum_decay peak rms_rate schedule_decay stable_steps warmup_steps warmup_target weight_decay
         """,
         (-1e-7, -1e-3, -0.1, -0.55, -1.0),
@@ -70,12 +70,15 @@ ALLOWED = {name: allowed for allowed, numbers in NUMBERS.items() for name in num
 """What a number may be, by the argument's name, or by that of the factory too where it differs from the others of its name."""
 ALLOWED |= {
     "Constant.rate": "a finite number >= 0",
+    "ConstantLR.factor": "a number in [0, 1]",
     "CosineDecay.alpha": "a finite number >= 0",
     "CosineDecayRestarts.alpha": "a finite number >= 0",
     "InverseTimeDecay.decay_rate": "a finite number >= 0",
     "ReduceLROnPlateau.factor": "a number in (0, 1)",
     "Scaled.factor": "a finite number >= 0",
     "WarmupStableDecay.decay_steps": "a finite number >= 0",
+    "presets.torch.ReduceLROnPlateau.factor": "a number in [0, 1)",
+    "presets.torch.ReduceLROnPlateau.threshold": "a finite number >= 0",
 }
 
 LEAST = dict.fromkeys(["cooldown", "patience", "start_from", "t_cur", "total_iterations", "warmup_steps"], 0)
@@ -151,6 +154,10 @@ OTHERS: dict[str, list[tuple[Any, type[Exception], str]]] = {
         ([-1], ValueError, "a milestone must be an integer >= 0; got -1"),
         ([1.5], TypeError, "a milestone must be an integer >= 0; got 1.5 (float)"),
     ],
+    "lr_lambda": [(0.5, TypeError, "lr_lambda must be a callable of the step; got 0.5")],
+    "CyclicLR.mode": [
+        ("square", ValueError, "mode must be 'triangular', 'triangular2' or 'exp_range'; got 'square'"),
+    ],
     "mode": [(value, ValueError, f"mode must be 'min' or 'max'; got {value!r}") for value in ("mean", 3)],
     "name": [
         (3, TypeError, "name must be a string; got 3 (int)"),
@@ -158,11 +165,29 @@ OTHERS: dict[str, list[tuple[Any, type[Exception], str]]] = {
         ("a/b", ValueError, "name must be an identifier"),
     ],
     "ReduceLROnPlateau.name": [(3, TypeError, "name must be a string; got 3 (int)")],
+    "presets.torch.ReduceLROnPlateau.name": [(3, TypeError, "name must be a string; got 3 (int)")],
+    "CyclicMomentum.cycle": [(0.1, TypeError, "cycle must be a CyclicLR; got 0.1")],
     "OneCycleMomentum.cycle": [(0.1, TypeError, "cycle must be a OneCycleLR; got 0.1")],
     "output_axis": [
         (value, TypeError, f"output_axis must be an integer; got {value!r}") for value in ([0], 0.5, True, "rows")
     ],
     "schedule": [(v, TypeError, f"schedule must be a callable of the step; got {v!r}") for v in (0.1, "cos")],
+    "scale_fn": [(0.5, TypeError, "scale_fn must be a callable of the step; got 0.5")],
+    "scale_mode": [("step", ValueError, "scale_mode must be 'cycle' or 'iterations'; got 'step'")],
+    "threshold_mode": [("both", ValueError, "threshold_mode must be 'rel' or 'abs'; got 'both'")],
+    "ChainedScheduler.schedulers": [
+        (0.1, TypeError, "schedulers must be a sequence of schedules; got 0.1"),
+        ([abs], TypeError, "schedulers must be schedules that multiply the rate"),
+        ([], ValueError, "schedulers must have at least one entry"),
+    ],
+    "SequentialLR.schedulers": [
+        ([0.1, 0.2], TypeError, "schedulers must be callables of the step; got 0.1"),
+        ([abs], ValueError, "schedulers must be one more than milestones; got 1 schedulers and 1 milestones"),
+    ],
+    "SequentialLR.milestones": [
+        (10, TypeError, "milestones must be a sequence of integers >= 0; got 10"),
+        ([-1], ValueError, "a milestone must be an integer >= 0; got -1"),
+    ],
     "schedules": [
         ([0.1, 0.2], TypeError, "schedules must be callables of the step; got 0.1"),
         ([abs], ValueError, "schedules must be one more than boundaries; got 1 schedules and 1 boundaries"),
@@ -198,16 +223,19 @@ REQUIRED: dict[str, Any] = {
     "axis_name": "data",
     "boundaries": [10],
     "cycle": oc.schedules.OneCycleLR(0.1, total_steps=100),
+    "CyclicMomentum.cycle": oc.schedules.CyclicLR(0.01, 0.1),
     "factors": {"kernel": 0.5},
     "fn": lambda epoch, rate: rate,
     "inner": oc.sgd(0.1),
     "loss_fn": lambda params: 0.0,
+    "lr_lambda": lambda step: 0.5,
     "mask": oc.matching("kernel"),
     "mesh": MESH,
     "milestones": [10],
     "params": {"kernel": jnp.ones(3)},
     "rule": oc.scale(1.0),
     "schedule": oc.schedules.CosineDecay(0.1, 100),
+    "schedulers": [oc.schedules.StepLR(0.1, 10)] * 2,
     "schedules": [oc.schedules.CosineDecay(0.1, 100)] * 2,
     "tx": oc.sgd(0.1),
     "values": [0.1, 0.2],
@@ -234,6 +262,7 @@ GOES_WITH: dict[str, dict[str, Any]] = {
     "InverseSquareRoot.warmup_steps": {"timescale": 10.0},
     "OneCycleLR.epochs": {"steps_per_epoch": 10, "total_steps": None},
     "OneCycleLR.steps_per_epoch": {"epochs": 10, "total_steps": None},
+    "PowerDecay.warmup_steps": {"stable_steps": 10.0},
     "use_cosine_annealing": {"total_iterations": 10},
 }
 """What must be given with an argument for it to have an effect, of what the factory takes."""
@@ -260,6 +289,7 @@ def public() -> Iterator[tuple[str, Callable[..., Any]]]:
     for name, function in (vars(oc.schedules) | vars(oc)).items():
         if callable(function) and function not in FACTORIES.values() and name not in left_out:
             yield name, function
+    yield "presets.torch.ReduceLROnPlateau", oc.presets.torch.ReduceLROnPlateau
 
 
 PUBLIC = dict(public())
@@ -463,6 +493,8 @@ def test_what_an_argument_cannot_be_names_it(argument):
             argument.give(value)
 
 
+CHOICES = {"anneal_strategy", "mode", "scale_mode", "threshold_mode", "moments", "average", "accumulator"}
+"""Whose refusal of None is that of any other value."""
 ALTERNATIVES = {"OneCycleLR.total_steps", "OneCycleLR.epochs", "OneCycleLR.steps_per_epoch"}
 """Which may be None only where others are not."""
 
@@ -472,5 +504,5 @@ def test_none_is_taken_where_the_signature_has_it_and_nowhere_else(argument):
     if NoneType in argument.members or argument.default is None:
         argument.give(None)
     else:
-        is_choice = argument.name in ("anneal_strategy", "mode", "moments", "average", "accumulator")
+        is_choice = argument.name in CHOICES
         argument.refuses(None, ValueError if is_choice else TypeError, "", None)

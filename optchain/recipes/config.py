@@ -150,6 +150,11 @@ def _encode(value: Any, where: str) -> Any:
             return [_encode(item, f"{where}[{i}]") for i, item in enumerate(value)]
         case tuple():
             return {"tuple": _encode(list(value), where)}
+        case _ if callable(value):
+            raise TypeError(
+                f"{where} is {value!r}, a function, which a config cannot hold: a schedule of optchain.schedules it can, such as "
+                "PerEpoch, the table of a function's values, or one of your own with optchain.schedules.register"
+            )
     raise TypeError(f"{where} is {value!r} ({type(value).__name__}), which a config cannot hold")
 
 

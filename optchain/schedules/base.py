@@ -255,3 +255,16 @@ def check_numbers(name: str, values: Any, *, computed: bool = False) -> tuple[fl
 def check_schedule(name: str, value: Any) -> None:
     if not callable(value):
         raise TypeError(f"{name} must be a callable of the step; got {value!r}")
+
+
+def returned_number(function: str, at: str, result: Any) -> float:
+    """What a function of the user gave, which must be a number or an array of one."""
+    if not (arguments.is_number(result) or arguments.is_array(result)) or jnp.shape(result) != ():
+        raise TypeError(f"{function} must return a number; for {at} it returned {result!r}")
+    return float(result)
+
+
+def check_choice(name: str, value: Any, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        words = ", ".join(map(repr, allowed[:-1])) + f" or {allowed[-1]!r}"
+        raise ValueError(f"{name} must be {words}; got {value!r}")

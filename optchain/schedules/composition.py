@@ -22,6 +22,7 @@ from optchain.schedules.base import (
     floating,
     reached,
     register,
+    returned_number,
 )
 from optchain.schedules.decays import InverseTimeDecay
 
@@ -156,9 +157,7 @@ class PerEpoch(Schedule):
         rate, values = float(initial_learning_rate), []
         for epoch in range(arguments.check_integer("epochs", epochs, minimum=1)):
             result = fn(epoch, rate) if sees_rate else fn(epoch)
-            if not (arguments.is_number(result) or arguments.is_array(result)) or jnp.shape(result) != ():
-                raise TypeError(f"fn must return a number; for epoch {epoch} it returned {result!r}")
-            rate = float(result)
+            rate = returned_number("fn", f"epoch {epoch}", result)
             arguments.check_range("learning_rate", rate, computed=True)
             values.append(rate)
         self._fill(tuple(values), steps_per_epoch)

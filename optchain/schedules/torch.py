@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from optchain.core import arguments
-from optchain.schedules.base import Schedule, at_most, check_fields, floating, periods, quotient, register
+from optchain.schedules.base import Schedule, at_most, check_fields, floating, periods, quotient, reached, register
 
 
 @register
@@ -100,6 +100,40 @@ class ExponentialLR(Schedule):
 
     def value(self, step: jax.Array) -> jax.Array:
         return self.lr * self.gamma ** floating(step)
+
+
+@register
+@dataclasses.dataclass(frozen=True, repr=False)
+class ConstantLR(Schedule):
+    """`lr · factor` below step `total_iters`, and `lr` from there on.
+
+    Args:
+      lr: the value from `total_iters` on, >= 0.
+      factor: in [0, 1]; PyTorch, which multiplies by its reciprocal at the end, divides by zero with 0.
+      total_iters: the number of steps that the factor stays, >= 1.
+
+    Raises:
+      ValueError, TypeError: an argument out of range.
+
+    Source: `torch.optim.lr_scheduler.ConstantLR`.
+
+    Example:
+      >>> import optchain
+      >>> schedule = optchain.schedules.ConstantLR(1.0, factor=0.25, total_iters=4)
+      >>> [float(schedule(step)) for step in (0, 3, 4)]
+      [0.25, 0.25, 1.0]
+    """
+
+    lr: float
+    factor: float = 1 / 3
+    total_iters: int = 5
+
+    def __post_init__(self) -> None:
+        check_fields(self, non_negative=["lr"], integers=["total_iters"])
+        arguments.check_number("factor", self.factor, arguments.FRACTION)
+
+    def value(self, step: jax.Array) -> jax.Array:
+        return self.lr * jnp.where(reached(step, self.total_iters), 1.0, self.factor + 0 * floating(step))
 
 
 @register

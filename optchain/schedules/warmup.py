@@ -1,4 +1,4 @@
-"""Schedules of large runs: a constant, warmup-stable-decay, the inverse square root."""
+"""Schedules of large runs: a constant, warmup-stable-decay, the inverse square root, a power of the step."""
 
 import dataclasses
 import math
@@ -133,4 +133,53 @@ class InverseSquareRoot(Schedule):
         timescale = self.warmup_steps if self.timescale is None else self.timescale
         late = jnp.maximum(since(step, self.warmup_steps), 0.0)
         falling = self.peak / jnp.sqrt(1 + late / timescale)
+        return jnp.where(reached(step, self.warmup_steps), falling, warming)
+
+
+@register
+@dataclasses.dataclass(frozen=True, repr=False)
+class PowerDecay(Schedule):
+    """Linear from 0 to `peak`, then `peak`, then a power of the step: no number of steps to the end is in it.
+
+        warmup   peak · step / warmup_steps        below warmup_steps
+        stable   peak                              for stable_steps from there
+        decay    peak · (start / step)^power       from start = warmup_steps + stable_steps on
+
+    This is the power scheduler's `min(peak, a · step^−power)` after a warmup, with `start` where the two meet. Without stable
+    steps and with the power ½ it is `InverseSquareRoot(peak, warmup_steps)`. A fall at the end is joined to it: `join`.
+
+    Args:
+      peak: the highest value, >= 0.
+      warmup_steps: >= 0; with 0 it begins at `peak`.
+      stable_steps: >= 0.
+      power: > 0.
+
+    Raises:
+      ValueError: an argument out of range, or neither a warmup nor stable steps: a power of 0 steps is infinite.
+      TypeError: an argument that is no number.
+
+    Source: Shen et al., "Power Scheduler: A Batch Size and Token Number Agnostic Learning Rate Scheduler", 2024,
+    arXiv:2408.13359, where the power is 0.51.
+
+    Example:
+      >>> import optchain
+      >>> schedule = optchain.schedules.PowerDecay(1.0, warmup_steps=10, stable_steps=90, power=0.5)
+      >>> [float(schedule(step)) for step in (0, 5, 10, 100, 400)]
+      [0.0, 0.5, 1.0, 1.0, 0.5]
+    """
+
+    peak: float
+    warmup_steps: float
+    stable_steps: float = 0
+    power: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_fields(self, positive=["power"], non_negative=["peak", "warmup_steps", "stable_steps"])
+        if self.warmup_steps + self.stable_steps == 0:
+            raise ValueError("stable_steps must be > 0 where warmup_steps is 0; got 0")
+
+    def value(self, step: jax.Array) -> jax.Array:
+        warming = self.peak * floating(step) / max(self.warmup_steps, 1)
+        start = self.warmup_steps + self.stable_steps
+        falling = self.peak * (start / jnp.maximum(floating(step), start)) ** self.power
         return jnp.where(reached(step, self.warmup_steps), falling, warming)

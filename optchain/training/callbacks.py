@@ -38,6 +38,8 @@ def _improved(mode: str, min_delta: float, metric: jax.Array, best: jax.Array) -
 class ReduceLROnPlateau:
     """Multiplies the learning rate by `factor` when a metric has not improved for `patience` evaluations.
 
+    This is Keras's; PyTorch's, which waits one evaluation longer, is `optchain.presets.torch.ReduceLROnPlateau`.
+
     It acts through `set_hyperparams`, so the training step is not compiled again, and the rate must be settable: a number
     or an array, not a schedule.
 

@@ -27,8 +27,9 @@ def decay_weights(
     then gives the paper's multiplier η.
 
     Args:
-      weight_decay: the fraction, >= 0, without unit. With 0, a number or an array, `update` needs no parameters; if an array
-        is set to another value later, a call without them is an error, or NaN where it is compiled.
+      weight_decay: the fraction, >= 0, without unit. A schedule is followed, and multiplied by the rate of the step, as a number
+        is. With 0, a number or an array, `update` needs no parameters; if an array is set to another value later, a call
+        without them is an error, or NaN where it is compiled.
       learning_rate: None for the rate of the chain; or a rate of its own.
       mask: which parameters decay: a tree of bools (or a prefix of one), or a callable of the parameters that returns one,
         such as `~matching("bias")`. None for all.

@@ -91,6 +91,9 @@ def rows(name):
         ("mu_dtype", "moment_dtype"),
         ("eps_root", "optax.scale_by_adam"),
         ("ReduceLROnPlateau", "patience"),
+        ("lr_scheduler.ReduceLROnPlateau", "presets.torch.ReduceLROnPlateau"),
+        ("LambdaLR", "PerEpoch"),
+        ("CyclicLR", "CyclicMomentum"),
         ("count", "steps_taken(state)"),
     ],
 )

@@ -156,3 +156,31 @@ def test_one_cycle_of_rate_and_momentum_trains_as_in_torch(name: str, dtype: str
         return Scheduled(optimizer, scheduler)
 
     check(f"{name} (one cycle)", dtype, 0, ours, build, record_error)
+
+
+class Decaying:
+    """A PyTorch optimizer whose decay a loop sets before each step."""
+
+    def __init__(self, optimizer: Any, decay: Callable[[int], float]) -> None:
+        self.optimizer, self.decay, self.steps = optimizer, decay, 0
+
+    def step(self) -> None:
+        for group in self.optimizer.param_groups:
+            group["weight_decay"] = self.decay(self.steps)
+        self.optimizer.step()
+        self.steps += 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["SGD", "AdamW"])
+def test_a_decay_of_weights_that_follows_a_schedule_trains_as_in_torch(
+    name: str, dtype: str, record_error: Callable
+) -> None:
+    decay = optchain.schedules.StepLR(0.5, step_size=10, gamma=0.5)
+    ours = getattr(presets, name.lower())(0.01, weight_decay=decay)
+    assert optchain.from_config(optchain.to_config(ours)) == ours
+
+    def build(leaves: list[Any]) -> Decaying:
+        return Decaying(getattr(torch.optim, name)(leaves, lr=0.01), lambda step: 0.5 * 0.5 ** (step // 10))
+
+    check(f"{name} (scheduled decay)", dtype, 0, ours, build, record_error)

@@ -56,6 +56,17 @@ JUMPS = {
         1.0,
         0.5,
     ),
+    "ConstantLR": (lambda at: schedules.ConstantLR(0.5, 0.0, at), 0.0, 0.5),
+    "CyclicLR": (
+        lambda at: schedules.CyclicLR(0.0, 1.0, at - 1, 1, scale_fn=lambda cycle: 2.0 - cycle),
+        1.0,
+        0.0,
+    ),
+    "SequentialLR": (
+        lambda at: schedules.SequentialLR([schedules.StepLR(1.0, LARGEST), schedules.StepLR(0.5, LARGEST)], [at]),
+        1.0,
+        0.5,
+    ),
     "warmup": (
         lambda at: schedules.CosineDecay(1.0, 1, alpha=0.5, warmup_target=1.0, warmup_steps=at - 1),
         1.0,

@@ -169,3 +169,24 @@ def test_the_legacy_decay_of_a_number_is_an_inverse_time_decay() -> None:
     assert oc.schedules.legacy_decay(0.1, 0.5) == InverseTimeDecay(0.1, 1, 0.5)
     with pytest.raises(TypeError, match="with decay, learning_rate must be a number or a schedule"):
         oc.sgd(jnp.array(0.1), decay=0.5)
+
+
+# PyTorch's compositions -----------------------------------------------------------------------------------------------
+
+
+def test_a_chain_without_a_rate_is_zero_and_no_nan() -> None:
+    chained = oc.schedules.ChainedScheduler([oc.schedules.StepLR(0.0, 2), oc.schedules.ExponentialLR(0.0, 0.5)])
+    np.testing.assert_array_equal(chained(jnp.arange(5)), np.zeros(5))
+
+
+def test_a_chain_keeps_the_factors_of_the_others_after_a_cosine() -> None:
+    cosine, decay = oc.schedules.CosineAnnealingLR(0.1, T_max=10), oc.schedules.ExponentialLR(0.1, gamma=0.9)
+    steps = jnp.arange(30)
+    expected = cosine(steps) * decay(steps) / 0.1
+    np.testing.assert_allclose(oc.schedules.ChainedScheduler([cosine, decay])(steps), expected, rtol=1e-5, atol=1e-9)
+
+
+def test_a_sequence_is_a_join_of_its_parts() -> None:
+    parts, steps = [LinearWarmupDecay(0.5, 5, 20), CosineDecay(0.1, 10), PolynomialDecay(1.0, 3, 0.5)], jnp.arange(40)
+    sequence = oc.schedules.SequentialLR(parts, milestones=[7, 21])
+    np.testing.assert_array_equal(sequence(steps), join_schedules(parts, [7, 21])(steps))

@@ -1,6 +1,8 @@
 """What every schedule is: a frozen callable that compares by value, prints as code, and checks its arguments."""
 
 import dataclasses
+import json
+import math
 import pickle
 from typing import Any
 
@@ -13,19 +15,25 @@ import pytest
 import optchain as oc
 from optchain import schedules
 from optchain.schedules import (
+    ChainedScheduler,
     Constant,
+    ConstantLR,
     CosineAnnealingLR,
     CosineAnnealingWarmRestarts,
     CosineDecay,
     CosineDecayRestarts,
     CosineMultiplier,
+    CyclicLR,
+    CyclicMomentum,
     ExponentialDecay,
     ExponentialLR,
     InverseSquareRoot,
     InverseTimeDecay,
+    LambdaLR,
     LegacyDecay,
     LinearLR,
     LinearWarmupDecay,
+    MultiplicativeLR,
     MultiStepLR,
     OneCycleLR,
     OneCycleMomentum,
@@ -33,6 +41,8 @@ from optchain.schedules import (
     PiecewiseConstantDecay,
     PolynomialDecay,
     PolynomialLR,
+    PowerDecay,
+    SequentialLR,
     StepLR,
     WarmupStableDecay,
     join,
@@ -66,6 +76,14 @@ def make_all() -> list[schedules.Schedule]:
         Constant(0.1),
         WarmupStableDecay(0.1, 10, 20, 30, end=0.01, shape="cosine"),
         InverseSquareRoot(0.1, 10, timescale=20),
+        PowerDecay(0.1, 10, 20, power=0.51),
+        ConstantLR(0.1, factor=0.5, total_iters=10),
+        LambdaLR(0.1, StepLR(1.0, 10, gamma=0.5)),
+        MultiplicativeLR(0.1, lambda step: 0.5 if step % 10 == 0 else 1.0, 50),
+        CyclicLR(0.01, 0.1, 10, 20, mode="exp_range", gamma=0.99),
+        CyclicMomentum(CyclicLR(0.01, 0.1, 10, scale_fn=StepLR(1.0, 2)), base_momentum=0.5),
+        ChainedScheduler([LinearLR(0.1, total_iters=20), MultiplicativeLR(0.1, lambda step: 0.9, 9), StepLR(0.1, 10)]),
+        SequentialLR([LinearLR(0.1, total_iters=10), CosineAnnealingLR(0.1, 90)], [10]),
     ]
 
 
@@ -122,6 +140,12 @@ def test_schedules_of_different_arguments_differ() -> None:
 def test_repr_is_the_code_that_builds_it(index: int) -> None:
     schedule = make_all()[index]
     assert eval(repr(schedule), vars(schedules)) == schedule
+
+
+@every_schedule
+def test_it_comes_back_from_json(index: int) -> None:
+    tx = oc.chain(oc.scale(make_all()[index]))
+    assert oc.from_config(json.loads(json.dumps(oc.to_config(tx)))) == tx
 
 
 @every_schedule
@@ -258,6 +282,57 @@ REFUSED: list[tuple[Any, tuple[Any, ...], dict[str, Any], type[Exception], str]]
     (OneCycleMomentum, (0.1,), {}, TypeError, "cycle must be a OneCycleLR; got 0.1"),
     (OneCycleMomentum, (OneCycleLR(0.1, 10), 1.5), {}, ValueError, "base_momentum must be"),
     (PerEpoch.from_table, ([], 10), {}, ValueError, "values must have at least one entry"),
+    (PowerDecay, (0.1, 0), {}, ValueError, "stable_steps must be > 0 where warmup_steps is 0; got 0"),
+    (PowerDecay, (0.1, 10), {"power": 0.0}, ValueError, "power must be a finite number > 0"),
+    (ConstantLR, (0.1, 1.5), {}, ValueError, r"factor must be a number in \[0, 1\]; got 1\.5"),
+    (LambdaLR, (0.1, 0.5), {}, TypeError, r"lr_lambda must be a callable of the step; got 0\.5"),
+    (MultiplicativeLR, (0.1, 0.5, 10), {}, TypeError, r"lr_lambda must be a callable of the step; got 0\.5"),
+    (MultiplicativeLR, (0.1, lambda step: "a", 10), {}, TypeError, "lr_lambda must return a number; for step 1 it ret"),
+    (MultiplicativeLR, (0.1, lambda step: -1.0, 10), {}, ValueError, r"factors must be finite numbers >= 0; got -1\.0"),
+    (MultiplicativeLR, (0.1, lambda step: 1e9, 10), {}, ValueError, "learning_rate must be"),
+    (MultiplicativeLR, (0.1, lambda step: 1.0, 0), {}, ValueError, "total_iters must be an integer >= 1; got 0"),
+    (MultiplicativeLR.from_table, (0.1, []), {}, ValueError, "factors must have at least one entry"),
+    (CyclicLR, (0.1, 0.2, 0), {}, ValueError, "step_size_up must be an integer >= 1; got 0"),
+    (CyclicLR, (0.1, 0.2, 1, 0), {}, ValueError, "step_size_down must be an integer >= 1; got 0"),
+    (CyclicLR, (0.1, 0.2), {"mode": "square"}, ValueError, "mode must be 'triangular', 'triangular2' or 'exp_range'"),
+    (
+        CyclicLR,
+        (0.1, 0.2),
+        {"scale_mode": "step"},
+        ValueError,
+        "scale_mode must be 'cycle' or 'iterations'; got 'step'",
+    ),
+    (CyclicLR, (0.1, 0.2), {"scale_fn": 0.5}, TypeError, r"scale_fn must be a callable of the step; got 0\.5"),
+    (CyclicMomentum, (OneCycleLR(0.1, 10),), {}, TypeError, "cycle must be a CyclicLR; got OneCycleLR"),
+    (CyclicMomentum, (CyclicLR(0.1, 0.2), 1.5), {}, ValueError, "base_momentum must be"),
+    (ChainedScheduler, ([],), {}, ValueError, "schedulers must have at least one entry"),
+    (ChainedScheduler, (StepLR(0.1, 10),), {}, TypeError, "schedulers must be a sequence of schedules; got StepLR"),
+    (ChainedScheduler, ([OneCycleLR(0.1, 10)],), {}, TypeError, "schedulers must be schedules that multiply the rate"),
+    (ChainedScheduler, ([CosineAnnealingLR(0.1, 9, 0.01)],), {}, ValueError, "schedulers must have no eta_min"),
+    (
+        ChainedScheduler,
+        ([StepLR(0.1, 10), StepLR(0.2, 10)],),
+        {},
+        ValueError,
+        r"schedulers must have the same lr; got 0\.1 and 0\.2",
+    ),
+    (SequentialLR, ([0.1], []), {}, TypeError, r"schedulers must be callables of the step; got 0\.1"),
+    (
+        SequentialLR,
+        ([StepLR(0.1, 10)], [1]),
+        {},
+        ValueError,
+        "schedulers must be one more than milestones; got 1 sched",
+    ),
+    (SequentialLR, ([StepLR(0.1, 10)] * 3, [5, 5]), {}, ValueError, r"milestones must increase; got \(5, 5\)"),
+    (SequentialLR, ([StepLR(0.1, 10)] * 2, [-1]), {}, ValueError, "a milestone must be an integer >= 0; got -1"),
+    (
+        SequentialLR,
+        ([StepLR(0.1, 10), MultiplicativeLR(0.1, lambda step: 0.9, 5)], [5]),
+        {},
+        ValueError,
+        "schedulers must have a MultiplicativeLR as the first or not at all",
+    ),
 ]
 
 
@@ -267,6 +342,31 @@ def test_a_wrong_argument_is_refused_in_words(
 ) -> None:
     with pytest.raises(error, match=message):
         make(*args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    "function", [lambda step: 1.0 if step < 10 else 0.5, lambda step: max(0.0, 1 - step / 10), math.cos]
+)
+def test_a_function_that_jax_cannot_trace_says_what_takes_it(function: Any) -> None:
+    with pytest.raises(
+        TypeError, match=r"lr_lambda must be a function that JAX can trace.*PerEpoch\(fn, 1, …\) takes any"
+    ):
+        jax.jit(LambdaLR(0.1, function))(3)
+    table = PerEpoch(lambda step: 0.1 * abs(function(step)), 1, 0.1, 20)
+    assert float(jax.jit(table)(3)) == pytest.approx(0.1 * abs(function(3)))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda fn: LambdaLR(0.1, fn), lambda fn: CyclicLR(0.1, 0.2, scale_fn=fn), lambda fn: LegacyDecay(fn, 0.5)],
+)
+def test_a_schedule_of_a_function_has_no_config_and_one_of_a_schedule_has(make: Any) -> None:
+    with pytest.raises(
+        TypeError, match=r"config\.learning_rate\.\w+ is <function .*which a config cannot hold.*PerEpoch"
+    ):
+        oc.to_config(oc.sgd(make(lambda step: 0.5)))
+    tx = oc.sgd(make(StepLR(1.0, 10)))
+    assert oc.from_config(oc.to_config(tx)) == tx
 
 
 @pytest.mark.parametrize("factor", [-1.0, NAN, "2", None])

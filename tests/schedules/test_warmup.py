@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from optchain import schedules
 
 counts = st.integers(0, 300)
-rates = st.floats(0, 10, width=32)
+rates = st.just(0.0) | st.floats(2**-20, 10, width=32)  # float32 flushes none of their values to 0
 TAILS = {"linear": lambda x: x, "cosine": lambda x: (1 - math.cos(math.pi * x)) / 2, "sqrt": math.sqrt}
 
 
@@ -58,6 +58,35 @@ def test_the_inverse_square_root_is_hugging_faces(peak, warmup, timescale):
     expected = np.where(steps < warmup, peak * steps / max(warmup, 1), late)
     found = schedules.InverseSquareRoot(peak, warmup, timescale)(jnp.asarray(steps))
     np.testing.assert_allclose(found, expected, rtol=2e-6)
+
+
+@given(peak=rates, warmup=counts, stable=counts, power=st.floats(0.125, 2))
+def test_a_power_of_the_step_is_its_formula(peak, warmup, stable, power):
+    start = warmup + stable
+    if start == 0:
+        with pytest.raises(ValueError, match="stable_steps must be > 0 where warmup_steps is 0; got 0"):
+            schedules.PowerDecay(peak, 0, 0)
+        return
+    steps = np.arange(1000)
+    late = peak * np.minimum(1.0, (start / np.maximum(steps, 1)) ** power)
+    expected = np.where(steps < warmup, peak * steps / max(warmup, 1), late)
+    found = schedules.PowerDecay(peak, warmup, stable, power)(jnp.asarray(steps))
+    np.testing.assert_allclose(found, expected, rtol=5e-6)
+
+
+def test_the_power_scheduler_is_the_least_of_a_peak_and_a_power_of_the_step():
+    peak, a, power = 0.02, 0.5, 0.51
+    meeting = (a / peak) ** (1 / power)  # where a · step^−power comes down to the peak, at some 550 steps
+    steps = np.arange(100, 2000)
+    found = schedules.PowerDecay(peak, 100, meeting - 100, power)(jnp.asarray(steps))
+    np.testing.assert_allclose(found, np.minimum(peak, a * steps**-power), rtol=5e-6)
+
+
+def test_the_root_of_the_step_is_the_inverse_square_root():
+    steps = jnp.arange(500)
+    np.testing.assert_allclose(
+        schedules.PowerDecay(0.3, 40)(steps), schedules.InverseSquareRoot(0.3, 40)(steps), rtol=2e-6
+    )
 
 
 def test_a_constant_is_one_for_every_kind_of_step():

@@ -8,6 +8,8 @@ Checked step by step against PyTorch 2.13. Arguments that choose an implementati
 `differentiable`) are not here: the numbers do not depend on them. `lr` is the run-time hyperparameter `learning_rate`, and
 may be a schedule. What differs on purpose: a momentum above 1 and a negative dampening are refused; a complex leaf is one
 number with one second moment, where PyTorch takes its real and imaginary parts for two parameters.
+
+PyTorch's schedulers are in `optchain.schedules`, except for `ReduceLROnPlateau`, which is no function of the step and is here.
 """
 
 from optchain.presets.torch.moments import adam as adam
@@ -16,5 +18,6 @@ from optchain.presets.torch.moments import adamw as adamw
 from optchain.presets.torch.moments import nadam as nadam
 from optchain.presets.torch.moments import radam as radam
 from optchain.presets.torch.momentum import sgd as sgd
+from optchain.presets.torch.plateau import ReduceLROnPlateau as ReduceLROnPlateau
 from optchain.presets.torch.squares import adagrad as adagrad
 from optchain.presets.torch.squares import rmsprop as rmsprop
