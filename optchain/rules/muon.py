@@ -204,7 +204,7 @@ def orthogonalize(x: jax.Array, coefficients: Sequence[float] = QUINTIC, steps: 
 
     def iterate(x: jax.Array) -> jax.Array:
         # A power of two first, and its largest value is near 1: squares neither overflow nor underflow.
-        peak = Factor.of(trees.largest_magnitude(x) if not trees.is_complex(x) else jnp.max(jnp.abs(x), initial=0))
+        peak = Factor.of(jnp.max(jnp.abs(x), initial=0))
         power = Factor(jnp.ones_like(peak.significand), -peak.exponent)
         x = power.times(x)
         epsilon = power.times(jnp.full_like(power.significand, 1e-7))

@@ -283,3 +283,13 @@ def test_a_loss_scale_falls_for_one_bad_value_among_many():
     params = jnp.ones((64, 64))
     _, state = tx.apply(params, tx.init(params), grads=params.at[0, 1].set(jnp.nan))
     assert float(oc.metrics(state)["loss_scale"]) == 4.0
+
+
+def test_large_values_of_both_signs_are_no_nan():
+    """Their sum would be ∞ − ∞."""
+    tx = oc.skip_nonfinite(oc.chain(oc.unscale_gradients(2.0**127), oc.sgd(1.0)))
+    params = jnp.zeros(8192)
+    signs = jnp.where(jnp.arange(8192) < 4096, 1.0, -1.0)
+    new, state = jax.jit(lambda p, s, g: tx.apply(p, s, grads=g))(params, tx.init(params), signs * 2.0**127)
+    assert int(state["skipped_steps"]) == 0
+    np.testing.assert_array_equal(new, -signs)

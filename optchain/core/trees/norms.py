@@ -53,13 +53,16 @@ def _sum_of_squares_behind_barrier(x: Any, axes: tuple[int, ...] | None, scale: 
     return sum_of_squares(x, axes, scale)
 
 
+_SMALL = np.float32(2.0**-64)
+
+
 def largest_magnitude(x: jax.Array, axis: int | None = None, *, keepdims: bool = False) -> jax.Array:
     """`max |x|` of a real array, 0 if it is empty; NaN where there is one.
 
     XLA's CPU backend drops NaN from a maximum of 4,096 floats or more, and never from a sum.
     """
     largest = jnp.max(jnp.abs(x), axis, keepdims=keepdims, initial=0)
-    total = jnp.sum(x, axis, keepdims=keepdims, dtype=x.dtype)
+    total = jnp.sum(wide(x) * _SMALL, axis, keepdims=keepdims)  # finite if all are
     return jnp.where(jnp.isnan(total) & (largest < jnp.inf), jnp.full_like(largest, jnp.nan), largest)
 
 
