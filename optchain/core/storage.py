@@ -83,7 +83,7 @@ def store_leaf(
         return (round_at_random(x, draw(x.shape)) if codes.dtype == jnp.bfloat16 else x.astype(codes.dtype)), None
     blocks, r = _in_blocks(x, x.shape), _in_blocks(draw(x.shape), x.shape)
     magnitude = jnp.abs(blocks)
-    largest = trees.largest_magnitude(blocks, _within(x.shape), keepdims=True)
+    largest = trees.largest_magnitude(blocks, _within(x.shape))
     s = _rounded_up(largest) if codes.dtype == jnp.int8 else jnp.maximum(_rounded_up(largest), _SMALLEST_SCALE)
     s = jnp.where(largest > 0, s, largest)  # 0 and NaN as they are
     unit = jnp.where(
