@@ -12,7 +12,6 @@ import jax.numpy as jnp
 
 from optchain.core import arguments, trees
 from optchain.core.each_leaf import each_leaf
-from optchain.core.factors import Factor
 from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.masks import Mask
 from optchain.core.parameter_link import ParameterLink
@@ -22,8 +21,6 @@ from optchain.core.transformation import Transformation
 from optchain.core.trees import Tree
 
 EPSILON = 1e-7  # keras.config.epsilon()
-UNIT, SHARE = 24, 110
-"""Powers of two with which norms from 1.8e19 on, and their quotients, stay in float32's range."""
 Axis = int | Sequence[int]
 
 
@@ -84,7 +81,7 @@ def project_unit_norm(axis: Axis = 0, *, mask: Mask | None = None) -> Transforma
     """
     if mask is not None:
         return of_some(project_unit_norm(axis), mask)
-    return _norm_projection("project_unit_norm", axis, lambda norm, unit: unit * jnp.ones_like(norm), Hyperparams())
+    return _norm_projection("project_unit_norm", axis, lambda: jnp.ones_like, Hyperparams())
 
 
 @register
@@ -115,8 +112,8 @@ def project_max_norm(max_value: Hyperparam = 2.0, axis: Axis = 0, *, mask: Mask 
     if mask is not None:
         return of_some(project_max_norm(max_value, axis), mask)
 
-    def desired(norm: jax.Array, unit: jax.Array, max_value: Any) -> jax.Array:
-        return jnp.minimum(norm, max_value * unit)
+    def desired(max_value: jax.Array) -> Callable[[jax.Array], jax.Array]:
+        return lambda norm: jnp.minimum(norm, max_value)
 
     return _norm_projection("project_max_norm", axis, desired, Hyperparams(max_value=max_value))
 
@@ -163,16 +160,16 @@ def project_min_max_norm(
     if {"min_value", "max_value"} <= constants.keys() and constants["min_value"] > constants["max_value"]:
         raise ValueError(f"min_value must be at most max_value; got {min_value} and {max_value}")
 
-    def desired(norm: jax.Array, unit: jax.Array, min_value: Any, max_value: Any, rate: Any) -> jax.Array:
-        return rate * jnp.clip(norm, min_value * unit, max_value * unit) + (1 - rate) * norm
+    def desired(min_value: jax.Array, max_value: jax.Array, rate: jax.Array) -> Callable[[jax.Array], jax.Array]:
+        return lambda norm: rate * jnp.clip(norm, min_value, max_value) + (1 - rate) * norm
 
     return _norm_projection("project_min_max_norm", axis, desired, hyperparams)
 
 
 def _norm_projection(
-    name: str, axis: Axis, desired: Callable[..., jax.Array], hyperparams: Hyperparams
+    name: str, axis: Axis, desired: Callable[..., Callable[[jax.Array], jax.Array]], hyperparams: Hyperparams
 ) -> Transformation:
-    """Gives each unit's weights the norm `desired(norm, unit, **hyperparams)`, of a norm that is measured in units of 1 / `unit`."""
+    """Gives each unit's weights the norm `desired(**hyperparams)(norm)`."""
     axes = arguments.check_axes("axis", axis)
 
     def check(params: Tree) -> None:
@@ -180,20 +177,9 @@ def _norm_projection(
             trees.check_axes(name, path, leaf, axes)
 
     def project(params: Tree, **values: Any) -> Tree:
-        def projected(p: Any, norm: Factor) -> Any:
-            # A norm whose square is beyond the range is measured in a larger unit; and where it shrinks to almost nothing, the
-            # weights are multiplied by a power of two first. Both are 1 else, and change no bit.
-            size, one = norm.value, jnp.ones_like(norm.significand)
-            large = size >= 2.0 ** (jnp.finfo(size.dtype).maxexp // 2)
-            unit = jnp.where(large, 2.0**-UNIT, one)
-            size = jnp.where(large, Factor(norm.significand, norm.exponent - UNIT).value, size)
-            wanted = desired(size, unit, **{name: trees.cast(value, size) for name, value in values.items()})
-            divisor = EPSILON * unit + size
-            share = jnp.where(large & (wanted < divisor * 2.0**-64), 2.0**-SHARE, one)
-            factor = wanted / (divisor * share)
-            return trees.scale_leaf(trees.scale_leaf(p, share), factor)
-
-        return jax.tree.map(projected, params, trees.norms(params, jax.tree.map(lambda p: axes, params)))
+        norms = jax.tree.map(lambda p: trees.root(trees.sum_of_squares(p, axes)), params)
+        new = each_leaf(desired, norms, **values)
+        return jax.tree.map(lambda p, norm, n: trees.scale_leaf(p, n / (EPSILON + norm)), params, norms, new)
 
     return _projection(project, check, hyperparams, rowwise=min(axes) > 0)
 

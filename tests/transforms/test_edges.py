@@ -343,34 +343,6 @@ def moments_of_ftrl(state):
     return [state["apply_ftrl"][name] for name in ("sum_of_squares", "linear_term")]
 
 
-# Norms of what parameters are projected to ----------------------------------------------------------------------------
-
-LARGE_NORMS = {
-    "unit norm": (oc.project_unit_norm(), 0.5),
-    "max norm": (oc.project_max_norm(1.0), 0.5),
-    "small max norm": (oc.project_max_norm(1e-30), 5e-31),
-    "large max norm": (oc.project_max_norm(2e38), 1e38),
-    "min-max norm": (oc.project_min_max_norm(0.5, 1.0), 0.5),
-    "min-max norm, half way": (oc.project_min_max_norm(0.5, 1.0, 0.5), None),
-}
-
-
-@pytest.mark.parametrize("value", [1e19, 1e20, 3e38])
-@pytest.mark.parametrize("name", LARGE_NORMS)
-def test_a_projection_of_large_parameters_is_right(name, value):
-    tx, wanted = LARGE_NORMS[name]
-    wanted = value / 2 if wanted is None else min(wanted, value)
-    projected = jax.jit(lambda p: tx.apply(p, {}, grads=jax.tree.map(jnp.zeros_like, p))[0])
-    made = projected({"float32": jnp.full((4, 1), value), "bfloat16": jnp.full((4, 2), value, jnp.bfloat16)})
-    np.testing.assert_allclose(made["float32"], wanted, rtol=1e-6)
-    np.testing.assert_allclose(made["bfloat16"].astype(jnp.float32), wanted, rtol=1e-2)
-
-
-def test_a_projection_of_small_parameters_knows_their_norm():
-    made, _ = oc.project_max_norm(1.0).apply(jnp.full((4, 1), 1e-20), {}, grads=jnp.zeros((4, 1)))
-    np.testing.assert_allclose(made, 1e-20 * 2e-20 / 1e-7, rtol=1e-5)
-
-
 # Counters -------------------------------------------------------------------------------------------------------------
 
 
