@@ -67,7 +67,7 @@ def preset(optimizer: str) -> Callable[..., optchain.Transformation]:
 # Strategies ----------------------------------------------------------------------------------------------------------
 
 
-def _floats(low: float, high: float) -> st.SearchStrategy[float]:
+def floats32(low: float, high: float) -> st.SearchStrategy[float]:
     """Numbers that float32 makes neither 0 nor 1 of: those are refused."""
     return st.floats(low, high).map(lambda x: 0.0 if abs(x) < 1e-6 else 1.0 if 0 < 1 - x < 1e-6 else x)
 
@@ -90,7 +90,7 @@ SCHEDULES = [
         {
             "initial_learning_rate": RATES,
             "decay_steps": st.integers(5, 40),
-            "alpha": _floats(0, 1),
+            "alpha": floats32(0, 1),
             "warmup_target": st.none() | RATES,
             "warmup_steps": st.integers(1, 15),
         },
@@ -101,8 +101,8 @@ SCHEDULES = [
             "initial_learning_rate": RATES,
             "first_decay_steps": st.integers(4, 15).map(lambda steps: steps + 0.3),
             "t_mul": st.sampled_from([1.0, 1.5, 2.0]),
-            "m_mul": _floats(0.5, 1.5),
-            "alpha": _floats(0, 1),
+            "m_mul": floats32(0.5, 1.5),
+            "alpha": floats32(0, 1),
         },
     ),
     (
@@ -110,7 +110,7 @@ SCHEDULES = [
         {
             "initial_learning_rate": RATES,
             "decay_steps": st.integers(1, 30),
-            "decay_rate": _floats(0.1, 1.1),
+            "decay_rate": floats32(0.1, 1.1),
             "staircase": st.booleans(),
         },
     ),
@@ -119,7 +119,7 @@ SCHEDULES = [
         {
             "initial_learning_rate": RATES,
             "decay_steps": st.integers(1, 30),
-            "decay_rate": _floats(0, 2),
+            "decay_rate": floats32(0, 2),
             "staircase": st.booleans(),
         },
     ),
@@ -146,7 +146,7 @@ SCHEDULES = [
             "initial_learning_rate": RATES,
             "decay_steps": st.integers(MAX_STEPS + 1, 2 * MAX_STEPS),
             "end_learning_rate": log_uniform(-5, -2),
-            "power": _floats(0.5, 3),
+            "power": floats32(0.5, 3),
             "cycle": st.booleans(),
         },
     ),
@@ -157,17 +157,17 @@ LEARNING_RATES = RATES | st.one_of(
 )
 
 SHARED = {
-    "weight_decay": st.none() | _floats(0, 0.5),
+    "weight_decay": st.none() | floats32(0, 0.5),
     "use_ema": st.booleans(),
-    "ema_momentum": _floats(0, 1),
+    "ema_momentum": floats32(0, 1),
     "ema_overwrite_frequency": st.none() | st.integers(1, 8),
     "loss_scale_factor": st.none() | log_uniform(-1, 5),
     "gradient_accumulation_steps": st.none() | st.integers(2, 5),
 }
 
 ADAM = {
-    "beta_1": _floats(0, 0.99),
-    "beta_2": _floats(0.5, 0.9999),
+    "beta_1": floats32(0, 0.99),
+    "beta_2": floats32(0.5, 0.9999),
     "epsilon": log_uniform(-8, -1),
     "amsgrad": st.booleans(),
 }
@@ -175,57 +175,57 @@ ADAM = {
 EPSILON = log_uniform(-8, -1)
 
 OWN = {
-    "Adadelta": {"rho": _floats(0, 0.999), "epsilon": EPSILON},
+    "Adadelta": {"rho": floats32(0, 0.999), "epsilon": EPSILON},
     "Adafactor": {
-        "beta_2_decay": _floats(-1, -0.1),
+        "beta_2_decay": floats32(-1, -0.1),
         "epsilon_1": st.just(1e-30) | log_uniform(-12, -3),
         "epsilon_2": log_uniform(-4, -1),
         "clip_threshold": log_uniform(-1, 1),
         "relative_step": st.booleans(),
     },
     "Adagrad": {"initial_accumulator_value": st.just(0.0) | log_uniform(-3, 1), "epsilon": EPSILON},
-    "Adamax": {"beta_1": _floats(0, 0.99), "beta_2": _floats(0.5, 0.9999), "epsilon": EPSILON},
+    "Adamax": {"beta_1": floats32(0, 0.99), "beta_2": floats32(0.5, 0.9999), "epsilon": EPSILON},
     "Ftrl": {
-        "learning_rate_power": st.just(-0.5) | _floats(-1, 0),
+        "learning_rate_power": st.just(-0.5) | floats32(-1, 0),
         "initial_accumulator_value": log_uniform(-3, 1),
         "l1_regularization_strength": st.just(0.0) | log_uniform(-3, 0),
         "l2_regularization_strength": st.just(0.0) | log_uniform(-3, 0),
         "l2_shrinkage_regularization_strength": st.just(0.0) | log_uniform(-3, 0),
         "beta": st.just(0.0) | log_uniform(-3, 0),
     },
-    "Lamb": {"beta_1": _floats(0, 0.99), "beta_2": _floats(0.5, 0.9999), "epsilon": EPSILON},
-    "Lion": {"beta_1": _floats(0.1, 0.99), "beta_2": _floats(0.1, 0.99)},
-    "Nadam": {"beta_1": _floats(0, 0.99), "beta_2": _floats(0.5, 0.9999), "epsilon": EPSILON},
+    "Lamb": {"beta_1": floats32(0, 0.99), "beta_2": floats32(0.5, 0.9999), "epsilon": EPSILON},
+    "Lion": {"beta_1": floats32(0.1, 0.99), "beta_2": floats32(0.1, 0.99)},
+    "Nadam": {"beta_1": floats32(0, 0.99), "beta_2": floats32(0.5, 0.9999), "epsilon": EPSILON},
     "Muon": {
-        "adam_beta_1": _floats(0, 0.99),
-        "adam_beta_2": _floats(0.5, 0.9999),
-        "adam_weight_decay": st.none() | _floats(0, 0.5),
+        "adam_beta_1": floats32(0, 0.99),
+        "adam_beta_2": floats32(0.5, 0.9999),
+        "adam_weight_decay": st.none() | floats32(0, 0.5),
         "epsilon": EPSILON,
         "exclude_layers": st.none() | st.just(["kernel"]) | st.just(["gamma", "bias"]),
         "exclude_embeddings": st.booleans(),
-        "muon_a": _floats(1.5, 3.4445),
-        "adam_lr_ratio": st.just(1) | _floats(0.1, 2),
-        "momentum": _floats(0, 1),
+        "muon_a": floats32(1.5, 3.4445),
+        "adam_lr_ratio": st.just(1) | floats32(0.1, 2),
+        "momentum": floats32(0, 1),
         "ns_steps": st.integers(1, 6),
         "nesterov": st.booleans(),
-        "rms_rate": st.none() | _floats(0.1, 1),
+        "rms_rate": st.none() | floats32(0.1, 1),
     },
     "ScheduleFreeAdamW": {
-        "beta_1": _floats(0.1, 0.99),
-        "beta_2": _floats(0.5, 0.9999),
+        "beta_1": floats32(0.1, 0.99),
+        "beta_2": floats32(0.5, 0.9999),
         "epsilon": EPSILON,
         "warmup_steps": st.integers(0, 15),
     },
     "RMSprop": {
         # A variance is the difference of two averages, which cancel to their last digits as rho falls to 0.
-        "rho": _floats(0.5, 0.999),
-        "momentum": st.just(0.0) | _floats(0.1, 1),
+        "rho": floats32(0.5, 0.999),
+        "momentum": st.just(0.0) | floats32(0.1, 1),
         "epsilon": EPSILON,
         "centered": st.booleans(),
     },
-    "AdamW": ADAM | {"weight_decay": _floats(0, 0.5)},  # Keras's has no None
+    "AdamW": ADAM | {"weight_decay": floats32(0, 0.5)},  # Keras's has no None
     "Adam": ADAM,
-    "SGD": {"momentum": st.just(0.0) | _floats(0.1, 1), "nesterov": st.booleans()},
+    "SGD": {"momentum": st.just(0.0) | floats32(0.1, 1), "nesterov": st.booleans()},
 }
 
 CLIPS = st.sampled_from([None, "clipnorm", "clipvalue", "global_clipnorm"]).flatmap(

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import optchain
 
 from .helpers import BOUNDS, DTYPES, Tree, few, precision, random_grads, random_params, run_forms, worst_error
-from .recipes import Recipe, log_uniform, recipes
+from .recipes import Recipe, floats32, log_uniform, recipes
 
 pytestmark = pytest.mark.each_value
 
@@ -23,7 +23,7 @@ OWN: dict[str, tuple[Callable[..., optchain.Transformation], dict[str, Any]]] = 
     "MaxNorm": (optchain.project_max_norm, {"max_value": log_uniform(-2, 2)}),
     "MinMaxNorm": (
         optchain.project_min_max_norm,
-        {"min_value": log_uniform(-3, -1), "max_value": log_uniform(-1, 1), "rate": st.floats(0, 1)},
+        {"min_value": log_uniform(-3, -1), "max_value": log_uniform(-1, 1), "rate": floats32(0, 1)},
     ),
 }
 AXES = st.sampled_from([0, 1, -1, [0, 1], [0, 1, 2]])

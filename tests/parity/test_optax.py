@@ -13,18 +13,18 @@ from hypothesis import strategies as st
 import optchain
 
 from .helpers import BOUNDS, DTYPES, fewer, precision, random_grads, random_params, run, run_forms, worst_error
-from .recipes import log_uniform
+from .recipes import floats32, log_uniform
 
 pytestmark = pytest.mark.each_value
 
 SEEDS = st.integers(0, 2**32 - 1)
 RATES = log_uniform(-4, -1)
-ADAM = {"b1": st.floats(0, 0.99), "b2": st.floats(0.5, 0.999), "eps": log_uniform(-8, -1)}
-MOMENTUM = {"momentum": st.none() | st.floats(0, 1), "nesterov": st.booleans()}
+ADAM = {"b1": floats32(0, 0.99), "b2": floats32(0.5, 0.999), "eps": log_uniform(-8, -1)}
+MOMENTUM = {"momentum": st.none() | floats32(0, 1), "nesterov": st.booleans()}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@given(seed=SEEDS, rate=RATES, decay=st.floats(0, 0.5), rule=st.fixed_dictionaries(ADAM))
+@given(seed=SEEDS, rate=RATES, decay=floats32(0, 0.5), rule=st.fixed_dictionaries(ADAM))
 @fewer
 def test_adam_chain_with_decay_equals_optax_adamw(
     dtype: str, seed: int, rate: float, decay: float, rule: dict[str, float], record_error: Callable

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import optchain
 
 from .helpers import DTYPES, few
-from .recipes import log_uniform
+from .recipes import floats32, log_uniform
 from .torch_runs import STEPS, check, torch
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -20,14 +20,14 @@ RATES = log_uniform(-4, -1)
 # And an update that is but a few units in the last place of its parameter is rounded the same way every time.
 ADAM_RATES = log_uniform(-3, -2)
 ADAM = {
-    "betas": st.tuples(st.floats(0, 0.99), st.floats(0.5, 0.999)),
+    "betas": st.tuples(floats32(0, 0.99), floats32(0.5, 0.999)),
     "eps": log_uniform(-8, -1),
     "amsgrad": st.booleans(),
 }
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@given(seed=SEEDS, rate=ADAM_RATES, decay=st.floats(0, 0.5), rule=st.fixed_dictionaries(ADAM))
+@given(seed=SEEDS, rate=ADAM_RATES, decay=floats32(0, 0.5), rule=st.fixed_dictionaries(ADAM))
 @few
 def test_adam_chain_with_decay_equals_torch_adamw(
     dtype: str, seed: int, rate: float, decay: float, rule: dict[str, Any], record_error: Callable
@@ -55,7 +55,7 @@ def test_adam_chain_equals_torch_adam(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@given(seed=SEEDS, rates=st.tuples(RATES, RATES), momentum=st.floats(0.1, 1), nesterov=st.booleans())
+@given(seed=SEEDS, rates=st.tuples(RATES, RATES), momentum=floats32(0.1, 1), nesterov=st.booleans())
 @few
 def test_momentum_before_a_changing_rate_equals_torch_sgd(
     dtype: str, seed: int, rates: tuple[float, float], momentum: float, nesterov: bool, record_error: Callable

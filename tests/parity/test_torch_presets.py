@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import optchain
 
 from .helpers import DTYPES, few
-from .recipes import log_uniform
+from .recipes import floats32, log_uniform
 from .torch_runs import STEPS, check, torch
 
 pytestmark = pytest.mark.each_value
@@ -24,9 +24,9 @@ presets = optchain.presets.torch
 # And an update that is but a few units in the last place of its parameter is rounded the same way every time.
 RATES = log_uniform(-4, -1)
 ADAPTIVE_RATES = log_uniform(-3, -2)
-BETAS = st.tuples(st.floats(0, 0.99), st.floats(0.5, 0.999))
+BETAS = st.tuples(floats32(0, 0.99), floats32(0.5, 0.999))
 EPSILONS = log_uniform(-8, -1)
-DECAYS = st.just(0) | st.floats(0, 0.5)
+DECAYS = st.just(0) | floats32(0, 0.5)
 FLAGS = st.booleans()
 
 
@@ -50,8 +50,8 @@ def is_valid_sgd(arguments: dict[str, Any]) -> bool:
 
 SGD = {
     "lr": RATES,
-    "momentum": st.just(0.0) | st.floats(0.1, 1),
-    "dampening": st.just(0.0) | st.floats(0, 1),
+    "momentum": st.just(0.0) | floats32(0.1, 1),
+    "dampening": st.just(0.0) | floats32(0, 1),
     "weight_decay": DECAYS,
     "nesterov": FLAGS,
     "maximize": FLAGS,
@@ -66,21 +66,21 @@ ADAM = {
 }
 ADAMAX = {name: ADAM[name] for name in ("lr", "betas", "eps", "weight_decay", "maximize")}
 RADAM = ADAMAX | {"decoupled_weight_decay": FLAGS}
-NADAM = RADAM | {"momentum_decay": st.floats(0, 1)}
+NADAM = RADAM | {"momentum_decay": floats32(0, 1)}
 RMSPROP = {
     "lr": ADAPTIVE_RATES,
-    "alpha": st.floats(0.5, 0.99),
+    "alpha": floats32(0.5, 0.99),
     "eps": EPSILONS,
     "weight_decay": DECAYS,
-    "momentum": st.just(0.0) | st.floats(0.1, 1),
+    "momentum": st.just(0.0) | floats32(0.1, 1),
     "centered": FLAGS,
     "maximize": FLAGS,
 }
 ADAGRAD = {
     "lr": ADAPTIVE_RATES,
-    "lr_decay": st.just(0.0) | st.floats(0, 1),
+    "lr_decay": st.just(0.0) | floats32(0, 1),
     "weight_decay": DECAYS,
-    "initial_accumulator_value": st.just(0.0) | st.floats(0, 1),
+    "initial_accumulator_value": st.just(0.0) | floats32(0, 1),
     "eps": EPSILONS,
     "maximize": FLAGS,
 }

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from parity.helpers import precision
-from parity.recipes import RATES, log_uniform
+from parity.recipes import RATES, floats32, log_uniform
 
 from optchain import schedules
 
@@ -79,27 +79,27 @@ STRATEGIES = {
     "CosineDecay": {
         "initial_learning_rate": RATES,
         "decay_steps": st.integers(1, 3000),
-        "alpha": st.floats(0, 1),
+        "alpha": floats32(0, 1),
         "warmup_target": st.none() | RATES,
         "warmup_steps": st.integers(1, 500),
     },
     "CosineDecayRestarts": {
         "initial_learning_rate": RATES,
         "first_decay_steps": st.integers(1, 500).map(lambda steps: steps + 0.30103),  # so that no step is on a restart
-        "t_mul": st.sampled_from([1.0, 2.0]) | st.floats(1.1, 3).map(lambda factor: round(factor, 2)),
-        "m_mul": st.floats(0.5, 1.2),
-        "alpha": st.floats(0, 1),
+        "t_mul": st.sampled_from([1.0, 2.0]) | floats32(1.1, 3).map(lambda factor: round(factor, 2)),
+        "m_mul": floats32(0.5, 1.2),
+        "alpha": floats32(0, 1),
     },
     "ExponentialDecay": {
         "initial_learning_rate": RATES,
         "decay_steps": EXACT,
-        "decay_rate": st.floats(0.5, 1.01),
+        "decay_rate": floats32(0.5, 1.01),
         "staircase": st.booleans(),
     },
     "InverseTimeDecay": {
         "initial_learning_rate": RATES,
         "decay_steps": EXACT,
-        "decay_rate": st.floats(0, 2),
+        "decay_rate": floats32(0, 2),
         "staircase": st.booleans(),
     },
     "PolynomialDecay": {
