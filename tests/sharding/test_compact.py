@@ -29,7 +29,6 @@ LAYOUTS = {
     "both": ({"data": 4, "model": 2}, {"up": P("data", "model"), "down": P("model", "data"), "bias": P("model")}, None),
 }
 every_layout = pytest.mark.parametrize("name", LAYOUTS)
-every_storage = pytest.mark.parametrize("options", [{}, {"weights": 24}, {"moments": "bfloat16"}], ids=str)
 
 
 def loss_fn(params, x):
@@ -42,7 +41,7 @@ def laid_out(tree, mesh, specs):
 
 
 @every_layout
-@every_storage
+@pytest.mark.parametrize("options", [{"weights": 24}, {"moments": "bfloat16"}], ids=str)
 def test_eight_devices_have_the_bits_of_one(name, options):
     axes, specs, axis = LAYOUTS[name]
     mesh = mesh_of(**axes)
@@ -69,7 +68,7 @@ def test_eight_devices_have_the_bits_of_one(name, options):
 
 
 @every_layout
-@every_storage
+@pytest.mark.parametrize("options", [{"weights": 24}], ids=str)
 def test_no_collective_is_added(name, options):
     axes, specs, axis = LAYOUTS[name]
     mesh = mesh_of(**axes)
