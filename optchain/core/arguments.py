@@ -277,6 +277,7 @@ def check_bool(name: str, value: Any) -> bool:
 
 
 def check_choice(name: str, value: Any, allowed: tuple[Any, ...]) -> Any:
+    """Requires one of a few strings or integers."""
     if isinstance(value, bool) or not isinstance(value, int | str) or value not in allowed:
         raise ValueError(f"{name} must be {', '.join(map(repr, allowed[:-1]))} or {allowed[-1]!r}; got {value!r}")
     return value

@@ -262,9 +262,3 @@ def returned_number(function: str, at: str, result: Any) -> float:
     if not (arguments.is_number(result) or arguments.is_array(result)) or jnp.shape(result) != ():
         raise TypeError(f"{function} must return a number; for {at} it returned {result!r}")
     return float(result)
-
-
-def check_choice(name: str, value: Any, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        words = ", ".join(map(repr, allowed[:-1])) + f" or {allowed[-1]!r}"
-        raise ValueError(f"{name} must be {words}; got {value!r}")

@@ -10,7 +10,6 @@ from optchain.core import arguments, trees
 from optchain.schedules.base import (
     Schedule,
     ScheduleFunction,
-    check_choice,
     check_fields,
     check_schedule,
     floating,
@@ -73,8 +72,8 @@ class CyclicLR(Schedule):
         check_fields(self, non_negative=["base_lr", "max_lr", "gamma"], integers=["step_size_up"])
         if self.step_size_down is not None:
             check_fields(self, integers=["step_size_down"])
-        check_choice("mode", self.mode, ("triangular", "triangular2", "exp_range"))
-        check_choice("scale_mode", self.scale_mode, ("cycle", "iterations"))
+        arguments.check_choice("mode", self.mode, ("triangular", "triangular2", "exp_range"))
+        arguments.check_choice("scale_mode", self.scale_mode, ("cycle", "iterations"))
         if self.scale_fn is not None:
             check_schedule("scale_fn", self.scale_fn)
 

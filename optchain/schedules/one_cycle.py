@@ -60,8 +60,7 @@ class OneCycleLR(Schedule):
     def __post_init__(self) -> None:
         check_fields(self, positive=["div_factor", "final_div_factor"], non_negative=["max_lr"])
         arguments.check_number("pct_start", self.pct_start, arguments.FRACTION)
-        if self.anneal_strategy not in ("cos", "linear"):
-            raise ValueError(f"anneal_strategy must be 'cos' or 'linear'; got {self.anneal_strategy!r}")
+        arguments.check_choice("anneal_strategy", self.anneal_strategy, ("cos", "linear"))
         arguments.check_bool("three_phase", self.three_phase)
         unset = [length is None for length in (self.total_steps, self.epochs, self.steps_per_epoch)]
         if unset not in ([False, True, True], [True, False, False]):

@@ -18,8 +18,7 @@ WatchState = dict[str, jax.Array]
 
 
 def _check_watching(mode: str, patience: Any, min_delta: Any) -> None:
-    if mode not in ("min", "max"):
-        raise ValueError(f"mode must be 'min' or 'max'; got {mode!r}")
+    arguments.check_choice("mode", mode, ("min", "max"))
     arguments.check_integer("patience", patience, minimum=0)
     arguments.check_number("min_delta", min_delta, arguments.NON_NEGATIVE)
 

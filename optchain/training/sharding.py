@@ -7,7 +7,7 @@ there `cross_replica_mean` and the `axis_name` of a link say what the devices sh
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
 import jax
@@ -305,15 +305,14 @@ def _is_in_blocks(names: tuple[str, ...], owner: tuple[str, ...], leaf: Any) -> 
 
 def _divides(sharding: NamedSharding, shape: tuple[int, ...]) -> bool:
     """Whether the sharding splits the shape evenly."""
-    parts = [() if part is None else part if isinstance(part, tuple) else (part,) for part in sharding.spec]
-    pieces = [math.prod(sharding.mesh.shape[name] for name in names) for names in parts]
+    pieces = [math.prod(sharding.mesh.shape[name] for name in names) for names in _parts(sharding.spec)]
     return all(length % count == 0 for length, count in zip(shape, pieces, strict=False))
 
 
 def split(sharding: NamedSharding, shape: tuple[int, ...], axes: tuple[str, ...]) -> NamedSharding:
     """The sharding, split over more axes along the first dimension that they divide; as it is where there is none."""
     spec = [*sharding.spec, *[None] * (len(shape) - len(sharding.spec))]
-    parts = [() if part is None else part if isinstance(part, tuple) else (part,) for part in spec]
+    parts = _parts(spec)
     used = {name for part in parts for name in part}
     added = tuple(name for name in axes if name not in used)
     pieces = math.prod(sharding.mesh.shape[name] for name in added)
@@ -323,6 +322,11 @@ def split(sharding: NamedSharding, shape: tuple[int, ...], axes: tuple[str, ...]
             spec[dimension] = names[0] if len(names) == 1 else names
             return NamedSharding(sharding.mesh, PartitionSpec(*spec), memory_kind=sharding.memory_kind)
     return sharding
+
+
+def _parts(spec: Iterable[Any]) -> list[tuple[str, ...]]:
+    """For each dimension the axes that it is split over."""
+    return [() if part is None else part if isinstance(part, tuple) else (part,) for part in spec]
 
 
 def in_memory(sharding: NamedSharding, kind: str | None) -> NamedSharding:

@@ -118,7 +118,8 @@ def finalize(params: Tree, state: Any) -> Tree:
     """The parameters to evaluate and to save: the average in the parameters' dtypes where there is one, else `params`.
 
     Keras's `finalize_variable_values`. It returns the state's or the caller's own arrays: copy before donating. An average in
-    the host's memory is brought to the device. Leaves without an average are as they were: frozen parameters, statistics, the functions of an Equinox module.
+    the host's memory is brought to the device. Leaves without an average are as they were: frozen parameters, statistics, the
+    functions of an Equinox module.
 
     Args:
       params: the parameters, in any container: a tree, a whole module of Flax's `nnx` or Equinox's, `nnx.state(module)`, or a

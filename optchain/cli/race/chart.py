@@ -101,6 +101,7 @@ def _distances(panel: Axes, rows: Sequence[Result], level: float) -> None:
     panel.set_ylim(len(others) - 0.4, -0.6)
     panel.margins(x=0.08)
     ends = [max(abs(end) for end in (c.low, c.high)) for r in others if (c := r.comparison)]
+    ends = [end for end in ends if math.isfinite(end)]
     usual = statistics.median(ends) if ends else 0.0
     if usual and max(ends) > FAR * usual:  # one that is far off must not make all others a point
         linear = 10.0 ** math.ceil(math.log10(usual))  # up to here the axis is linear

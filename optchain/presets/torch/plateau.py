@@ -66,10 +66,8 @@ class ReduceLROnPlateau:
     name: str = "learning_rate"
 
     def __post_init__(self) -> None:
-        if self.mode not in ("min", "max"):
-            raise ValueError(f"mode must be 'min' or 'max'; got {self.mode!r}")
-        if self.threshold_mode not in ("rel", "abs"):
-            raise ValueError(f"threshold_mode must be 'rel' or 'abs'; got {self.threshold_mode!r}")
+        arguments.check_choice("mode", self.mode, ("min", "max"))
+        arguments.check_choice("threshold_mode", self.threshold_mode, ("rel", "abs"))
         arguments.check_number("factor", self.factor, arguments.Range(0.0, 1.0, high_open=True))
         for name in ("patience", "cooldown"):
             arguments.check_integer(name, getattr(self, name), minimum=0)
