@@ -15,6 +15,9 @@ from optchain.core.trees import Path, path_names
 
 # Entries that depend on the number of calls alone, and so are the same for every member.
 COUNTERS = frozenset({"count", "weight", "updates"})
+# Beside these lie states whose calls depend on the gradients: of a gate that leaves bad calls out, ours or Optax's, and of
+# Optax's accumulation, whose own counter is no shared one.
+DECIDES = frozenset({"skipped_steps", "good_steps", "notfinite_count", "mini_step"})
 
 
 def sweep(state: Any, values: Mapping[str, Any] | None = None, /, **named: Any) -> tuple[Any, Any]:
@@ -22,7 +25,7 @@ def sweep(state: Any, values: Mapping[str, Any] | None = None, /, **named: Any) 
 
     Hyperparameters, and everything that follows from them, get a leading axis of members. Counts of calls stay scalars,
     so that an `accumulate` within stays a branch: with a counter for each member `vmap` would have to run both branches
-    and select.
+    and select. Inside a gate that looks at gradients, such as `skip_nonfinite`, each member counts for itself.
 
     Args:
       state: a state of optchain, usually fresh from `init`.
@@ -62,11 +65,11 @@ def sweep(state: Any, values: Mapping[str, Any] | None = None, /, **named: Any) 
     ((members,),) = shapes
 
     axes = member_axes(state)
-    batched = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: (
-            jnp.array(leaf) if _is_counter(path) else jnp.repeat(jnp.asarray(leaf)[None], members, axis=0)
-        ),
+    batched = jax.tree.map(
+        lambda axis, leaf: jnp.array(leaf) if axis is None else jnp.repeat(jnp.asarray(leaf)[None], members, axis=axis),
+        axes,
         state,
+        is_leaf=lambda node: node is None,
     )
     fields = {key: find_settable(state, key) for key in arrays}
     for key, field in fields.items():
@@ -103,8 +106,15 @@ def _find_keys(state: Any) -> list[Path]:
 
 
 def member_axes(state: Any) -> Any:
-    """The axis of members of each leaf of a state: 0, or None for what counts calls."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: None if _is_counter(path) else 0, state)
+    """The axis of members of each leaf of a state: 0, or None for what counts the calls of all members alike."""
+    paths = [path_names(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)]
+    own = {names[:-1] for names in paths if names[-1:] and names[-1] in DECIDES and not lies_in_slot(names)}
+
+    def axis(path: Path, _: Any) -> int | None:
+        names = path_names(path)
+        return None if _is_counter(path) and not any(names[: len(place)] == place for place in own) else 0
+
+    return jax.tree_util.tree_map_with_path(axis, state)
 
 
 def _is_counter(path: Path) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import optchain as oc
@@ -100,6 +101,35 @@ def test_members_with_gradients_of_their_own_are_runs_alone() -> None:
             alone, state = alone_step(alone, state)
         for key in PARAMS:
             np.testing.assert_allclose(params[key][member], alone[key], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "gate",
+    [
+        oc.skip_nonfinite,
+        lambda inner: oc.dynamic_loss_scale(inner, 4.0, 2),
+        lambda inner: oc.accumulate(oc.skip_nonfinite(inner), 2),
+        lambda inner: oc.skip_nonfinite(oc.accumulate(inner, 2)),
+        lambda inner: oc.chain(optax.apply_if_finite(inner, 9)),
+    ],
+)
+def test_members_whose_gradients_differ_skip_each_for_itself(gate: Any) -> None:
+    tx = gate(oc.adamw(0.1))
+    rates = jnp.array([0.1, 0.2, 0.3])
+    states, axes = oc.sweep(tx.init(PARAMS), learning_rate=rates)
+    step = jax.jit(jax.vmap(step_of(tx), in_axes=(0, axes, 0), out_axes=(0, axes)))
+    grads = [[grads_of(10 * member + call) for member in range(3)] for call in range(6)]
+    for call, member in [(0, 1), (2, 2), (3, 1), (4, 0)]:
+        grads[call][member]["w"] = grads[call][member]["w"].at[0, 1].set(jnp.nan)
+    params = jax.tree.map(lambda leaf: jnp.repeat(leaf[None], 3, axis=0), PARAMS)
+    for call in grads:
+        params, states = step(params, states, jax.tree.map(lambda *leaves: jnp.stack(leaves), *call))
+    for member in range(3):
+        alone, state = PARAMS, oc.set_hyperparams(tx.init(PARAMS), learning_rate=rates[member])
+        for call in grads:
+            alone, state = tx.apply(alone, state, grads=call[member])
+        for key in PARAMS:
+            np.testing.assert_allclose(params[key][member], alone[key], rtol=2e-6, atol=1e-7)
 
 
 # What is compiled ------------------------------------------------------------------------------------------------------
