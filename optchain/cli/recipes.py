@@ -52,9 +52,9 @@ def build(recipe: str) -> optchain.Transformation:
     Raises:
       UserError: there is no such file or preset, or what the file holds is no config.
     """
-    if Path(recipe).suffix.lower() in PARSERS or Path(recipe).exists():
-        return optchain.from_config(read(Path(recipe), "RECIPE"))
     known = presets()
+    if Path(recipe).suffix.lower() in PARSERS or (recipe not in known and Path(recipe).is_file()):
+        return optchain.from_config(read(Path(recipe), "RECIPE"))
     if recipe not in known:
         similar = difflib.get_close_matches(recipe, known, SHOWN, 0.5)
         hint = f": did you mean {' or '.join(similar)}?" if similar else "."

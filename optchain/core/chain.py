@@ -7,6 +7,8 @@ A chain has up to three stretches, in this order, and `apply` runs them so:
     parameter links     params, state = link.project(params, state)
 """
 
+import functools
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any, Self, TypeGuard
 
@@ -91,24 +93,28 @@ class Chain(Composite):
     """Links in order: links on gradients, then at most one gate, then links on parameters."""
 
     sequential: bool = True
-    _gradient_links: tuple[Transformation, ...]
-    _gate: Transformation | None
-    _parameter_links: tuple[Transformation, ...]
 
     @classmethod
     def of(cls, links: list[Transformation], hyperparams: Hyperparams) -> Self:
-        first_other = next((i for i, link in enumerate(links) if link.kind != "gradient"), len(links))
-        rest = links[first_other:]
-        gate = rest[0] if rest and not rest[0].projects else None
         return cls._of(
             {link.name: link for link in links},
             hyperparams=hyperparams,
-            kind=rest[-1].kind if rest else "gradient",
+            kind=links[-1].kind,
             projects=all(link.projects for link in links),
-            _gradient_links=tuple(links[:first_other]),
-            _gate=gate,
-            _parameter_links=tuple(rest[1:] if gate else rest),
         )
+
+    @functools.cached_property
+    def _gradient_links(self) -> tuple[Transformation, ...]:
+        return tuple(itertools.takewhile(lambda link: link.kind == "gradient", self.links))
+
+    @functools.cached_property
+    def _gate(self) -> Transformation | None:
+        after = self.links[len(self._gradient_links) :]
+        return after[0] if after and not after[0].projects else None
+
+    @functools.cached_property
+    def _parameter_links(self) -> tuple[Transformation, ...]:
+        return self.links[len(self._gradient_links) + (self._gate is not None) :]
 
     def _update(self, updates: Tree, state: State, params: Tree | None, **extra: Any) -> tuple[Tree, State]:
         updates, new_state = self._run_gradient_links(updates, state, params, extra)

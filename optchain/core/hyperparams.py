@@ -5,6 +5,7 @@ kept in the state under `hyperparams`. A schedule (a callable of the step) or a 
 per call of the link that owns it; its value is kept in the state under `scheduled`.
 """
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
@@ -20,6 +21,9 @@ from optchain.core.masks import Choice
 
 Hyperparam: TypeAlias = float | jax.Array | np.ndarray | Callable[[jax.Array], Any] | Callable[[], Any]
 """A number, a scalar array, a schedule (a callable of the step), or a callable of no arguments."""
+
+ChangeSchedule: TypeAlias = Callable[[str, Callable[[jax.Array], Any]], Callable[[jax.Array], Any]]
+"""From the name of a scheduled hyperparameter and its schedule, a function of the step, to another schedule."""
 
 ALWAYS_IN_STATE = frozenset({"learning_rate", "loss_scale"})
 
@@ -70,6 +74,12 @@ class Hyperparams:
         """The names in each of the state's groups that these hyperparameters need."""
         groups = {"hyperparams": frozenset(self.settable), "scheduled": frozenset(self.schedules)}
         return {group: names for group, names in groups.items() if names}
+
+    def with_schedules(self, change: ChangeSchedule) -> "Hyperparams":
+        """The same hyperparameters, of which the scheduled ones have `change(name, schedule)` as their schedules."""
+        changed = copy.copy(self)
+        changed.schedules = {name: change(name, schedule) for name, schedule in self.schedules.items()}
+        return changed
 
     def init(self) -> dict[str, Any]:
         """The state's entries: `hyperparams`, and `scheduled` with the values of step 0 and their `count`."""

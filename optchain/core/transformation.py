@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from optchain.core import arguments, memory, storage, trees
 from optchain.core.calls import not_given
-from optchain.core.hyperparams import Hyperparams
+from optchain.core.hyperparams import ChangeSchedule, Hyperparams
 from optchain.core.identity import Identity
 from optchain.core.row_gradient import is_rows
 from optchain.core.slot import Slot, check_slots, declare
@@ -193,6 +193,16 @@ class Transformation(Identity):
     def with_labels(self, labels: Callable[[Tree], Tree]) -> Self:
         """The same transformation, with a function that says what it does with each parameter: `describe` shows it."""
         return self._changed(labels=labels)
+
+    def with_schedules(self, change: ChangeSchedule) -> Self:
+        """The same transformation, with other schedules in it and in its parts: `change(name, schedule)` for each.
+
+        It equals itself alone, since its config says nothing of the change.
+        """
+        parts = {name: part.with_schedules(change) for name, part in self.parts.items()}
+        return self._changed(
+            parts=MappingProxyType(parts), hyperparams=self.hyperparams.with_schedules(change), _factory=None
+        )
 
     def _check_examples(self) -> None:
         for position, link in enumerate(self.links):

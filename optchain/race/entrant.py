@@ -1,19 +1,22 @@
 """What runs in a race: a recipe under a name, and what the race has to know of it."""
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+import math
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import optax
 
 import optchain
 from optchain.core.hyperparams import _keyed
-from optchain.core.lookup import find_fields, find_siblings
+from optchain.core.lookup import Field, find_fields, find_siblings
 from optchain.core.optax_link import as_transformation
 from optchain.core.transformation import Transformation
-from optchain.core.trees import Tree
-from optchain.race.task import Shape
+from optchain.core.trees import Tree, path_names
+from optchain.core.walk import walk
 
 RATE = "learning_rate"
 OWN = "own"
@@ -23,14 +26,16 @@ OWN = "own"
 class Entrant:
     """A recipe in a race.
 
-    The race multiplies every settable learning rate in the state by one factor, that of the member, and by the share that
-    the schedule has at the step. A recipe that has none (Optax's, with the rate compiled in) runs as it is.
+    The race multiplies every learning rate in the state by one factor, that of the member. One that can be set has the
+    share of the race's schedule besides, unless a learning rate of the recipe follows a schedule of its own: then the recipe's
+    schedules are all there are. A recipe without a learning rate in its state (Optax's, with the rate compiled in) runs as it
+    is.
 
     Args:
       name: what the recipe is called, in tables and in the names of folders.
       tx: a transformation of optchain or Optax.
-      shape: the schedule of the recipe itself, as a share; None for that of the race.
-      rate: the learning rate to run at; `"own"` for those with which the recipe is built; None to search for the best.
+      rate: the learning rate to run at, the highest where it follows a schedule; `"own"` for those with which the recipe is
+        built; None to search for the best.
 
     Example:
       >>> import jax.numpy as jnp, optchain
@@ -41,39 +46,103 @@ class Entrant:
 
     name: str
     tx: optax.GradientTransformation
-    shape: Shape | None = None
     rate: float | Literal["own"] | None = None
 
     @property
     def calls(self) -> int:
-        """The calls of one update: a batch is handed over in so many parts."""
-        return _accumulated(as_transformation(self.tx))
+        """The calls of one update: a batch is handed over in so many parts. Of groups of parameters the most is taken."""
+        return max(map(self._calls_of_update, self._accumulations), default=1)
 
-    def rates(self, params: Tree) -> dict[str, float]:
+    @property
+    def has_schedule(self) -> bool:
+        """Whether a learning rate, or a factor on updates, follows a schedule of the recipe itself."""
+        return any(not {RATE, "factor"}.isdisjoint(node.link.schedules) for node in walk(self._link))
+
+    def settable_rates(self, params: Tree) -> dict[str, float]:
         """The learning rates that can be set, as they are built, by their key in `get_hyperparams`."""
-        state = self.tx.init(params)
-        settable = {field.path for field in find_fields(state, "hyperparams")}
-        found = _keyed(find_fields(state, "hyperparams") + find_fields(state, "scheduled"))
-        return {k: float(f.value) for k, f in found.items() if f.name == RATE and f.path in settable}
+        return {key: float(field.value) for key, field in self._rate_fields(params).items() if _is_settable(field)}
+
+    def rates(self, params: Tree, updates: int) -> dict[str, float]:
+        """The learning rates as they are built, by their key in `get_hyperparams`; of a schedule the highest in a run of so many updates."""
+        found = {}
+        for key, field in self._rate_fields(params).items():
+            if _is_settable(field):
+                found[key] = float(field.value)
+            elif field.owner in self._schedules:
+                calls = updates * self.calls // self._calls_of_update(field.owner)
+                found[key] = float(jnp.max(jax.lax.map(self._schedules[field.owner], jnp.arange(calls))))
+        return found
 
     def factor(self, rates: Mapping[str, float]) -> float | None:
         """The factor on the recipe's own rates that is asked for, None if it is to be searched for.
 
         Raises:
-          ValueError: a rate was given, and the recipe has none or several that can be set.
+          ValueError: a rate was given, and the recipe has none or several; its rate is 0, so that every factor is the same.
         """
         if self.rate == OWN or (self.rate is None and not rates):
             return 1.0
+        if rates and not any(rates.values()):
+            raise ValueError(
+                "its learning rate is 0, and no factor changes that: build it with another, or say rate=own"
+            )
         if self.rate is None:
             return None
         bases = set(rates.values())
         if len(bases) != 1:
-            raise ValueError(f"rate={self.rate} needs one learning rate that can be set; there are {len(bases)}")
+            raise ValueError(f"rate={self.rate} needs one learning rate in the state; there are {len(bases)}")
         return self.rate / bases.pop()
+
+    def times(self, factor: jax.Array) -> optax.GradientTransformation:
+        """The recipe whose scheduled learning rates are multiplied by a factor, which may be traced."""
+
+        def change(name: str, schedule: Callable[[jax.Array], Any]) -> Callable[[jax.Array], Any]:
+            return (lambda step: schedule(step) * factor) if name == RATE else schedule
+
+        return self._link.with_schedules(change) if self._schedules else self.tx
 
     def is_schedule_free(self, params: Tree) -> bool:
         """Whether an average takes the place of a schedule."""
         return _average(jax.eval_shape(self.tx.init, params)) is not None
+
+    @functools.cached_property
+    def _link(self) -> Transformation:
+        return as_transformation(self.tx)
+
+    @functools.cached_property
+    def _schedules(self) -> dict[tuple[str, ...], Callable[[jax.Array], Any]]:
+        """The schedules of learning rates, by the place of the link that has them."""
+        return {node.path: node.link.schedules[RATE] for node in walk(self._link) if RATE in node.link.schedules}
+
+    @functools.cached_property
+    def _accumulations(self) -> dict[tuple[str, ...], int]:
+        """The calls of one update of each accumulation, by the place of what is within it.
+
+        Raises:
+          ValueError: the number is no constant.
+        """
+        found: dict[tuple[str, ...], int] = {}
+        for node in walk(self._link):
+            if node.rule != "accumulate":
+                continue
+            if callable(steps := node.link.config["steps"]):
+                raise ValueError(
+                    f"a race needs a fixed number of calls an update; accumulate has the schedule {steps!r}"
+                )
+            found[*node.path, "inner"] = int(steps)
+        return found
+
+    def _calls_of_update(self, place: tuple[str, ...]) -> int:
+        """The calls of the recipe in one call of what is at a place."""
+        return math.prod(steps for within, steps in self._accumulations.items() if place[: len(within)] == within)
+
+    def _rate_fields(self, params: Tree) -> dict[str, Field]:
+        state = self.tx.init(params)
+        found = _keyed(find_fields(state, "hyperparams") + find_fields(state, "scheduled"))
+        return {key: field for key, field in found.items() if field.name == RATE}
+
+
+def _is_settable(field: Field) -> bool:
+    return path_names(field.path)[-2] == "hyperparams"
 
 
 def evaluated(params: Tree, state: Any) -> Tree:
@@ -92,16 +161,6 @@ def _average(state: Any) -> Any:
     if not found:
         return None
     return lambda params, state: optax.contrib.schedule_free_eval_params(found[0], params)
-
-
-def _accumulated(tx: Transformation) -> int:
-    """The calls of one update. Links side by side, as groups of parameters are, must not differ; the most is taken."""
-    within = max((_accumulated(link) for link in tx.links), default=1)
-    if not tx.is_registered or tx.registered_name != "accumulate":
-        return within
-    if callable(steps := tx.config["steps"]):
-        raise ValueError(f"a race needs a fixed number of calls an update; accumulate has the schedule {steps!r}")
-    return within * int(steps)
 
 
 def rebuilt(tx: Transformation, **changed: Any) -> Transformation:

@@ -20,6 +20,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import optchain
+from optchain.core import arguments
 from optchain.core.sweep import member_axes
 from optchain.core.trees import Tree
 from optchain.race.entrant import Entrant, evaluated
@@ -50,6 +51,27 @@ class Group:
     """Of a step of one member, the median over the pieces between evaluations; compiling is not in it."""
     compile_seconds: float
 
+    @classmethod
+    def from_json(cls, values: Any) -> "Group":
+        """The group that `dataclasses.asdict` made JSON of.
+
+        Raises:
+          TypeError, ValueError: it is of no group.
+        """
+        if not isinstance(values, dict):
+            raise TypeError(f"a group must be an object; got {type(values).__name__}")
+        group = cls(**values)
+        members, points = len(group.seeds), len(group.steps)
+        if not members or not len(group.factors) == len(group.held_out) == len(group.weights) == members:
+            raise ValueError("a group must have a seed, a factor, a curve and a digest for each member")
+        for name, numbers in {"seeds": group.seeds, "factors": group.factors, "steps": group.steps}.items():
+            if not all(map(arguments.is_number, numbers)):
+                raise TypeError(f"{name} must be numbers; got {numbers}")
+        for curve in group.held_out:
+            if len(curve) != points or not all(loss is None or arguments.is_number(loss) for loss in curve):
+                raise TypeError(f"a curve must have {points} losses; got {curve}")
+        return group
+
     @property
     def final(self) -> np.ndarray:
         """Each member's last held-out loss. One that is worse off than before its first step counts as before it."""
@@ -68,21 +90,26 @@ class Program:
     Args:
       task: what to train.
       entrant: the recipe.
-      width: how many members a group has; it is rounded up to a multiple of the devices.
+      width: how many members a group has at most. The program has as many more, that nobody looks at, as make it a multiple of
+        the devices.
       shape: the schedule, unless the recipe has its own.
       devices: over which the members are split.
+
+    Raises:
+      ValueError: a loss or a held-out loss that is no real number.
     """
 
     def __init__(self, task: Task, entrant: Entrant, width: int, shape: Shape, devices: Sequence[Any] | None = None):
         devices = list(devices or jax.local_devices())
-        self.task, self.entrant = task, entrant
-        self.width = -(-width // len(devices)) * len(devices)
+        self.task, self.entrant, self.width, self.shape = task, entrant, width, shape
         self.mesh = Mesh(np.array(devices), (AXIS,))
-        self.params: Any = jax.eval_shape(task.init, jax.random.key(0))
+        self.params: Any = task.shapes()
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), self.params)
-        self.rates = entrant.rates(zeros)
-        self.shape = entrant.shape or shape
-        self._axes = member_axes(jax.eval_shape(entrant.tx.init, zeros))
+        self.rates = entrant.rates(zeros, task.steps)
+        self._settable = entrant.settable_rates(zeros)
+        state = jax.eval_shape(entrant.tx.init, zeros)
+        # Where a call is an update, no branch waits for a count, and each member may have its own.
+        self._axes = jax.tree.map(lambda _: 0, state) if entrant.calls == 1 else member_axes(state)
         self._compiled: tuple[Callable[..., Any], Callable[..., Any], float] | None = None
 
     @functools.cached_property
@@ -119,10 +146,8 @@ class Program:
         count = len(seeds)
         if not 0 < count == len(factors) <= self.width:
             raise ValueError(f"give 1 to {self.width} seeds, and a factor each; got {count} and {len(factors)}")
-        padding = self.width - count  # members that nobody looks at
-        numbers = jnp.array([*seeds, *[seeds[0]] * padding], jnp.uint32)
-        keys = self._put(jax.vmap(jax.random.key)(numbers))
-        shares = self._put(jnp.array([*factors, *[factors[0]] * padding], jnp.float32))
+        keys = self._put(jax.vmap(jax.random.key)(self._padded(jnp.array(seeds, jnp.uint32))))
+        shares = self._put(self._padded(jnp.array(factors, jnp.float32)))
         arrays = self._begin(keys)
         step_chunk, evaluate, compile_seconds = self._compile(arrays, keys, shares)
         length = self.task.steps // self.task.evaluations
@@ -130,29 +155,29 @@ class Program:
         saved = None if folder is None else _Saved(folder, [list(seeds), [float(f) for f in factors]])
         done, curves, seconds = (0, [], []) if saved is None else saved.state()
         if done and saved is not None:
-            arrays = saved.restore(arrays)
+            arrays = self._all(saved.restore(self._first(arrays, count)))
         else:
-            curves = [jax.device_get(evaluate(*arrays)).tolist()]
+            curves = [evaluate(*arrays)[:count].tolist()]
         while done < self.task.evaluations:
             began = time.perf_counter()
             arrays = jax.block_until_ready(step_chunk(*arrays, keys, shares, jnp.int32(done * length)))
             seconds.append(time.perf_counter() - began)
             done += 1
-            curves.append(jax.device_get(evaluate(*arrays)).tolist())
+            curves.append(evaluate(*arrays)[:count].tolist())
             if advance is not None:
-                advance(done * length, float(np.mean(curves[-1][:count])))
+                advance(done * length, float(np.mean(curves[-1])))
             if done < self.task.evaluations and saved is not None and (saved.is_due() or stop()):
-                saved.save(done, arrays, curves, seconds)
+                saved.save(done, self._first(arrays, count), curves, seconds)
             if done < self.task.evaluations and stop():
                 raise StoppedError
-        held_out = np.array(curves).T[:count]
+        held_out = np.array(curves).T
         return Group(
             list(seeds),
             [float(factor) for factor in factors],
             [length * n for n in range(done + 1)],
             [[_number(x) for x in row] for row in held_out],
-            _digests(arrays[0], count),
-            1000 * float(np.median(seconds)) / (length * self.width),
+            _digests(self._first(arrays, count)[0]),
+            1000 * float(np.median(seconds)) / (length * self._padded_width),
             compile_seconds,
         )
 
@@ -161,22 +186,21 @@ class Program:
     def _member(self) -> Callable[..., tuple[Tree, Any]]:
         """A step of one member: a batch, in as many parts as the recipe accumulates calls."""
         task, entrant, calls = self.task, self.entrant, self.entrant.calls
-        step = optchain.make_step(task.loss, entrant.tx)
 
         def member(params: Tree, state: Any, key: jax.Array, factor: jax.Array, count: jax.Array) -> tuple[Tree, Any]:
             batch = task.batch(jax.random.fold_in(_batches(key), count))
+            step = optchain.make_step(task.loss, entrant.times(factor))
+            share = factor if entrant.has_schedule else factor * self.shape(count)
 
-            def call(carry: tuple[Tree, Any], number: jax.Array, part: Tree) -> tuple[Tree, Any]:
+            def call(carry: tuple[Tree, Any], part: Tree) -> tuple[Tree, Any]:
                 params, state = carry
-                share = factor * self.shape(count * calls + number if entrant.shape else count)
-                state = optchain.set_hyperparams(state, {name: rate * share for name, rate in self.rates.items()})
+                state = optchain.set_hyperparams(state, {key: rate * share for key, rate in self._settable.items()})
                 return step(params, state, part)[:2]
 
             if calls == 1:
-                return call((params, state), jnp.int32(0), batch)
+                return call((params, state), batch)
             parts = jax.tree.map(lambda leaf: _split(leaf, calls, entrant.name), batch)
-            numbers = jnp.arange(calls)
-            return jax.lax.scan(lambda carry, x: (call(carry, *x), None), (params, state), (numbers, parts))[0]
+            return jax.lax.scan(lambda carry, part: (call(carry, part), None), (params, state), parts)[0]
 
         return member
 
@@ -224,6 +248,31 @@ class Program:
         place = functools.partial(NamedSharding, self.mesh)
         return place(P(AXIS)), jax.tree.map(place, self._specs, is_leaf=lambda n: isinstance(n, P))
 
+    @property
+    def _padded_width(self) -> int:
+        return -(-self.width // self.mesh.size) * self.mesh.size
+
+    def _padded(self, array: jax.Array) -> jax.Array:
+        """An array of all members from that of the first ones. The others are like the first, and nobody looks at them."""
+        return jnp.concatenate([array, jnp.repeat(array[:1], self._padded_width - len(array), axis=0)])
+
+    def _first(self, arrays: tuple[Tree, Any], count: int) -> tuple[Tree, Any]:
+        """What is kept of parameters and states: the first members. The others depend on the number of devices."""
+
+        def first(axis: int | None, tree: Any) -> Any:
+            return tree if axis is None else jax.tree.map(lambda leaf: leaf[:count], tree)
+
+        return first(0, arrays[0]), jax.tree.map(first, self._axes, arrays[1], is_leaf=lambda n: n is None)
+
+    def _all(self, arrays: tuple[Tree, Any]) -> tuple[Tree, Any]:
+        """The parameters and states of all members, where they belong, from those of the first."""
+
+        def all_of(axis: int | None, tree: Any) -> Any:
+            return tree if axis is None else jax.tree.map(self._padded, tree)
+
+        padded = all_of(0, arrays[0]), jax.tree.map(all_of, self._axes, arrays[1], is_leaf=lambda n: n is None)
+        return jax.device_put(padded, self._shardings)
+
     def _put(self, array: jax.Array) -> jax.Array:
         return jax.device_put(array, NamedSharding(self.mesh, P(AXIS)))
 
@@ -233,6 +282,8 @@ def _batches(key: jax.Array) -> jax.Array:
 
 
 def _split(leaf: jax.Array, calls: int, name: str) -> jax.Array:
+    if jnp.ndim(leaf) == 0:
+        raise ValueError(f"{name} takes a batch in {calls} parts, and an array of it has no axis of examples")
     if leaf.shape[0] % calls:
         raise ValueError(f"{name} takes a batch in {calls} parts, and it has {leaf.shape[0]} examples")
     return leaf.reshape(calls, leaf.shape[0] // calls, *leaf.shape[1:])
@@ -242,9 +293,9 @@ def _number(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def _digests(params: Tree, count: int) -> list[str]:
-    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(jax.device_get(params))]
-    return [hashlib.sha256(b"".join(leaf[i].tobytes() for leaf in leaves)).hexdigest()[:16] for i in range(count)]
+def _digests(params: Tree) -> list[str]:
+    members = zip(*jax.tree.leaves(jax.device_get(params)), strict=True)
+    return [hashlib.sha256(b"".join(leaf.tobytes() for leaf in member)).hexdigest()[:16] for member in members]
 
 
 class _Saved:

@@ -1,6 +1,8 @@
 """What a race is run on: parameters, batches, a loss, a held-out loss."""
 
 import dataclasses
+import hashlib
+import math
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -65,8 +67,12 @@ class Task:
     about: str = ""
 
     def __post_init__(self) -> None:
-        arguments.check_integer("steps", self.steps, minimum=1)
-        arguments.check_integer("evaluations", self.evaluations, minimum=1)
+        for name in ("steps", "evaluations"):
+            object.__setattr__(self, name, arguments.check_integer(name, getattr(self, name), minimum=1))
+        if self.target is not None:
+            if not arguments.is_number(self.target) or not math.isfinite(self.target):
+                raise ValueError(f"target must be a finite number or None; got {self.target!r}")
+            object.__setattr__(self, "target", float(self.target))
         if self.steps % self.evaluations:
             raise ValueError(f"steps must be a multiple of evaluations, {self.evaluations}; got {self.steps}")
         if not self.name or not all(c.isalnum() or c in "-_.=" for c in self.name) or self.name.startswith("."):
@@ -76,6 +82,37 @@ class Task:
         """The task with fewer steps, and as many evaluations. Its target is not one to be reached in so few."""
         chunks = max(1, self.steps // (times * self.evaluations))
         return dataclasses.replace(self, steps=chunks * self.evaluations, target=None)
+
+    def shapes(self) -> Any:
+        """The parameters' shapes and dtypes.
+
+        Raises:
+          ValueError: a loss that is no real scalar.
+        """
+        params, batch = (jax.eval_shape(function, jax.random.key(0)) for function in (self.init, self.batch))
+        losses = {
+            "loss": jax.eval_shape(self.loss, params, batch),
+            "held_out_loss": jax.eval_shape(self.held_out_loss, params),
+        }
+        for name, made in losses.items():
+            if getattr(made, "shape", None) != () or not jnp.issubdtype(made.dtype, jnp.floating):
+                raise ValueError(f"{name} must return a real scalar; it returned {made}")
+        return params
+
+    def digest(self) -> str:
+        """A digest of all that the task computes, data and constants too: another one, and numbers may be others.
+
+        It is that of the compiler's input, so that it depends on the version of JAX.
+        """
+
+        def everything(key: jax.Array, params: Tree, batch: Tree) -> Any:
+            return self.init(key), self.batch(key), self.loss(params, batch), self.held_out_loss(params)
+
+        key = jax.random.key(0)
+        shapes = (jax.eval_shape(function, key) for function in (self.init, self.batch))
+        program = jax.jit(everything).trace(key, *shapes).lower(lowering_platforms=("cpu",)).as_text()
+        numbers = (self.steps, self.evaluations, self.target)
+        return hashlib.sha256(f"{numbers} {program}".encode()).hexdigest()[:16]
 
 
 def cosine(steps: int) -> Shape:

@@ -1,7 +1,10 @@
 """`optchain race`: what it promises, and what it does with mistakes."""
 
+import html
 import json
 import os
+import shlex
+import shutil
 import signal
 import struct
 import subprocess
@@ -76,7 +79,7 @@ def test_a_recipe_against_itself_shows_no_difference_and_a_worse_one_is_worse(fi
     assert found["twin"].comparison.verdict == "no difference seen"
     assert found["twin"].group.weights == found["adamw"].group.weights  # to the bit
     assert found["slow"].comparison.verdict == "worse"
-    assert found["cosine"].rates == {"learning_rate": pytest.approx(1.0)}  # its schedule, as it is
+    assert found["cosine"].rates == {"learning_rate": pytest.approx(0.3)}  # the highest of its schedule
     assert found["adamw"].rates == {"learning_rate": pytest.approx(0.3)}
     assert found["adamw"].state_bytes > 8
 
@@ -218,13 +221,15 @@ def test_a_recipe_is_named_with_arguments():
     assert named.entrant("torch.adamw").tx == optchain.presets.torch.adamw()
     assert named.entrant("adamw").factor({"learning_rate": 0.001}) is None
     assert named.entrant("adamw:rate=own").factor({"learning_rate": 0.001}) == 1
-    with pytest.raises(ValueError, match=r"rate=0.1 needs one learning rate that can be set; there are 2"):
+    with pytest.raises(ValueError, match=r"rate=0.1 needs one learning rate in the state; there are 2"):
         named.entrant("adamw:rate=0.1").factor({"a/learning_rate": 0.001, "b/learning_rate": 0.002})
 
 
 def test_a_recipe_of_optax_has_its_rate_in_the_state():
     made = named.entrant("optax.adamw:weight_decay=0.1")
-    assert made.rates({"w": jnp.ones(2)}) == {"learning_rate": pytest.approx(1e-3)}
+    assert made.rates({"w": jnp.ones(2)}, 10) == {"learning_rate": pytest.approx(1e-3)}
+    usual = named.entrant("optax.contrib.prodigy")  # has a rate of its own
+    assert usual.rates({"w": jnp.ones(2)}, 10) == {"learning_rate": pytest.approx(1.0)}
     assert named.entrant("optax.contrib.schedule_free_adamw").is_schedule_free({"w": jnp.ones(2)})
 
 
@@ -255,8 +260,13 @@ def test_a_task_is_named_with_arguments_or_by_a_file():
         (["--recipes", "adamw:rate=1e-60"], "got 1e-60, which is flushed to 0 in float32"),
         (["--recipes", "adamw:beta_2=0.9:beta_2=0.8"], "the argument 'beta_2' is there twice"),
         (["--recipes", 'adamw:mask={"a":true,"a":false}'], "the key 'a' is there twice"),
-        (["--level", "0"], "--level must be at least 1e-15 and below 1; got 0.0"),
-        (["--level", "1e-17"], "--level must be at least 1e-15 and below 1; got 1e-17"),
+        (["--level", "0"], "--level must be at least 1e-09 and below 1; got 0.0"),
+        (["--level", "1e-17"], "--level must be at least 1e-09 and below 1; got 1e-17"),
+        (["--recipes", f"{'a' * 260}=adamw"], "a name of 260 letters is no name for a folder"),
+        (["--recipes", "a\nb=adamw"], "is no name for a folder"),
+        (["--recipes", "optax.adamw:mask=[1]"], "--recipes optax.adamw:mask=[1]: pytree structure error"),
+        (["--recipes", "optax.lion:b2=foo"], "--recipes optax.lion:b2=foo: "),
+        (["--recipes", "optax.sgd:learning_rate=foo"], "learning_rate must be a finite number >= 0; got 'foo'"),
         (["--resume", "nowhere"], "--resume nowhere: there is no such folder"),
         (["--resume", "nowhere", "--seeds", "3"], "give no other option"),
     ],
@@ -282,6 +292,176 @@ def test_a_folder_of_another_race_or_of_anything_else_is_left_alone(
     (tmp_path / "notes").write_text("mine")
     assert "is not empty" in refused(capsys, "--tasks", TOY, "--out", tmp_path)
     assert "holds no race" in refused(capsys, "--resume", tmp_path)
+
+
+OWN_TASK = """from __future__ import annotations
+import dataclasses
+import jax, jax.numpy as jnp
+from beside import SCALE
+from optchain.race import Task
+
+@dataclasses.dataclass
+class Batch:
+    size: int = 4
+
+def loss(params, x):
+    return SCALE * jnp.mean((x @ params["w"] - x.sum(-1)) ** 2)
+
+shown = jax.random.normal(jax.random.key(0), (64, 8))
+task = Task(
+    "own",
+    init=lambda key: {"w": jax.random.normal(key, (8,))},
+    batch=lambda key: jax.random.normal(key, (Batch().size, 8)),
+    loss=loss,
+    held_out_loss=lambda params: loss(params, shown),
+    steps=20,
+)
+"""
+
+
+def test_a_race_does_not_go_on_with_another_task_or_recipe_of_the_same_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    file, beside, recipe = tmp_path / "own.py", tmp_path / "beside.py", tmp_path / "recipe.json"
+
+    def schedule(steps: int) -> None:
+        recipe.write_text(json.dumps(optchain.to_config(optchain.sgd(optchain.schedules.CosineDecay(0.1, steps)))))
+
+    file.write_text(OWN_TASK)
+    beside.write_text("SCALE = 1.0\n")
+    schedule(20)
+    chosen = (
+        "--tasks",
+        file,
+        "--recipes",
+        f"sgd:rate=0.1,{recipe}:rate=own",
+        "--seeds",
+        "2",
+        "--out",
+        tmp_path / "out",
+    )
+    race(*chosen)
+    before = bits(tmp_path / "out")
+    race("--resume", tmp_path / "out")
+    file.write_text(OWN_TASK + "# a remark\n")  # no number depends on it
+    race(*chosen)
+    schedule(40)
+    assert "in which the recipe recipe was another" in refused(capsys, *chosen)
+    schedule(20)
+    file.write_text(OWN_TASK.replace("size: int = 4", "size: int = 5"))
+    assert "in which the task own was another (its functions, its data or" in refused(capsys, *chosen)
+    file.write_text(OWN_TASK)
+    beside.write_text("SCALE = 2.0\n")  # a module that the file imports
+    sys.modules.pop("beside")
+    assert "in which the task own was another" in refused(capsys, *chosen)
+    assert bits(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("race.json", "[]", "race.json is damaged: it holds no object"),
+        ("race.json", "[" * 100_000, "race.json is damaged: "),
+        ("race.json", '{"program": "optchain race", "version": 1}', "race.json is damaged: it has no settings"),
+        (
+            "race.json",
+            '{"program": "optchain race", "version": 1, "settings": {"seeds": "x"}}',
+            "was not written by this",
+        ),
+        ("compared.json", "{", "compared.json is damaged: "),
+        ("compared.json", "[]", "a group must be an object; got list. Delete it, and it is run again"),
+        ("compared.json", "{}", "missing 7 required positional arguments"),
+        ("compared.json", ("held_out", [[1.0], [2.0]]), "a curve must have 5 losses"),
+        ("compared.json", ("held_out", []), "a group must have a seed, a factor, a curve"),
+        ("compared.json", ("seeds", [7, 8]), "compared.json is damaged: it is of other members"),
+        ("compared.json", ("steps", ["a"] * 5), "steps must be numbers"),
+    ],
+)
+def test_a_file_of_a_race_that_is_damaged_is_named(
+    name: str, text: Any, message: str, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    folder = shutil.copytree(small, tmp_path / "out")
+    path = next(folder.rglob(name))
+    if isinstance(text, tuple):
+        kept = json.loads(path.read_text())
+        text = json.dumps({**kept, text[0]: text[1]})
+    path.write_text(text)
+    assert message in refused(capsys, "--resume", folder)
+
+
+NAMES = ["_slow", "$x", "a|b", "[red]x[b]", "naïve €", "a" * 200]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A race of recipes with names that other programs could take for more than names."""
+    folder = tmp_path_factory.mktemp("small") / "out"
+    recipes = ",".join(f"{name}=sgd:rate=0.{n + 1}" for n, name in enumerate(NAMES))
+    race("--tasks", TOY, "--recipes", recipes, "--seeds", "2", "--level", "0.001", "--out", folder)
+    return folder
+
+
+def test_a_name_is_shown_as_it_is_everywhere(small: Path, capsys: pytest.CaptureFixture[str]):
+    race("--resume", small)
+    said = capsys.readouterr().out
+    page, table = (small / "report.html").read_text(), (small / "table.md").read_text()
+    for name in NAMES[:-1]:
+        assert f"│ {name} " in said
+        assert f"<td>{html.escape(name)}<td>" in page
+        assert f">{html.escape(name)}</text>" in page.replace("\u200b", "")  # in the picture
+        assert f"| {name.replace('|', chr(92) + '|')} |" in table
+    assert f"│ {'a' * 39}… " in said
+    assert f"<td>{'a' * 200}<td>" in page
+    assert "99.9% interval" in page
+    assert "100%" not in page.partition("</style>")[2]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Settings(["digits"], ["adamw"], seeds=8, tuning_seeds=2, shorter=4),  # what --quick would not choose
+        Settings(["digits"], ["adamw"], seeds=4, tuning_seeds=1, shorter=4),
+        Settings(["digits", "chars"], ["a b=sgd", "$c=adamw:rate=0.1"], seeds=4, level=0.05, schedule="constant"),
+        Settings(["digits"], ["adamw", "sgd"]),
+    ],
+)
+def test_the_command_that_is_kept_makes_the_race_again(settings: Settings, monkeypatch: pytest.MonkeyPatch):
+    from optchain.cli.race import command
+
+    made: list[Settings] = []
+    monkeypatch.setattr(command, "_race", lambda path, given, resumed: made.append(command._chosen(given)))
+    program, *words = shlex.split(command._command(settings))
+    assert (program, main(words)) == ("optchain", 0)
+    assert made == [settings]
+
+
+def test_a_reference_that_is_lost_gives_no_target(tmp_path: Path):
+    race("--tasks", TOY, "--recipes", "bad=sgd:rate=1e30,good=sgd:rate=0.1", "--seeds", "2", "--out", tmp_path / "out")
+    assert results(tmp_path / "out")["good"].steps_to_target == []
+    assert "target" not in (tmp_path / "out" / "table.md").read_text().splitlines()[0]
+
+
+def test_a_task_whose_loss_is_not_finite_at_the_start_names_the_seed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    file = tmp_path / "own.py"
+    (tmp_path / "beside.py").write_text("SCALE = 1.0\n")
+    sys.modules.pop("beside", None)
+    nan = 'lambda key: {"w": jnp.where(jax.random.uniform(key) < 0.5, jnp.nan, 1.0) * jax.random.normal(key, (8,))}'
+    file.write_text(OWN_TASK.replace('lambda key: {"w": jax.random.normal(key, (8,))}', nan))
+    said = refused(capsys, "--tasks", file, "--recipes", "sgd:rate=0.1", "--seeds", "8", "--out", tmp_path / "out")
+    assert "own: the held-out loss of fresh parameters is not finite, of seed " in said
+
+
+def test_a_task_file_with_a_mistake_in_its_syntax_is_told_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "own.py").write_text("import jax\ntask = (\n")
+    assert "own.py: line 2: '(' was never closed" in refused(capsys, "--tasks", tmp_path / "own.py")
+
+
+def test_a_folder_called_as_a_preset_hides_no_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "sgd").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert named.entrant("sgd").tx == optchain.sgd()
 
 
 def test_a_recipe_that_does_not_go_with_a_task_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -56,6 +56,119 @@ def test_a_member_is_what_a_run_alone_gives(tx: Any, base: float):
     assert len(set(group.weights)) == len(SEEDS)
 
 
+def cosine_decay() -> oc.schedules.Schedule:
+    return oc.schedules.CosineDecay(0.02, 30)
+
+
+SCHEDULED = {
+    "preset": lambda: oc.adamw(cosine_decay()),
+    "preset_in_parts": lambda: oc.adamw(cosine_decay(), gradient_accumulation_steps=2),
+    "inside_an_accumulation": lambda: oc.accumulate(oc.adamw(cosine_decay()), 2),
+    "in_a_chain": lambda: oc.chain(oc.clip_by_norm(1.0), oc.scale_by_adam(), oc.scale_by_learning_rate(cosine_decay())),
+    "in_a_gate": lambda: oc.skip_nonfinite(oc.adamw(cosine_decay(), use_ema=True)),
+    "in_groups": lambda: oc.multi_optimizer(
+        ("biases", oc.matching("bias"), oc.sgd(cosine_decay())), default=oc.adamw(0.01)
+    ),
+    "made_by_the_preset": lambda: oc.presets.keras_adamw.adamw(0.02, total_iterations=24, use_cosine_annealing=True),
+    "frozen": lambda: oc.freeze(oc.adamw(cosine_decay()), oc.matching("bias")),
+    "masked": lambda: oc.masked(oc.adamw(cosine_decay()), oc.matching("kernel")),
+    "decay_first": lambda: oc.chain(oc.decay_first(oc.apply_ftrl(), 0.01), learning_rate=cosine_decay()),
+    "schedule_free": lambda: oc.schedule_free(oc.scale_by_learning_rate(cosine_decay()), 0.9),
+    "compact": lambda: oc.compact(oc.adamw(cosine_decay()), moments="bfloat16"),
+}
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", SCHEDULED)
+def test_a_recipe_with_a_schedule_keeps_it_times_the_members_factor(name: str):
+    task, tx = line(12, 3), SCHEDULED[name]()
+    entrant = Entrant("it", tx)
+    group = Program(task, entrant, 2, constant(task.steps)).run([0, 0], [1.0, 3.0])
+
+    def alone(times: oc.Transformation) -> float:
+        key = jax.random.key(0)
+        params = task.init(jax.random.fold_in(key, 0))
+        state, apply = times.init(params), jax.jit(times.apply)
+        for step in range(task.steps):
+            batch = task.batch(jax.random.fold_in(jax.random.fold_in(key, 1), step))
+            parts = jax.tree.map(lambda leaf: jnp.split(leaf, entrant.calls), batch)
+            for part in zip(*parts, strict=True):
+                params, state = apply(params, state, grads=jax.grad(task.loss)(params, part))
+        return float(task.held_out_loss(evaluated(params, state)))
+
+    def thrice(name: str, schedule: Any) -> Any:
+        return (lambda step: 3 * schedule(step)) if name == "learning_rate" else schedule
+
+    assert group.held_out[0][-1] == pytest.approx(alone(tx), rel=1e-5)
+    if name == "made_by_the_preset":  # its schedule is a factor on a rate that can be set
+        thrice_built = oc.presets.keras_adamw.adamw(0.06, total_iterations=24, use_cosine_annealing=True)
+        assert group.held_out[1][-1] == pytest.approx(alone(thrice_built), rel=1e-4)
+    elif name != "in_groups":  # there the rate of the others is multiplied too
+        assert group.held_out[1][-1] == pytest.approx(alone(tx.with_schedules(thrice)), rel=1e-4)
+    assert group.held_out[0][-1] != group.held_out[1][-1]
+
+
+def test_a_schedule_times_a_factor_is_the_schedule_that_is_built_so():
+    schedule, params = cosine_decay(), {"kernel": jnp.ones(3), "bias": jnp.zeros(())}
+    built = oc.adamw(schedule * 3.0, global_clipnorm=1.0)
+    changed = oc.adamw(schedule, global_clipnorm=1.0).with_schedules(lambda _, own: lambda step: 3.0 * own(step))
+    results = []
+    for tx in (built, changed):
+        now, state = params, tx.init(params)
+        for _ in range(3):
+            now, state = tx.apply(now, state, grads=jax.tree.map(jnp.ones_like, now))
+        results.append((now, oc.get_hyperparams(state)))
+    np.testing.assert_allclose(results[0][0]["kernel"], results[1][0]["kernel"], rtol=1e-6)
+    assert results[0][1]["learning_rate"] == pytest.approx(results[1][1]["learning_rate"])
+    assert changed != built
+    assert changed != oc.adamw(schedule, global_clipnorm=1.0)  # or a compiled step of one would serve the other
+
+
+def test_the_rate_of_a_schedule_is_its_highest_in_the_run():
+    params = {"kernel": jnp.zeros((2, 2)), "bias": jnp.zeros(2)}
+    warmup = oc.schedules.CosineDecay(0.1, 100, warmup_target=0.5, warmup_steps=20)
+    assert Entrant("it", oc.sgd(warmup)).rates(params, 100) == {"learning_rate": pytest.approx(0.5)}
+    assert Entrant("it", oc.sgd(warmup)).rates(params, 11) == {"learning_rate": pytest.approx(0.3)}
+    # A call a part, and ten parts an update; inside the accumulation an update is a call.
+    parts = oc.sgd(warmup, gradient_accumulation_steps=10)
+    assert Entrant("it", parts).rates(params, 10) == {"learning_rate": pytest.approx(0.5)}
+    inside = oc.accumulate(oc.sgd(warmup), 10)
+    assert Entrant("it", inside).rates(params, 11) == {"learning_rate": pytest.approx(0.3)}
+    assert Entrant("it", oc.sgd(warmup), rate=1.0).factor({"learning_rate": 0.5}) == 2.0
+    with pytest.raises(ValueError, match="its learning rate is 0"):
+        Entrant("it", oc.sgd(0.0)).factor({"learning_rate": 0.0})
+
+
+@pytest.mark.parametrize("gate", [oc.skip_nonfinite, lambda inner: oc.dynamic_loss_scale(inner, 4.0, 2)])
+@pytest.mark.parametrize("calls", [1, 2])
+def test_members_of_a_gate_that_looks_at_gradients_are_runs_alone(gate: Any, calls: int):
+    """Some batches of some seeds have a gradient that is not finite: members skip at different steps."""
+    toy = line(8, 2)
+
+    def loss(params: Any, examples: Any) -> jax.Array:
+        return toy.loss(params, examples) / jnp.where(examples[1].max() > 1.5, 0.0, 1.0)
+
+    task = dataclasses.replace(toy, loss=loss)
+    tx = gate(oc.adamw(0.02, gradient_accumulation_steps=None if calls == 1 else calls))
+    entrant = Entrant("it", tx)
+    group = Program(task, entrant, 3, constant(8)).run([0, 1, 2], [1.0] * 3)
+    skipped = []
+    for member, seed in enumerate((0, 1, 2)):
+        key = jax.random.key(seed)
+        params = task.init(jax.random.fold_in(key, 0))
+        state, step = tx.init(params), oc.make_step(task.loss, tx)
+        bad = 0
+        for number in range(8):
+            batch = task.batch(jax.random.fold_in(jax.random.fold_in(key, 1), number))
+            state = oc.set_hyperparams(state, learning_rate=0.02 * constant(8)(jnp.int32(number)))
+            for part in zip(*(jnp.split(leaf, calls) for leaf in batch), strict=True):
+                bad += int(part[1].max() > 1.5)
+                params, state, _ = step(params, state, part)
+        skipped.append(bad)
+        assert group.held_out[member][-1] == pytest.approx(float(task.held_out_loss(params)), rel=1e-4)
+    assert len(set(skipped)) > 1, skipped
+
+
 @pytest.mark.thorough
 def test_a_quarter_batch_accumulated_four_times_is_the_whole_batch():
     task = line(12, 3)
@@ -135,6 +248,26 @@ def test_a_group_that_was_stopped_goes_on_to_the_same_bits(tmp_path: Path, monke
 
 
 @pytest.mark.thorough
+def test_a_group_goes_on_where_there_are_more_or_fewer_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(members_module, "SAVE_EVERY", 0.0)
+    task, entrant = line(40, 4), Entrant("it", oc.adamw(0.02, use_ema=True, gradient_accumulation_steps=2))
+
+    def program(devices: int) -> Program:
+        return Program(task, entrant, 3, cosine(40), jax.devices()[:devices])
+
+    whole = program(1).run([0, 1, 2], [1.0, 1.0, 2.0])
+    for number, (before, after) in enumerate([(1, 4), (4, 1), (8, 2)]):
+        seen: list[int] = []
+        options: Any = {"folder": tmp_path / str(number), "advance": lambda step, _, seen=seen: seen.append(step)}
+        with pytest.raises(StoppedError):
+            program(before).run([0, 1, 2], [1.0, 1.0, 2.0], stop=lambda seen=seen: len(seen) == 2, **options)
+        resumed = program(after).run([0, 1, 2], [1.0, 1.0, 2.0], **options)
+        assert seen == [10, 20, 30, 40]
+        np.testing.assert_allclose(resumed.held_out, whole.held_out, rtol=1e-5)
+        assert len(resumed.weights) == 3
+
+
+@pytest.mark.thorough
 def test_what_another_group_left_is_not_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(members_module, "SAVE_EVERY", 0.0)
     task = line(20, 4)
@@ -175,9 +308,8 @@ def test_a_run_that_is_lost_counts_as_one_that_never_began():
 def test_a_recipes_learning_rates_are_found_all_of_them():
     params = {"kernel": jnp.zeros((2, 2)), "bias": jnp.zeros(2)}
     groups = oc.multi_optimizer(("biases", oc.matching("bias"), oc.sgd(0.1)), default=oc.adamw(0.01))
-    assert sorted(Entrant("it", groups).rates(params).values()) == pytest.approx([0.01, 0.1])
-    assert Entrant("it", optax.adam(1e-3)).rates(params) == {}
-    assert Entrant("it", oc.sgd(cosine(10))).rates(params) == {}
+    assert sorted(Entrant("it", groups).rates(params, 10).values()) == pytest.approx([0.01, 0.1])
+    assert Entrant("it", optax.adam(1e-3)).rates(params, 10) == {}
 
 
 def test_the_search_goes_on_until_the_best_rate_is_inside():
@@ -219,6 +351,54 @@ def test_a_task_that_cannot_be_run_is_refused():
         line(10, 3)
     with pytest.raises(ValueError, match="name must be"):
         dataclasses.replace(line(), name="../line")
+    for target in (float("inf"), np.float32(np.nan), "low", True):
+        with pytest.raises(ValueError, match="target must be a finite number or None; got"):
+            dataclasses.replace(line(), target=target)
+    numbers = dataclasses.replace(line(), steps=np.int64(80), target=np.float32(0.5))
+    assert [type(value) for value in (numbers.steps, numbers.target)] == [int, float]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"held_out_loss": lambda params: jnp.zeros(1)},
+            r"held_out_loss must return a real scalar; it returned .*\(1,\)|shape=\(1,\)",
+        ),
+        ({"held_out_loss": lambda params: jnp.zeros((), complex)}, "held_out_loss must return a real scalar"),
+        ({"loss": lambda params, batch: jnp.zeros((), int)}, "loss must return a real scalar"),
+        ({"loss": lambda params, batch: (jnp.zeros(()), 1)}, "loss must return a real scalar"),
+    ],
+)
+def test_a_loss_that_is_no_number_is_refused_before_anything_runs(change: Any, message: str):
+    with pytest.raises(ValueError, match=message):
+        Program(dataclasses.replace(line(), **change), Entrant("it", oc.sgd(0.1)), 2, cosine(40))
+
+
+def test_the_digest_of_a_task_is_another_where_a_number_is():
+    task, digests = line(), {line().digest()}
+    wanted = jnp.zeros(8).at[3].set(1e-6)
+    others: list[Any] = [
+        line(steps=80),
+        line(noise=0.51),
+        dataclasses.replace(task, target=1.0),
+        dataclasses.replace(task, loss=lambda params, batch: 2 * task.loss(params, batch)),
+        dataclasses.replace(task, held_out_loss=lambda params: task.held_out_loss(params) + params["kernel"] @ wanted),
+    ]
+    assert line().digest() in digests
+    for other in others:
+        assert other.digest() not in digests
+        digests.add(other.digest())
+
+
+def test_a_batch_with_a_number_beside_the_examples_is_not_split():
+    toy = line(4, 1)
+    task = dataclasses.replace(
+        toy, batch=lambda key: (*toy.batch(key), 0.5), loss=lambda params, batch: toy.loss(params, batch[:2])
+    )
+    with pytest.raises(ValueError, match="halves takes a batch in 2 parts, and an array of it has no axis of examples"):
+        Program(task, Entrant("halves", oc.sgd(0.1, gradient_accumulation_steps=2)), 2, cosine(4)).run([0], [1.0])
+    Program(task, Entrant("whole", oc.sgd(0.1)), 2, cosine(4)).run([0], [1.0])
 
 
 def test_a_batch_that_does_not_divide_is_refused_by_name():

@@ -53,6 +53,25 @@ def test_the_smallest_difference_is_seen_in_four_cases_of_five():
     assert seen == pytest.approx(0.8, abs=0.05)
 
 
+@pytest.mark.parametrize("seeds", [2, 3, 8, 30])
+@pytest.mark.parametrize("level", [0.2, 0.01, 1e-4])
+def test_the_smallest_difference_is_that_of_scipys_noncentral_t(seeds: int, level: float):
+    differences = noise(9, seeds)
+    (made,) = compare(np.zeros(seeds), [differences], level)
+    critical = stats.t.ppf(1 - level / 2, seeds - 1)
+    noncentrality = made.smallest / stats.sem(differences)
+    assert stats.nct.sf(critical, seeds - 1, noncentrality) == pytest.approx(0.8, abs=2e-3)
+
+
+@pytest.mark.parametrize("seeds", [2, 8])
+def test_every_level_has_a_smallest_difference_which_falls_as_it_rises(seeds: int):
+    levels = [1e-12, 1e-9, 1e-5, 0.01, 0.3, 0.99, 1 - 1e-12]
+    found = [compare_pairs([(np.zeros(seeds), noise(9, seeds))] * 3, level)[0].smallest for level in levels]
+    assert np.isfinite(found).all()
+    assert np.all(np.diff(found) < 0)
+    assert found[-1] > 0
+
+
 def _standardized(values: np.ndarray) -> np.ndarray:
     return (values - values.mean()) / values.std(ddof=1)
 

@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
 
+from optchain.cli.race import table
 from optchain.cli.race.results import Result
-from optchain.cli.race.table import by_task
 from optchain.race.members import bounded
 from optchain.race.statistics import BETTER, WORSE
 
@@ -43,7 +43,7 @@ def svg(results: Sequence[Result], level: float) -> str:
 
 
 def _figure(results: Sequence[Result], level: float) -> Figure:
-    tasks = by_task(results)
+    tasks = table.by_task(results)
     recipes = list(dict.fromkeys(result.recipe for result in results))
     styles = {name: (COLORS[i % len(COLORS)], LINES[i // len(COLORS) % len(LINES)]) for i, name in enumerate(recipes)}
     height = max(HEIGHT, 0.26 * len(recipes) + 1.4)
@@ -62,7 +62,7 @@ def _curves(panel: Axes, task: str, rows: Sequence[Result], styles: dict[str, tu
         color, line = styles[result.recipe]
         held_out, steps = bounded(np.array(result.group.held_out, float)), result.group.steps
         panel.fill_between(steps, held_out.min(0), held_out.max(0), color=color, alpha=0.13, linewidth=0)
-        panel.plot(steps, held_out.mean(0), line, color=color, linewidth=1.7, label=result.recipe)
+        panel.plot(steps, held_out.mean(0), line, color=color, linewidth=1.7, label=_plain(result.recipe))
         lowest, highest = min(lowest, held_out.min()), max(highest, held_out[:, 0].max())
     target = rows[0].target
     if target is not None:
@@ -97,7 +97,7 @@ def _distances(panel: Axes, rows: Sequence[Result], level: float) -> None:
         color = VERDICTS.get(compared.verdict, INK)
         panel.plot([compared.low, compared.high], [place, place], color=color, linewidth=2)
         panel.plot(compared.difference, place, "o", color=color, markersize=5)
-    panel.set_yticks(range(len(others)), [result.recipe for result in others])
+    panel.set_yticks(range(len(others)), [_plain(result.recipe) for result in others])
     panel.set_ylim(len(others) - 0.4, -0.6)
     panel.margins(x=0.08)
     ends = [max(abs(end) for end in (c.low, c.high)) for r in others if (c := r.comparison)]
@@ -111,9 +111,14 @@ def _distances(panel: Axes, rows: Sequence[Result], level: float) -> None:
         panel.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     _finish(
         panel,
-        f"difference from {reference.recipe}",
-        f"held-out loss, mean and {1 - level:.0%} interval; left is better",
+        f"difference from {_plain(reference.recipe)}",
+        f"held-out loss, mean and {table.confidence(level)} interval; left is better",
     )
+
+
+def _plain(name: str) -> str:
+    """A name as Matplotlib draws it as it is: no formula between dollars, and no label that a legend leaves out."""
+    return ("\u200b" if name.startswith("_") else "") + table.short(name).replace("$", r"\$")
 
 
 def _finish(panel: Axes, title: str, label: str) -> None:

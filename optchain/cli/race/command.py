@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 DEFAULT_OUT = Path("runs/race")
 EXAMPLE = "optchain race --tasks digits,chars --recipes adamw,sgd:momentum=0.9,mine=recipe.toml --seeds 8"
 QUICK = {"seeds": 4, "tuning_seeds": 1, "shorter": 4}
+LONGEST_NAME = 200
+"""In bytes: file systems take 255."""
 DEFAULTS = {"tasks": "digits", "recipes": "adamw,sgd"}
 
 
@@ -115,7 +117,8 @@ def _race(path: Path, given: dict[str, Any], resumed: bool) -> None:
     ]
     _check_names("--recipes", [entrant.name for entrant in entrants])
     _check_names("--tasks", [task.name for task in tasks])
-    folder.begin(settings, {entrant.name: named.described(entrant) for entrant in entrants})
+    recipes = {entrant.name: named.described(entrant) for entrant in entrants}
+    folder.begin(settings, recipes, {task.name: run.digest(task) for task in tasks})
     with locked(path), Interruption() as stop, stop.held():
         try:
             results = run.race(settings, tasks, entrants, folder, screen, lambda: stop.signal is not None)
@@ -164,11 +167,12 @@ def _report(
 def _command(settings: Settings) -> str:
     """The command that makes the race again."""
     said = ["optchain", "race"]
+    quick = QUICK if settings.shorter != 1 else {}
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
         if field.name == "shorter":
-            said += ["--quick"] * (value != 1)
-        elif field.default is dataclasses.MISSING or value != field.default:
+            said += ["--quick"] * bool(quick)
+        elif field.default is dataclasses.MISSING or value != quick.get(field.name, field.default):
             shown = ",".join(value) if isinstance(value, list) else str(value)
             said += [f"--{field.name.replace('_', '-')}", shlex.quote(shown)]
     return " ".join(said)
@@ -178,8 +182,10 @@ def _check_names(option: str, names: list[str]) -> None:
     for name in names:
         if names.count(name) > 1:
             raise UserError(f"{option}: two are called {name}: give one another name, NAME=RECIPE")
-        if not name or name.startswith(".") or "/" in name or "\\" in name:
-            raise UserError(f"{option}: {name!r} is no name for a folder: give another, NAME=RECIPE")
+        usable = name.isprintable() and not name.startswith(".") and len(name.encode()) <= LONGEST_NAME
+        if not name or not usable or "/" in name or "\\" in name:
+            shown = repr(name) if len(name) <= LONGEST_NAME else f"a name of {len(name)} letters"
+            raise UserError(f"{option}: {shown} is no name for a folder: give another, NAME=RECIPE")
 
 
 def _use_all_cores() -> None:

@@ -8,23 +8,28 @@ import difflib
 import importlib.util
 import inspect
 import json
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import optax
 
 import optchain
 from optchain.cli import recipes
 from optchain.cli.errors import UserError
 from optchain.cli.race.settings import parts
-from optchain.core.arguments import POSITIVE, check_number
+from optchain.core.arguments import NON_NEGATIVE, POSITIVE, check_number, is_number
 from optchain.core.values import to_code
 from optchain.race import Entrant, Task, rebuilt
 from optchain.race.entrant import OWN, RATE
 from optchain.recipes.building import suggestion
 
 OPTAX = "optax."
+DEFAULT_RATE = 1e-3
+"""Of an optimizer that has none of its own."""
 KEPT = "rate"
 """The argument that gives a learning rate to run at, instead of a search for the best."""
 
@@ -44,8 +49,7 @@ def entrant(spec: str) -> Entrant:
         raise UserError(f"--recipes: {given!r} names no recipe")
     arguments = _arguments(given, words[1:])
     rate = _rate(arguments.pop(KEPT, None), given)
-    tx, shape = _built(words[0], arguments, given)
-    return Entrant(name, tx, shape, rate)
+    return Entrant(name, _built(words[0], arguments, given), rate)
 
 
 def described(made: Entrant) -> str:
@@ -83,11 +87,16 @@ def _own(path: Path) -> Callable[..., Any]:
     """`task` in the file of a user: a `Task`, or a function that makes one."""
     if not path.is_file():
         raise UserError(f"--tasks {path}: there is no such file")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location(f"task_in_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    sys.modules[spec.name] = module  # where dataclasses look annotations up
+    sys.path.insert(0, str(path.parent.resolve()))  # as for any program: what lies beside it can be imported
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise UserError(f"--tasks {path}: line {error.lineno}: {error.msg}") from error
     if not hasattr(module, "task"):
         raise UserError(f"--tasks {path}: the file has no `task`, a Task or a function that makes one")
     return module.task if not isinstance(module.task, Task) else lambda: module.task
@@ -112,16 +121,12 @@ def _arguments(spec: str, words: list[str]) -> dict[str, Any]:
     return found
 
 
-def _built(recipe: str, arguments: Mapping[str, Any], spec: str) -> tuple[optax.GradientTransformation, Any]:
-    """The transformation, and the schedule of its own as a share."""
+def _built(recipe: str, arguments: Mapping[str, Any], spec: str) -> optax.GradientTransformation:
     try:
         if recipe.startswith(OPTAX):
-            return _optax(recipe.removeprefix(OPTAX), arguments), None
+            return _optax(recipe.removeprefix(OPTAX), arguments)
         tx = recipes.build(recipe)
-        tx = rebuilt(tx, **arguments) if arguments else tx
-        # A schedule of the recipe itself: the race sets it, times a factor, as it sets its own.
-        own = tx.config.get(RATE) if tx.is_registered else None
-        return (rebuilt(tx, **{RATE: 1.0}), own) if isinstance(own, optchain.schedules.Schedule) else (tx, None)
+        return rebuilt(tx, **arguments) if arguments else tx
     except (TypeError, ValueError) as error:
         raise UserError(f"--recipes {spec}: {error}") from error
 
@@ -134,9 +139,29 @@ def _optax(name: str, arguments: Mapping[str, Any]) -> optax.GradientTransformat
     if not _has_rate(factory):
         known = [other for other, made in vars(place).items() if _has_rate(made)]
         raise ValueError(f"{place.__name__} has no optimizer {name} with a {RATE}{suggestion(name, known)}")
-    given = {RATE: 1e-3, **arguments}
+    parameters = inspect.signature(factory).parameters
+    usual = parameters[RATE].default
+    rate = arguments.get(RATE, usual if is_number(usual) else DEFAULT_RATE)
+    check_number(RATE, rate, NON_NEGATIVE)
     inject: Any = optax.inject_hyperparams
-    return inject(factory, [other for other in inspect.signature(factory).parameters if other != RATE])(**given)
+    made = inject(factory, [other for other in parameters if other != RATE])(**{**arguments, RATE: rate})
+    _try_out(made)
+    return made
+
+
+def _try_out(tx: optax.GradientTransformation) -> None:
+    """A step on one parameter, traced: Optax does not look at its arguments before.
+
+    Raises:
+      ValueError: the arguments are of no use.
+    """
+    params = {"w": jnp.zeros(2)}
+    try:
+        state = jax.eval_shape(tx.init, params)
+        update: Any = tx.update
+        jax.eval_shape(lambda p, s: update(p, s, p, value=0.0, grad=p, value_fn=jnp.sum), params, state)
+    except Exception as error:
+        raise ValueError(str(error).splitlines()[0]) from error
 
 
 def _has_rate(factory: Any) -> bool:

@@ -14,7 +14,12 @@ def progress(console: Console, steps: int, about: str) -> Iterator[Callable[[int
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("  {task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(f"{about}: compiling", total=steps)
         yield lambda step, loss: bar.update(task, completed=step, description=f"{about}: {loss:.3g}")

@@ -28,6 +28,7 @@ class Result:
     """The last losses of the seeds for tuning, by factor."""
     group: Group
     target: float | None = None
+    """None where the task has none and a run of the reference is lost."""
     steps_to_target: list[int | None] = dataclasses.field(default_factory=list)
     """Of each member: at which evaluation its held-out loss was at the target first."""
     comparison: Comparison | None = None
@@ -58,12 +59,15 @@ def judged(results: Sequence[Result], tasks: dict[str, Task], reference: str, le
     made = []
     for result in results:
         target = tasks[result.task].target
-        target = references[result.task].mean if target is None else target
+        if target is None and not references[result.task].lost:  # a reference that is lost ends where it began
+            target = references[result.task].mean
         made.append(
             dataclasses.replace(
                 result,
                 target=target,
-                steps_to_target=[_first(curve, result.group.steps, target) for curve in bounded(_curves(result))],
+                steps_to_target=[]
+                if target is None
+                else [_first(curve, result.group.steps, target) for curve in bounded(_curves(result))],
                 comparison=comparisons.get((result.task, result.recipe)),
             )
         )
@@ -89,5 +93,8 @@ def from_json(values: dict[str, Any]) -> Result:
     comparison = kept["comparison"]
     return Result(
         **kept
-        | {"group": Group(**kept["group"]), "comparison": None if comparison is None else Comparison(**comparison)}
+        | {
+            "group": Group.from_json(kept["group"]),
+            "comparison": None if comparison is None else Comparison(**comparison),
+        }
     )

@@ -43,7 +43,22 @@ def race(
 
 def _at(result: Result) -> str:
     rates = set(result.rates.values())
+    if not rates:
+        return " at its own rate"
     return f" at a rate of {rates.pop():.3g}" if len(rates) == 1 else ""
+
+
+def digest(task: Task) -> str:
+    """What tells a task from another of the same name.
+
+    Raises:
+      UserError: it cannot be run.
+    """
+    try:
+        task.shapes()
+        return task.digest()
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{task.name}: {error}") from error
 
 
 class _Contest:
@@ -62,7 +77,7 @@ class _Contest:
         self.folder, self.console, self.stop = folder, console, stop
         with _told(entrant, task):
             program = Program(task, entrant, settings.seeds, SHAPES[ScheduleName(settings.schedule)](task.steps))
-            if entrant.shape is None and entrant.is_schedule_free(program.params):
+            if entrant.is_schedule_free(program.params):
                 program.shape = constant(task.steps)  # the average takes the place of the decay
         self.program = program
 
@@ -70,8 +85,6 @@ class _Contest:
         factor, tried = self._factor()
         seeds = self.settings.compared
         group = self._group("compared", seeds, [factor] * len(seeds))
-        if group.held_out[0][0] is None:
-            raise UserError(f"{self.task.name}: the held-out loss of fresh parameters is not finite")
         return Result(
             self.task.name,
             self.entrant.name,
@@ -102,7 +115,7 @@ class _Contest:
 
     def _group(self, name: str, seeds: Sequence[int], factors: Sequence[float]) -> Group:
         where = (self.task.name, self.entrant.name, name)
-        kept = self.folder.group(*where)
+        kept = self.folder.group(*where, seeds, factors)
         if kept is not None:
             return kept
         if self.stop():
@@ -111,6 +124,11 @@ class _Contest:
         with progress(self.console, self.task.steps, about) as advance, _told(self.entrant, self.task):
             unfinished = self.folder.unfinished(*where)
             group = self.program.run(seeds, factors, folder=unfinished, advance=advance, stop=self.stop)
+        for seed, curve in zip(seeds, group.held_out, strict=True):
+            if curve[0] is None:
+                raise UserError(
+                    f"{self.task.name}: the held-out loss of fresh parameters is not finite, of seed {seed}"
+                )
         self.folder.keep(*where, group)
         return group
 

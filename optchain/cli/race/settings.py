@@ -10,8 +10,8 @@ from optchain.race.statistics import LEVEL
 APART = 1_000_000
 """How far the seeds by which rates are chosen lie from those that are compared."""
 
-LEAST_LEVEL = 1e-15
-"""Below it the confidence `1 − level / 2` is 1 in float64, and every interval endless."""
+LEAST_LEVEL = 1e-9
+"""Below it an interval of two seeds is endless."""
 
 
 class ScheduleName(enum.StrEnum):

@@ -2,11 +2,11 @@
 
 import itertools
 import statistics
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from optchain.cli.race.results import Result
 from optchain.race.statistics import BETTER, WORSE
@@ -26,18 +26,31 @@ HEADINGS = (
 LEFT = ("recipe", "verdict")
 FRAME = 3
 """What a column's frame takes."""
+SHOWN = 40
+"""The letters of a name on the screen and in the picture."""
+BAR = r"\|"
+"""What ends no cell of a Markdown table."""
 STYLES = {BETTER: "green", WORSE: "red"}
 
 
 def caption(seeds: int, level: float, reference: str) -> str:
     return (
         f"Mean and standard error over {seeds} seeds, at the best learning rate of a search on other seeds. "
-        f"Difference: from {reference}, seed by seed, with the {1 - level:.0%} interval of its mean. "
+        f"Difference: from {reference}, seed by seed, with the {confidence(level)} interval of its mean. "
         f"p: of the paired t-test, after Holm's correction for every comparison here; below {level:g} the difference is real. "
         "Could see: the smallest true difference that so many seeds show in four cases of five. "
         "Steps to target: the median seed's, taken at the evaluations, and how many seeds got there. "
         "ms: of one step of one seed, the seeds side by side in one program. B/param: bytes of optimizer state."
     )
+
+
+def short(name: str) -> str:
+    """A name where there is little room."""
+    return name if len(name) <= SHOWN else f"{name[: SHOWN - 1]}…"
+
+
+def confidence(level: float) -> str:
+    return f"{100 * (1 - level):.12g}%"
 
 
 def cells(result: Result) -> list[str]:
@@ -64,23 +77,24 @@ def by_task(results: Sequence[Result]) -> dict[str, list[Result]]:
 def title(results: Sequence[Result], about: str) -> str:
     """The heading of a task's table."""
     first = results[0]
-    return f"{first.task}: {about}, {first.parameters:,} parameters, target {first.target:.3g}"
+    target = "" if first.target is None else f", target {first.target:.3g}"
+    return f"{first.task}: {about}, {first.parameters:,} parameters{target}"
 
 
 def show(console: Console, results: Sequence[Result], about: dict[str, str]) -> None:
     """A table a task, with as many of the columns as fit, the first ones."""
     for task, rows in by_task(results).items():
-        lines = [cells(result) for result in rows]
+        lines = [[short(name), *others] for name, *others in map(cells, rows)]
         widths = [
             max(len(heading), *map(len, column)) + FRAME for heading, *column in zip(HEADINGS, *lines, strict=True)
         ]
         fitting = max(1, sum(width < console.width for width in itertools.accumulate(widths)))
-        table = Table(title=title(rows, about[task]), title_justify="left")
+        table = Table(title=Text(title(rows, about[task])), title_justify="left")
         for heading in HEADINGS[:fitting]:
             table.add_column(heading, justify="left" if heading in LEFT else "right", no_wrap=True)
         for result, line in zip(rows, lines, strict=True):
             verdict = "" if result.comparison is None else result.comparison.verdict
-            table.add_row(*line[:fitting], style=STYLES.get(verdict, ""))
+            table.add_row(*map(Text, line[:fitting]), style=STYLES.get(verdict, ""))
         console.print(table)
 
 
@@ -93,8 +107,8 @@ def markdown(results: Sequence[Result], about: dict[str, str]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _line(cells: Any) -> str:
-    return f"| {' | '.join(cells)} |"
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', BAR) for cell in cells)} |"
 
 
 def _rate(result: Result) -> str:
@@ -109,6 +123,8 @@ def _p(value: float) -> str:
 
 
 def _steps(steps: Sequence[int | None]) -> str:
+    if not steps:
+        return ""
     reached = [step for step in steps if step is not None]
     if not reached:
         return f"– (0/{len(steps)})"
