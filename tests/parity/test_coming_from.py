@@ -32,6 +32,7 @@ def run(tx):
         (lambda: optax.sgd(halved, 0.9), lambda: oc.presets.torch.sgd(halved, 0.9)),
         (lambda: optax.sgd(halved, 0.9, nesterov=True), lambda: oc.presets.torch.sgd(halved, 0.9, nesterov=True)),
         (lambda: optax.adam(halved), lambda: oc.presets.torch.adam(halved)),
+        (lambda: optax.adamw(halved), lambda: oc.presets.torch.adamw(halved, weight_decay=1e-4)),
     ],
 )
 def test_optax_has_pytorchs_rule_under_a_schedule(theirs, ours):
@@ -52,6 +53,27 @@ def test_exclude_from_weight_decay_is_the_opposite_of_optaxs_mask():
         updates, _ = tx.update(zeros, tx.init(params), params)
         np.testing.assert_allclose(updates["kernel"], -0.05, rtol=1e-6)
         np.testing.assert_array_equal(updates["bias"], 0)
+
+
+@pytest.mark.parametrize(("inside", "ratio"), [(False, 1.0), (True, 10.0)])
+def test_a_heads_rate_is_on_its_decay_where_the_decay_is_part_of_the_update(inside, ratio):
+    decay = [optax.add_decayed_weights(0.01)] if inside else []
+    links = [oc.scale_by_adam(), *decay, oc.scale_by_path({"^head": 10.0}), oc.scale_by_learning_rate()]
+    tx = oc.chain(*links, *([] if inside else [oc.decay_weights(0.01)]), learning_rate=0.1)
+    params = {"head": jnp.ones(2), "body": jnp.ones(2)}
+    zeros = {"head": jnp.zeros(2), "body": jnp.zeros(2)}
+    updates, _ = tx.update(zeros, tx.init(params), params)
+    np.testing.assert_allclose(updates["head"], ratio * updates["body"], rtol=1e-6)
+
+
+def test_under_accumulation_the_presets_average_moves_at_every_call_as_kerass_does():
+    tx = oc.sgd(0.1, use_ema=True, ema_momentum=0.5, gradient_accumulation_steps=2)
+    params, averages = jnp.ones(1), []
+    state = tx.init(params)
+    for _ in range(6):
+        params, state = tx.apply(params, state, grads=jnp.ones(1))
+        averages.append(float(oc.averaged_params(state)[0]))
+    np.testing.assert_allclose(averages, [1.0, 0.9, 0.9, 0.85, 0.825, 0.7625], rtol=1e-6)
 
 
 @pytest.mark.parametrize("patience", [0, 1, 3])
