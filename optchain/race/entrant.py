@@ -36,6 +36,7 @@ class Entrant:
       tx: a transformation of optchain or Optax.
       rate: the learning rate to run at, the highest where it follows a schedule; `"own"` for those with which the recipe is
         built; None to search for the best.
+      narrow: whether the model sees bfloat16 weights, those that `narrow` makes. Under `compact(…, weights=…)` it does anyway.
 
     Example:
       >>> import jax.numpy as jnp, optchain
@@ -47,6 +48,7 @@ class Entrant:
     name: str
     tx: optax.GradientTransformation
     rate: float | Literal["own"] | None = None
+    narrow: bool = False
 
     @property
     def calls(self) -> int:
@@ -100,6 +102,13 @@ class Entrant:
 
         return self._link.with_schedules(change) if self._schedules else self.tx
 
+    def trained(self, params: Tree) -> Tree:
+        """The parameters to train, of those that a task makes: as wide as the model shall see them."""
+        config = self._link.config if next(walk(self._link)).rule == "compact" else {}
+        if config.get("weights") is not None:
+            return optchain.narrow(params, min_size=config["min_size"], keep=config["keep"])
+        return optchain.narrow(params) if self.narrow else params
+
     def is_schedule_free(self, params: Tree) -> bool:
         """Whether an average takes the place of a schedule."""
         return _average(jax.eval_shape(self.tx.init, params)) is not None
@@ -147,6 +156,7 @@ def _is_settable(field: Field) -> bool:
 
 def evaluated(params: Tree, state: Any) -> Tree:
     """The weights to evaluate: the average that the recipe keeps, that of a schedule-free one, or the parameters."""
+    params = optchain.wide_params(params, state)
     if (average := _average(state)) is not None:
         return average(params, state)
     return optchain.finalize(params, state)

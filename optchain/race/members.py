@@ -207,7 +207,8 @@ class Program:
     def _begin(self, keys: jax.Array) -> tuple[Tree, Any]:
         def begin(keys: jax.Array) -> tuple[Tree, Any]:
             params = jax.vmap(lambda key: self.task.init(jax.random.fold_in(key, 0)))(keys)
-            return params, jax.vmap(self.entrant.tx.init, out_axes=self._axes)(params)
+            state = jax.vmap(self.entrant.tx.init, out_axes=self._axes)(params)
+            return jax.vmap(self.entrant.trained)(params), state
 
         return jax.jit(begin, out_shardings=self._shardings)(keys)
 

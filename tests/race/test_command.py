@@ -225,6 +225,14 @@ def test_a_recipe_is_named_with_arguments():
         named.entrant("adamw:rate=0.1").factor({"a/learning_rate": 0.001, "b/learning_rate": 0.002})
 
 
+def test_a_recipe_is_stored_compactly_on_request():
+    made = named.entrant('c=adamw:compact={"weights":24,"moments":"bfloat16"}:rate=0.01')
+    assert made.tx == optchain.compact(optchain.adamw(), weights=24, moments="bfloat16")
+    assert named.entrant("adamw:compact=true").tx == optchain.compact(optchain.adamw())
+    assert named.entrant("adamw:compact=false").tx == optchain.adamw()
+    assert [named.entrant(spec).narrow for spec in ("adamw", "adamw:narrow=true")] == [False, True]
+
+
 def test_a_recipe_of_optax_has_its_rate_in_the_state():
     made = named.entrant("optax.adamw:weight_decay=0.1")
     assert made.rates({"w": jnp.ones(2)}, 10) == {"learning_rate": pytest.approx(1e-3)}
@@ -246,6 +254,9 @@ def test_a_task_is_named_with_arguments_or_by_a_file():
         (["--recipes", "adamw:beta_2=1.5"], "beta_2 must be a number in [0, 1)"),
         (["--recipes", "adamw:beta_2"], "'beta_2' is no ARGUMENT=VALUE"),
         (["--recipes", "adamw:rate=-1"], "rate must be a finite number > 0; got -1.0; or say own"),
+        (["--recipes", "adamw:compact=8"], "compact must be true or false; got 8"),
+        (["--recipes", 'adamw:compact={"weights":12}'], "weights must be 24, 32 or 'stochastic'; got 12"),
+        (["--recipes", 'adamw:compact={"bits":12}'], "bits"),
         (["--recipes", "optax.nothing"], "optax has no optimizer nothing"),
         (["--recipes", "optax.adm"], "optax has no optimizer adm with a learning_rate (did you mean 'adam'?)"),
         (["--recipes", "optax.contrib.prodgy"], "(did you mean 'prodigy'?)"),

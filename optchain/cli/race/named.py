@@ -30,6 +30,8 @@ from optchain.recipes.building import suggestion
 OPTAX = "optax."
 DEFAULT_RATE = 1e-3
 """Of an optimizer that has none of its own."""
+COMPACT, NARROW = "compact", "narrow"
+"""The arguments that store a recipe's state compactly, with the arguments of `compact` or without, and that make weights bfloat16."""
 KEPT = "rate"
 """The argument that gives a learning rate to run at, instead of a search for the best."""
 
@@ -49,7 +51,17 @@ def entrant(spec: str) -> Entrant:
         raise UserError(f"--recipes: {given!r} names no recipe")
     arguments = _arguments(given, words[1:])
     rate = _rate(arguments.pop(KEPT, None), given)
-    return Entrant(name, _built(words[0], arguments, given), rate)
+    compact, narrow = arguments.pop(COMPACT, False), arguments.pop(NARROW, False)
+    for option, value in {COMPACT: compact, NARROW: narrow}.items():
+        if not isinstance(value, bool) and not (option == COMPACT and isinstance(value, dict)):
+            raise UserError(f"--recipes {given}: {option} must be true or false; got {value!r}")
+    tx = _built(words[0], arguments, given)
+    if compact is not False:
+        try:
+            tx = optchain.compact(tx, **(compact if isinstance(compact, dict) else {}))
+        except (TypeError, ValueError) as error:
+            raise UserError(f"--recipes {given}: {error}") from error
+    return Entrant(name, tx, rate, narrow)
 
 
 def described(made: Entrant) -> str:
