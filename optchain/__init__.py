@@ -80,6 +80,7 @@ from optchain.transforms.projections import project_unit_norm as project_unit_no
 from optchain.transforms.replicas import cross_replica_mean as cross_replica_mean
 from optchain.transforms.scaling import scale as scale
 from optchain.transforms.scaling import scale_by_path as scale_by_path
+from optchain.transforms.zclip import zclip as zclip
 from optchain.wrappers.accumulation import accumulate as accumulate
 from optchain.wrappers.accumulation import flush as flush
 from optchain.wrappers.compact import compact as compact
@@ -97,5 +98,7 @@ from optchain.wrappers.nonfinite import skip_nonfinite as skip_nonfinite
 from optchain.wrappers.per_example import per_example as per_example
 from optchain.wrappers.schedule_free import schedule_free as schedule_free
 from optchain.wrappers.schedule_free import schedule_free_params as schedule_free_params
+from optchain.wrappers.spikes import raise_if_spiking as raise_if_spiking
+from optchain.wrappers.spikes import skip_spikes as skip_spikes
 
 __version__ = "0.1.0"
