@@ -91,13 +91,13 @@ def zclip(
         size = trees.joint_norm(updates, axis_name)
         norm, count, mean, variance = size.value, state["count"], state["mean"], state["variance"]
         devices.check_same("zclip", "the norm of the gradients", norm, axis_name)
-        deviation = jnp.sqrt(variance)
+        deviation = trees.root(variance)
         z = (norm - mean) / (deviation + EPSILON)
         clips = (count >= warmup_steps) & (z > threshold)
         bound = jnp.where(clips, mean + jnp.square(threshold) / jnp.where(clips, z, 1) * deviation, norm)
         counted = jnp.isfinite(jnp.square(norm))
         # The mean and the variance of what there was so far, then moving averages of both.
-        weight = jnp.where(count < warmup_steps, 1 / (count + 1.0), 1 - decay).astype(norm.dtype)
+        weight = jnp.where(count < warmup_steps, 1 / (trees.astype(count, norm.dtype) + 1), 1 - decay)
         new_mean = mean + weight * (bound - mean)
         spread = jnp.where(count < warmup_steps, (bound - mean) * (bound - new_mean), jnp.square(bound - new_mean))
         new_variance = variance + weight * (spread - variance)

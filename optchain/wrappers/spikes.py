@@ -146,14 +146,14 @@ def _judged(value: jax.Array, history: History, counts: jax.Array, deviations: f
     """Whether a number is none that stands out, and the history with it."""
     last, seen = history["last"], history["seen"]
     window = last.size
-    known = jnp.arange(window) < seen
+    known = jnp.arange(window, dtype=seen.dtype) < seen
     # In units of the largest: squares of it would overflow.
     unit = jnp.max(jnp.where(known, jnp.abs(last), 0), initial=0)
     unit = jnp.where(unit > 0, unit, 1)
     scaled = jnp.where(known, last / unit, 0)
     number = jnp.clip(seen, 1, window).astype(last.dtype)
     mean = jnp.sum(scaled) / number
-    deviation = jnp.sqrt(jnp.sum(jnp.where(known, jnp.square(scaled - mean), 0)) / number)
+    deviation = trees.root(jnp.sum(jnp.where(known, jnp.square(scaled - mean), 0)) / number)
     bound = (mean + deviations * jnp.maximum(deviation, LEAST_DEVIATION * jnp.abs(mean))) * unit
     bound = jnp.where(2 * seen >= window, bound, jnp.inf)
     remembered = counts & jnp.isfinite(value)
