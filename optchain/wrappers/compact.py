@@ -362,7 +362,7 @@ def _is_narrow(p: Any) -> bool:
 
 
 def _at_random(new: jax.Array, draws: jax.Array) -> jax.Array:
-    return storage.round_at_random(new, storage.uniform(new.shape, draws, _SALT))
+    return storage.round_at_random(new, storage.uniform(new.shape, draws, storage.salt_there(_SALT, new.shape)))
 
 
 _SALT = storage.salt_of("params")

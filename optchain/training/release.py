@@ -1,0 +1,176 @@
+"""Gradient release: each layer's update within the backward pass of the scan over the layers.
+
+The gradient of `lax.scan` over stacked layers is a stack of their size, complete before the first update. Here the scan is found
+in the program of the loss, and its backward pass written out: a loop over the layers, last to first, that carries the cotangents,
+the layers and their state, and in each turn
+
+    takes the gradient of one layer, from the input that the forward pass kept
+    makes its update, and writes the new parameters and the new state where the old ones were
+
+A transformation sees a layer as a slice of length 1, so that masks find the paths and the number of axes of the stack. What
+belongs to no layer, counters and all other parameters, comes from one step after the loop.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from optchain.core import storage, trees
+from optchain.core.gates import Gate
+from optchain.core.optax_link import OptaxLink
+from optchain.core.transformation import State, Transformation
+from optchain.core.trees import Tree
+from optchain.core.walk import Node, walk
+from optchain.training.scanned import ScanInProgram, inlined, replaced
+from optchain.training.sharding import is_in_blocks, mirrored
+
+
+def released_step(
+    loss_fn: Callable[[Tree], Any],
+    tx: Transformation,
+    layers: str,
+    params: Tree,
+    state: State,
+    extra_of: Callable[[Any], Mapping[str, Any]],
+) -> tuple[Any, Tree, State]:
+    """A step of `tx` without a gradient of the layers.
+
+    Args:
+      loss_fn: of the parameters a pair of what is differentiated, and what else is returned.
+      tx: the transformation.
+      layers: the path of the stacked parameters.
+      params: the parameters.
+      state: the state.
+      extra_of: what `tx` is called with besides, of what the loss returned besides.
+
+    Returns:
+      `(what the loss returned besides, params, state)`.
+    """
+    check_release(layers, tx, params)
+    stack = _Stack.of(layers, params, state)
+    program, out_shape = jax.make_jaxpr(loss_fn, return_shape=True)(params)
+    scan = ScanInProgram.of(inlined(program, stack.places), stack.named, f"release={layers!r}")
+    param_leaves, treedef = jax.tree.flatten(params)
+    state_leaves, state_treedef = jax.tree.flatten(state)
+
+    others = [leaf for i, leaf in enumerate(param_leaves) if i not in stack.places]
+    passed = scan.forward(others, [param_leaves[i] for i in stack.places])
+    _, aux = jax.tree.unflatten(jax.tree.structure(out_shape), passed.results)
+    extra = extra_of(aux)
+
+    def update(own: list[Any], own_state: list[Any], grads: Mapping[int, Any]) -> tuple[list[Any], list[Any]]:
+        """The leaves after a step with these gradients; what was given none is not used, and so not computed."""
+        leaves, slots = (
+            replaced(param_leaves, stack.places, own),
+            replaced(state_leaves, stack.state_places, own_state),
+        )
+        filled = [grads[i] if i in grads else jnp.zeros_like(leaf) for i, leaf in enumerate(leaves)]
+        made = tx.apply(
+            treedef.unflatten(leaves), state_treedef.unflatten(slots), grads=treedef.unflatten(filled), **extra
+        )
+        return jax.tree.leaves(made[0]), jax.tree.leaves(made[1])
+
+    def update_layer(i: jax.Array, own: Any, grads: Sequence[Any]) -> Any:
+        """One layer and its state after a step with its gradient."""
+        with storage.rows_from(i):
+            new = update(own[0], own[1], {place: g[None] for place, g in zip(stack.places, grads, strict=True)})
+        return [new[0][place] for place in stack.places], [new[1][place] for place in stack.state_places]
+
+    start = [param_leaves[i] for i in stack.places], [state_leaves[i] for i in stack.state_places]
+    (new_layers, new_slots), grads = passed.backward(start, update_layer)
+
+    places = [i for i in range(len(param_leaves)) if i not in stack.places]
+    first = [[x[:1] for x in tree] for tree in start]
+    leaves, slots = update(first[0], first[1], {i: g for i, g in zip(places, grads, strict=True) if g is not None})
+    new_params = treedef.unflatten(replaced(leaves, stack.places, new_layers))
+    return aux, new_params, state_treedef.unflatten(replaced(slots, stack.state_places, new_slots))
+
+
+# What can be released ------------------------------------------------------------------------------------------------
+
+_ACROSS = frozenset({"clip_by_norm", "clip_by_global_norm"})
+"""What treats rows alike by a norm of all of them."""
+
+
+def check_release(layers: Any, tx: Transformation, params: Tree = None) -> None:
+    """Refuses what needs more than the gradient of one layer at a time.
+
+    Args:
+      layers: the path of the stacked parameters.
+      tx: the transformation.
+      params: the parameters; None before they are known, when links that act on some of them only pass.
+    """
+    if not isinstance(layers, str) or not layers:
+        raise TypeError(f"release must be the path of the stacked layers, such as 'layers', or None; got {layers!r}")
+    for node in walk(tx, params=params):
+        if node.partial and (params is None or not _within(layers, node.params)):
+            continue
+        if why := _refusal(node):
+            raise ValueError(
+                f"release={layers!r} hands on the gradient of one layer at a time, and {node.link.name} {why}: "
+                "leave it out, or take the step without release"
+            )
+
+
+def _refusal(node: Node) -> str | None:
+    link = node.link
+    if isinstance(link, OptaxLink):
+        return "is Optax's, which does not say what it does across layers"
+    if link.stage == "lazy":
+        return "needs the rows that whole gradients name"
+    if link.takes_examples:
+        return "needs the gradients of single examples"
+    if isinstance(link, Gate):
+        return "decides by all gradients, before any update, what is done with them"
+    if node.rule in _ACROSS:
+        return "needs the norm of whole arrays before the first update"
+    if not link.rowwise:
+        return "looks across the layers of an array"
+    return None
+
+
+def _within(layers: str, params: Tree) -> list[int]:
+    """Which leaves lie below a path, by their places."""
+    key = tuple(layers.split("/"))
+    names = [trees.path_names(path) for path, _ in trees.leaves_with_paths(params)]
+    return [i for i, path in enumerate(names) if path[: len(key)] == key]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stack:
+    """The stacked layers: which leaves they are, of the parameters and of the state."""
+
+    places: list[int]
+    state_places: list[int]
+    named: dict[int, str]
+    """What errors call the parameters, by place."""
+
+    @classmethod
+    def of(cls, layers: str, params: Tree, state: State) -> "_Stack":
+        leaves = trees.leaves_with_paths(params)
+        paths = [trees.path_code("params", path) for path, _ in leaves]
+        places = _within(layers, params)
+        if not places:
+            raise ValueError(f"release={layers!r} is the path of no parameter; there are {', '.join(paths)}")
+        shapes = {trees.path_names(path): leaf.shape for path, leaf in leaves}
+        own = {trees.path_names(leaves[i][0]) for i in places}
+        owners = mirrored(state, frozenset(shapes))
+        state_places = []
+        for i, (path, leaf) in enumerate(trees.leaves_with_paths(state)):
+            names = trees.path_names(path)
+            if (owner := owners.get(names)) not in own:
+                continue
+            assert owner is not None
+            shape = shapes[owner]
+            in_blocks = is_in_blocks(names, owner, leaf)
+            if jnp.shape(leaf)[:1] != shape[:1] or (in_blocks and storage.block_axis(shape) == -len(shape)):
+                raise ValueError(
+                    f"release={layers!r} needs a part of the state for each layer, and {trees.path_code('state', path)} of shape "
+                    f"{jnp.shape(leaf)} has none"
+                    + (": its blocks lie across the layers; keep it wide" if in_blocks else "")
+                )
+            state_places.append(i)
+        return cls(places, state_places, {i: paths[i] for i in places})
