@@ -132,3 +132,30 @@ def test_an_offloaded_state_comes_to_the_device_a_few_leaves_at_a_time() -> None
     # Two lanes, and in each the old and the new of `mu`, `nu` and the average.
     assert many.temp_size_in_bytes - usual.temp_size_in_bytes <= 2 * 2 * 3 * LEAF
     assert many.temp_size_in_bytes - few.temp_size_in_bytes <= 2 * LEAF  # of 36 more
+
+
+# Gradients of stacked layers, released ------------------------------------------------------------------------------------
+
+
+@functools.cache
+def temporaries_of_layers(layers: int, release: str | None) -> int:
+    mesh = Mesh(np.array(ahead.devices("v5e")), ("data",))
+    whole = NamedSharding(mesh, PartitionSpec())
+
+    def struct(*shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=whole)
+
+    def loss_fn(params: dict[str, jax.Array], x: jax.Array) -> jax.Array:
+        x, _ = jax.lax.scan(lambda x, kernel: (jnp.tanh(x @ kernel), None), x, params["layers"])
+        return jnp.mean(x**2)
+
+    tx = optchain.adamw(0.1, use_ema=True)
+    params = {"layers": struct(layers, WIDTH, WIDTH)}
+    state = jax.tree.map(lambda leaf: struct(*leaf.shape).update(dtype=leaf.dtype), jax.eval_shape(tx.init, params))
+    step: Any = optchain.make_step(loss_fn, tx, release=release)
+    return step.lower(params, state, struct(64, WIDTH)).compile().memory_analysis().temp_size_in_bytes
+
+
+def test_released_gradients_of_layers_take_no_memory() -> None:
+    usual, released = (temporaries_of_layers(24, release) for release in (None, "layers"))
+    assert usual - released >= 24 * LEAF
