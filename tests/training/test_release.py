@@ -44,12 +44,14 @@ def plain(params: dict[str, Any], ids: jax.Array) -> jax.Array:
 
 def within_jit(params: dict[str, Any], ids: jax.Array) -> jax.Array:
     run = jax.jit(lambda layers, x: lax.scan(lambda x, layer: body(params, x, layer), x, layers))
-    return loss_of(*jax.jit(run)(params["model"]["layers"], oc.rows_of(params["embed"], ids)), params)
+    x, means = jax.jit(run)(params["model"]["layers"], oc.rows_of(params["embed"], ids))
+    return loss_of(x, means, params)
 
 
 def backwards_and_checkpointed(params: dict[str, Any], ids: jax.Array) -> jax.Array:
     step = jax.checkpoint(lambda x, layer: body(params, x, layer))
-    return loss_of(*lax.scan(step, params["embed"][ids], params["model"]["layers"], reverse=True, unroll=2), params)
+    x, means = lax.scan(step, params["embed"][ids], params["model"]["layers"], reverse=True, unroll=2)
+    return loss_of(x, means, params)
 
 
 def beside_other_rows(params: dict[str, Any], ids: jax.Array) -> jax.Array:
@@ -143,7 +145,9 @@ def test_codes_are_those_of_the_whole_stack(weights: Any) -> None:
 
     def linear(params: Any, ids: Any) -> jax.Array:
         """Gradients without roundings: each path to a code has the same bits."""
-        x, _ = lax.scan(lambda x, layer: (x + layer["kernel"].sum() + layer["bias"].sum(), None), 0.0, params["layers"])
+        x, _ = lax.scan(
+            lambda x, layer: (x + layer["kernel"].sum() + layer["bias"].sum(), None), jnp.zeros(()), params["layers"]
+        )
         return x
 
     params = {"layers": fresh(width=64)["model"]["layers"]}
@@ -262,7 +266,7 @@ def test_blocks_across_the_layers_are_refused() -> None:
     params = {"layers": jnp.ones((32, 3))}
 
     def loss_fn(params: Any, ids: Any) -> jax.Array:
-        return lax.scan(lambda x, layer: (x + layer.sum(), None), 0.0, params["layers"])[0]
+        return lax.scan(lambda x, layer: (x + layer.sum(), None), jnp.zeros(()), params["layers"])[0]
 
     with pytest.raises(ValueError, match="its blocks lie across the layers; keep it wide"):
         steps(loss_fn, oc.compact(oc.adam(0.1), min_size=1), params, "layers")
