@@ -14,11 +14,9 @@ that the root by which a second moment divides is. No number but 0 is stored as 
 the place in the leaf, of the entry's name and of the number of stores: the same on one device and on many.
 """
 
-import contextlib
-import contextvars
 import math
 import zlib
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -160,23 +158,11 @@ def salt_of(name: str) -> np.uint32:
     return np.uint32(zlib.crc32(name.encode()))
 
 
-_FIRST_ROW: contextvars.ContextVar[Any] = contextvars.ContextVar("first_row", default=None)
-
-
-@contextlib.contextmanager
-def rows_from(first: Any) -> Generator[None]:
-    """Leaves within are slices of larger ones, from this row on, and draw the random numbers that these would draw there."""
-    token = _FIRST_ROW.set(first)
-    try:
-        yield
-    finally:
-        _FIRST_ROW.reset(token)
-
-
-def salt_there(salt: np.uint32, shape: tuple[int, ...]) -> Any:
-    """The salt with which a slice draws the numbers of its place in the whole."""
-    first = _FIRST_ROW.get()
-    return salt if first is None else salt + first.astype(jnp.uint32) * np.uint32(math.prod(shape[1:]) % 2**32)
+def salt_from(first_row: jax.Array | None, salt: np.uint32, shape: tuple[int, ...]) -> Any:
+    """The salt with which rows of a leaf, from `first_row` on, draw what they draw as a part of it; None for a whole leaf."""
+    if first_row is None:
+        return salt
+    return salt + first_row.astype(jnp.uint32) * np.uint32(math.prod(shape[1:]) % 2**32)
 
 
 def _mixed(bits: jax.Array) -> jax.Array:
@@ -264,8 +250,8 @@ def widened(state: Tree) -> Tree:
     return jax.tree.map(load, state, is_leaf=is_packed)
 
 
-def store(new: Tree, old: Tree, name: str) -> Tree:
-    """An entry that a link made, stored as the old one was."""
+def store(new: Tree, old: Tree, name: str, first_row: jax.Array | None = None) -> Tree:
+    """An entry that a link made, stored as the old one was. The leaves may be rows of larger ones, from `first_row` on."""
     if not is_packed(old):
         return new
     codes, treedef = jax.tree.flatten(old["codes"])
@@ -274,7 +260,7 @@ def store(new: Tree, old: Tree, name: str) -> Tree:
     salt = salt_of(name)
 
     def store_one(x: jax.Array, *old: Any) -> Any:
-        made = _store_leaf(x, *jax.tree.map(memory.fetched, old), draws, salt_there(salt, x.shape))
+        made = _store_leaf(x, *jax.tree.map(memory.fetched, old), draws, salt_from(first_row, salt, x.shape))
         return jax.tree.map(memory.placed_like, made, old)
 
     stored = [store_one(*leaf) for leaf in zip(treedef.flatten_up_to(new), codes, scales, strict=True)]

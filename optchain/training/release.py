@@ -61,7 +61,9 @@ def released_step(
     _, aux = jax.tree.unflatten(jax.tree.structure(out_shape), passed.results)
     extra = extra_of(aux)
 
-    def update(own: list[Any], own_state: list[Any], grads: Mapping[int, Any]) -> tuple[list[Any], list[Any]]:
+    def update(
+        own: list[Any], own_state: list[Any], grads: Mapping[int, Any], **rows: Any
+    ) -> tuple[list[Any], list[Any]]:
         """The leaves after a step with these gradients; what was given none is not used, and so not computed."""
         leaves, slots = (
             replaced(param_leaves, stack.places, own),
@@ -69,14 +71,14 @@ def released_step(
         )
         filled = [grads[i] if i in grads else jnp.zeros_like(leaf) for i, leaf in enumerate(leaves)]
         made = tx.apply(
-            treedef.unflatten(leaves), state_treedef.unflatten(slots), grads=treedef.unflatten(filled), **extra
+            treedef.unflatten(leaves), state_treedef.unflatten(slots), grads=treedef.unflatten(filled), **extra, **rows
         )
         return jax.tree.leaves(made[0]), jax.tree.leaves(made[1])
 
     def update_layer(i: jax.Array, own: Any, grads: Sequence[Any]) -> Any:
         """One layer and its state after a step with its gradient."""
-        with storage.rows_from(i):
-            new = update(own[0], own[1], {place: g[None] for place, g in zip(stack.places, grads, strict=True)})
+        own_grads = {place: g[None] for place, g in zip(stack.places, grads, strict=True)}
+        new = update(own[0], own[1], own_grads, first_row=i)
         return [new[0][place] for place in stack.places], [new[1][place] for place in stack.state_places]
 
     start = [param_leaves[i] for i in stack.places], [state_leaves[i] for i in stack.state_places]
@@ -84,7 +86,7 @@ def released_step(
 
     places = [i for i in range(len(param_leaves)) if i not in stack.places]
     first = [[x[:1] for x in tree] for tree in start]
-    leaves, slots = update(first[0], first[1], {i: g for i, g in zip(places, grads, strict=True) if g is not None})
+    leaves, slots = update(first[0], first[1], dict(zip(places, grads, strict=True)))
     new_params = treedef.unflatten(replaced(leaves, stack.places, new_layers))
     return aux, new_params, state_treedef.unflatten(replaced(slots, stack.state_places, new_slots))
 
