@@ -1,11 +1,12 @@
 """A scan in a program, and the program's backward pass with the scan's written out."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
 
@@ -57,31 +58,26 @@ class ScanInProgram:
         """
         jaxpr = program.jaxpr
         layers = {jaxpr.invars[i]: path for i, path in named.items()}
-        position, scanned = None, set[Any]()
+        position, scanned = None, list[Any]()
         for i, equation in enumerate(jaxpr.eqns):
-            used = [k for k, atom in enumerate(equation.invars) if not isinstance(atom, Literal) and atom in layers]
+            used = [k for k, atom in enumerate(equation.invars) if _is_among(layers, atom)]
             if not used:
                 continue
-            names = {equation.invars[k] for k in used}
-            is_scan = equation.primitive.name == "scan" and used[0] >= row_start(equation)
-            if not is_scan or position is not None or len(names) < len(used):
-                what = "a second time" if is_scan else f"by {equation.primitive.name}"
+            runs_over = equation.primitive.name == "scan" and used[0] >= _row_start(equation)
+            if not runs_over or position is not None or len({equation.invars[k] for k in used}) < len(used):
+                how = "a second time" if runs_over else f"by {equation.primitive.name}"
                 raise ValueError(
                     f"{owner}: the loss must use the layers as what one jax.lax.scan runs over, and in nothing "
-                    f"else; it uses {layers[equation.invars[used[0]]]} {what}. Casts and the like go into the body of the scan"
+                    f"else; it uses {layers[equation.invars[used[0]]]} {how}. Casts and the like go into the body of the scan"
                 )
-            position, scanned = i, names
+            position, scanned = i, [equation.invars[k] for k in used]
         for name in [layers[var] for var in layers if var not in scanned]:
             raise ValueError(f"{owner}: no jax.lax.scan of the loss runs over {name}")
         for atom in jaxpr.outvars:
-            if not isinstance(atom, Literal) and atom in layers:
+            if _is_among(layers, atom):
                 raise ValueError(f"{owner}: the loss returns {layers[atom]}, which the step replaces")
         assert position is not None
         return cls(program, position, list(named))
-
-    @property
-    def _scan(self) -> Any:
-        return self.program.jaxpr.eqns[self.position]
 
     def forward(self, others: list[Any], layers: list[Any]) -> "Passed":
         """Runs the program.
@@ -90,12 +86,14 @@ class ScanInProgram:
           others: the arguments that are no layers, in their order.
           layers: the layers, in theirs.
         """
-        jaxpr, scan = self.program.jaxpr, self._scan
-        before, after = jaxpr.eqns[: self.position], jaxpr.eqns[self.position + 1 :]
-        constants = dict(zip(jaxpr.constvars, self.program.consts, strict=True))
+        jaxpr, constants = self.program.jaxpr, dict(zip(self.program.jaxpr.constvars, self.program.consts, strict=True))
+        before, scan, after = (
+            jaxpr.eqns[: self.position],
+            jaxpr.eqns[self.position],
+            jaxpr.eqns[self.position + 1 :],
+        )
         other_vars = [var for i, var in enumerate(jaxpr.invars) if i not in self.places]
-        used = {id(atom) for equation in [scan, *after] for atom in equation.invars} | set(map(id, jaxpr.outvars))
-        crossing = [var for equation in before for var in equation.outvars if id(var) in used]
+        layer_at = {jaxpr.invars[i]: k for k, i in enumerate(self.places)}
 
         def run(
             equations: Sequence[Any], given: Sequence[Any], values: Sequence[Any], wanted: Sequence[Any]
@@ -106,26 +104,31 @@ class ScanInProgram:
                 known.update(zip(equation.outvars, made, strict=True))
             return [value_in(known, atom) for atom in wanted]
 
-        crossed, back_before = _vjp(lambda others: run(before, other_vars, others, crossing), others)
-        layer_vars = [jaxpr.invars[i] for i in self.places]
-        given, values = [*layer_vars, *other_vars, *crossing], [*layers, *others, *crossed]
-        loop = _Loop.of(scan, run([], given, values, scan.invars), layer_vars)
-        made, inputs = loop.forward()
+        # Before the scan is made what it takes and what crosses it: what is used behind it.
+        known = {*other_vars, *(var for equation in before for var in equation.outvars)}
+        used = [*(atom for equation in after for atom in equation.invars), *jaxpr.outvars]
+        crossing = list(dict.fromkeys(atom for atom in used if _is_among(known, atom)))
+        operands = [k for k, atom in enumerate(scan.invars) if not _is_among(layer_at, atom)]
+        wanted = [*(scan.invars[k] for k in operands), *crossing]
+        taken, back_before = _vjp(lambda others: run(before, other_vars, others, wanted), others)
 
-        later = [*scan.outvars, *crossing, *other_vars]
-        results, back_after = _vjp(lambda values: run(after, later, values, jaxpr.outvars), [*made, *crossed, *others])
+        rows = scan.invars[_row_start(scan) :]
+        loop = _Loop(scan.params, [layer_at[var] if _is_among(layer_at, var) else None for var in rows])
+        given = replaced([None] * len(scan.invars), operands, taken[: len(operands)])
+        made, inputs = loop.forward(given, layers)
+
+        later = [*scan.outvars, *crossing]
+        results, back_after = _vjp(
+            lambda values: run(after, later, values, jaxpr.outvars), [*made, *taken[len(operands) :]]
+        )
         loss = results[0]
         if jnp.shape(loss) or not jnp.issubdtype(loss.dtype, jnp.floating):
             raise TypeError(f"loss_fn must return a real scalar; got shape {jnp.shape(loss)}, dtype {loss.dtype}")
 
         def backward(stacks: Any, update: Update) -> tuple[Any, list[Any]]:
-            total = _Sum()
             cts = back_after([jnp.ones_like(loss), *[None] * (len(results) - 1)])
-            total.add(later[len(made) :], cts[len(made) :])
-            stacks, of_operands = loop.backward(inputs, cts[: len(made)], stacks, update)
-            total.add(scan.invars, of_operands)
-            total.add(other_vars, back_before([total.of(var) for var in crossing]))
-            return stacks, [total.of(var) for var in other_vars]
+            stacks, of_given = loop.backward(given, inputs, cts[: len(made)], stacks, update)
+            return stacks, back_before([*(of_given[k] for k in operands), *cts[len(made) :]])
 
         return Passed(results, backward)
 
@@ -136,27 +139,17 @@ class Passed:
 
     results: list[Any]
     backward: Callable[[Any, Update], tuple[Any, list[Any]]]
-    """`backward(stacks, update)`: the stacks, `update` applied to each layer, and the gradients of what is no layer, None for 0.
+    """`backward(stacks, update)`: the stacks, `update` applied to each layer, and the gradients of what is no layer.
     The stacks are a pair: the layers, and what belongs to them."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Loop:
-    """A scan with its operands."""
+    """A scan. Its operands are the constants, the carry, and the rows, in which the layers are None."""
 
-    params: dict[str, Any]
-    operands: list[Any]
+    params: Mapping[str, Any]
     layer_at: list[int | None]
     """For each array that it runs over which layer it is."""
-
-    @classmethod
-    def of(cls, scan: Any, operands: list[Any], layer_vars: list[Any]) -> "_Loop":
-        which = {id(var): k for k, var in enumerate(layer_vars)}
-        return cls(scan.params, operands, [which.get(id(atom)) for atom in scan.invars[row_start(scan) :]])
-
-    @property
-    def _parts(self) -> tuple[list[Any], list[Any], list[Any]]:
-        return self._split(self.operands)
 
     def _split(self, values: list[Any]) -> tuple[list[Any], list[Any], list[Any]]:
         """Of the operands of a turn, or of the scan: the constants, the carry, the rows."""
@@ -164,89 +157,75 @@ class _Loop:
         first_row = first_carry + self.params["num_carry"]
         return values[:first_carry], values[first_carry:first_row], values[first_row:]
 
+    def _filled(self, rows: list[Any], layer: Sequence[Any]) -> list[Any]:
+        return [x if k is None else layer[k] for x, k in zip(rows, self.layer_at, strict=True)]
+
     def _body(self, values: Sequence[Any]) -> list[Any]:
         return jaxpr_as_fun(self.params["jaxpr"])(*values)
 
-    def forward(self) -> tuple[list[Any], list[Any]]:
+    def forward(self, operands: list[Any], layers: list[Any]) -> tuple[list[Any], list[Any]]:
         """What the scan makes, and the carry that each turn is given."""
-        constants, start, rows = self._parts
+        constants, start, rows = self._split(operands)
 
-        def turn(carry: list[Any], rows: list[Any]) -> tuple[list[Any], Any]:
-            made = self._body([*constants, *carry, *rows])
+        def turn(carry: list[Any], given: Any) -> tuple[list[Any], Any]:
+            made = self._body([*constants, *carry, *self._filled(*given)])
             return made[: len(carry)], (carry, made[len(carry) :])
 
-        end, (inputs, stacked) = lax.scan(turn, start, rows, self.params["length"], self.params["reverse"])
+        length, reverse, unroll = (self.params[name] for name in ("length", "reverse", "unroll"))
+        end, (inputs, stacked) = lax.scan(turn, start, (rows, layers), length, reverse, unroll)
         return [*end, *stacked], inputs
 
-    def backward(self, inputs: list[Any], cts: list[Any], stacks: Any, update: Update) -> tuple[Any, list[Any]]:
-        """The stacks after the update of each layer, and the cotangents of the operands; None for those of the layers."""
-        constants, start, rows = self._parts
+    def backward(
+        self, operands: list[Any], inputs: list[Any], cts: list[Any], stacks: Any, update: Update
+    ) -> tuple[Any, list[Any]]:
+        """The stacks after the update of each layer, and the cotangents of the operands."""
+        constants, start, rows = self._split(operands)
 
         def turn(carried: Any, given: Any) -> tuple[Any, list[Any]]:
             of_end, of_constants, stacks = carried
-            i, carry, of_stacked, others = given
+            i, carry, of_stacked, row = given
             layer = _read(jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, i, 1), stacks), i)
-            row = [x if k is None else layer[0][k][0] for x, k in zip(others, self.layer_at, strict=True)]
-            _, back = _vjp(self._body, [*constants, *carry, *row])
+            _, back = _vjp(self._body, [*constants, *carry, *self._filled(row, [x[0] for x in layer[0]])])
             more, of_carry, of_row = self._split(back([*of_end, *of_stacked]))
-            grads = [of_row[self.layer_at.index(k)] for k in range(len(stacks[0]))]
+            grads = [of_row[self.layer_at.index(k)] for k in range(len(layer[0]))]
             new = lax.optimization_barrier(update(i, layer, grads))
             stacks = jax.tree.map(lambda x, new: lax.dynamic_update_slice_in_dim(x, new, i, 0), stacks, new)
-            of_others = [ct if k is None else None for ct, k in zip(of_row, self.layer_at, strict=True)]
+            of_others = self._filled(of_row, [None] * len(grads))
             return (of_carry, jax.tree.map(jnp.add, of_constants, more), stacks), of_others
 
         none_yet = [jnp.zeros_like(x) if _is_inexact(x) else None for x in constants]
-        others = [x if k is None else None for x, k in zip(rows, self.layer_at, strict=True)]
         length, reverse = self.params["length"], self.params["reverse"]
         (of_start, of_constants, stacks), of_rows = lax.scan(
             turn,
             (cts[: len(start)], none_yet, stacks),
-            (jnp.arange(length), inputs, cts[len(start) :], others),
+            (jnp.arange(length), inputs, cts[len(start) :], rows),
             length,
             not reverse,
         )
         return stacks, [*of_constants, *of_start, *of_rows]
 
 
-def row_start(scan: Any) -> int:
+def _row_start(scan: Any) -> int:
     """Where in the operands of a scan begins what it runs over."""
     return scan.params["num_consts"] + scan.params["num_carry"]
 
 
-class _Sum:
-    """Cotangents, added up by the variable of the program that they belong to."""
-
-    def __init__(self) -> None:
-        self._cts: dict[Any, Any] = {}
-
-    def add(self, atoms: Sequence[Any], cts: Sequence[Any]) -> None:
-        for atom, ct in zip(atoms, cts, strict=True):
-            if not isinstance(atom, Literal) and ct is not None:
-                self._cts[atom] = self._cts[atom] + ct if atom in self._cts else ct
-
-    def of(self, var: Any) -> Any:
-        return self._cts.get(var)
+def _is_among(variables: Container[Any], atom: Any) -> bool:
+    return not isinstance(atom, Literal) and atom in variables
 
 
 def _vjp(
     function: Callable[[list[Any]], list[Any]], inputs: list[Any]
 ) -> tuple[list[Any], Callable[[Sequence[Any]], list[Any]]]:
-    """`jax.vjp` of lists of arrays: the cotangent of what is no real or complex array is None, and so may one that is zero be."""
-    places = [i for i, x in enumerate(inputs) if _is_inexact(x)]
-    inexact = list[bool]()
+    """`jax.vjp` of lists of arrays. The cotangent of what is no real or complex array is None; None is taken for zeros."""
+    outputs, back = jax.vjp(function, inputs)
 
-    def of_inexact(chosen: list[Any]) -> tuple[list[Any], list[Any]]:
-        outputs = function(replaced(inputs, places, chosen))
-        inexact[:] = map(_is_inexact, outputs)
-        return [x for x in outputs if _is_inexact(x)], [x for x in outputs if not _is_inexact(x)]
-
-    made, back, left = jax.vjp(of_inexact, [inputs[i] for i in places], has_aux=True)
-    made_left = iter(made), iter(left)
-    outputs = [next(made_left[0] if flag else made_left[1]) for flag in inexact]
+    def zero(x: Any) -> Any:
+        return jnp.zeros_like(x) if _is_inexact(x) else np.zeros(jnp.shape(x), jax.dtypes.float0)
 
     def pulled(cts: Sequence[Any]) -> list[Any]:
-        filled = [jnp.zeros_like(x) if ct is None else ct for x, ct in zip(outputs, cts, strict=True) if _is_inexact(x)]
-        return replaced([None] * len(inputs), places, back(filled)[0])
+        (made,) = back([zero(x) if ct is None else ct for x, ct in zip(outputs, cts, strict=True)])
+        return [ct if _is_inexact(x) else None for x, ct in zip(inputs, made, strict=True)]
 
     return outputs, pulled
 
@@ -254,19 +233,19 @@ def _vjp(
 def _read(tree: Any, i: jax.Array) -> Any:
     """The tree, made before what follows and no part of it: else XLA reads a stack where it is written, and has to copy it."""
 
-    def by_branch(
-        tree: Any,
-    ) -> Any:  # XLA for CPUs ignores barriers when it fuses, and no branch; it does not know that i >= 0
+    def by_branch(tree: Any) -> Any:
+        """XLA for CPUs fuses across barriers, and not across branches; it does not know that i >= 0."""
         return lax.cond(i >= 0, lambda tree: tree, lambda tree: jax.tree.map(jnp.zeros_like, tree), tree)
 
     return lax.platform_dependent(tree, cpu=by_branch, default=lax.optimization_barrier)
 
 
 def _is_inexact(x: Any) -> bool:
-    return jnp.issubdtype(jnp.result_type(x) if not hasattr(x, "dtype") else x.dtype, jnp.inexact)
+    return jnp.issubdtype(jax.typeof(x).dtype, jnp.inexact)
 
 
 def replaced(leaves: Sequence[Any], places: Sequence[int], new: Sequence[Any]) -> list[Any]:
+    """The leaves, with the new ones at these places."""
     made = list(leaves)
     for place, leaf in zip(places, new, strict=True):
         made[place] = leaf
