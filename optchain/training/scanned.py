@@ -66,6 +66,7 @@ class ScanInProgram:
             runs_over = equation.primitive.name == "scan" and used[0] >= _row_start(equation)
             if not runs_over or position is not None or len({equation.invars[k] for k in used}) < len(used):
                 how = "a second time" if runs_over else f"by {equation.primitive.name}"
+                how += ", which closes over it" * (equation.primitive.name == "scan" and not runs_over)
                 raise ValueError(
                     f"{owner}: the loss must use the layers as what one jax.lax.scan runs over, and in nothing "
                     f"else; it uses {layers[equation.invars[used[0]]]} {how}. Casts and the like go into the body of the scan"
