@@ -87,41 +87,33 @@ class ScanInProgram:
           others: the arguments that are no layers, in their order.
           layers: the layers, in theirs.
         """
-        jaxpr, constants = self.program.jaxpr, dict(zip(self.program.jaxpr.constvars, self.program.consts, strict=True))
-        before, scan, after = (
-            jaxpr.eqns[: self.position],
-            jaxpr.eqns[self.position],
-            jaxpr.eqns[self.position + 1 :],
-        )
+        jaxpr = self.program.jaxpr
+        before, scan, after = jaxpr.eqns[: self.position], jaxpr.eqns[self.position], jaxpr.eqns[self.position + 1 :]
         other_vars = [var for i, var in enumerate(jaxpr.invars) if i not in self.places]
         layer_at = {jaxpr.invars[i]: k for k, i in enumerate(self.places)}
 
-        def run(
-            equations: Sequence[Any], given: Sequence[Any], values: Sequence[Any], wanted: Sequence[Any]
-        ) -> list[Any]:
-            known = constants | dict(zip(given, values, strict=True))
+        def run(equations: Sequence[Any], given: list[Any], values: list[Any], wanted: list[Any]) -> list[Any]:
+            known = dict(zip([*jaxpr.constvars, *given], [*self.program.consts, *values], strict=True))
             for equation in equations:
                 made = run_equation(equation, [value_in(known, atom) for atom in equation.invars])
                 known.update(zip(equation.outvars, made, strict=True))
             return [value_in(known, atom) for atom in wanted]
 
-        # Before the scan is made what it takes and what crosses it: what is used behind it.
+        # The part before the scan makes what the scan takes, and what the part after it takes besides.
+        operands = [k for k, atom in enumerate(scan.invars) if not _is_among(layer_at, atom)]
         known = {*other_vars, *(var for equation in before for var in equation.outvars)}
         used = [*(atom for equation in after for atom in equation.invars), *jaxpr.outvars]
         crossing = list(dict.fromkeys(atom for atom in used if _is_among(known, atom)))
-        operands = [k for k, atom in enumerate(scan.invars) if not _is_among(layer_at, atom)]
         wanted = [*(scan.invars[k] for k in operands), *crossing]
         taken, back_before = _vjp(lambda others: run(before, other_vars, others, wanted), others)
+        given, crossed = replaced([None] * len(scan.invars), operands, taken[: len(operands)]), taken[len(operands) :]
 
         rows = scan.invars[_row_start(scan) :]
         loop = _Loop(scan.params, [layer_at[var] if _is_among(layer_at, var) else None for var in rows])
-        given = replaced([None] * len(scan.invars), operands, taken[: len(operands)])
         made, inputs = loop.forward(given, layers)
 
         later = [*scan.outvars, *crossing]
-        results, back_after = _vjp(
-            lambda values: run(after, later, values, jaxpr.outvars), [*made, *taken[len(operands) :]]
-        )
+        results, back_after = _vjp(lambda values: run(after, later, values, jaxpr.outvars), [*made, *crossed])
         loss = results[0]
         if jnp.shape(loss) or not jnp.issubdtype(loss.dtype, jnp.floating):
             raise TypeError(f"loss_fn must return a real scalar; got shape {jnp.shape(loss)}, dtype {loss.dtype}")
@@ -189,7 +181,7 @@ class _Loop:
             _, back = _vjp(self._body, [*constants, *carry, *self._filled(row, [x[0] for x in layer[0]])])
             more, of_carry, of_row = self._split(back([*of_end, *of_stacked]))
             grads = [of_row[self.layer_at.index(k)] for k in range(len(layer[0]))]
-            new = lax.optimization_barrier(update(i, layer, grads))
+            new = update(i, layer, grads)
             stacks = jax.tree.map(lambda x, new: lax.dynamic_update_slice_in_dim(x, new, i, 0), stacks, new)
             of_others = self._filled(of_row, [None] * len(grads))
             return (of_carry, jax.tree.map(jnp.add, of_constants, more), stacks), of_others
@@ -232,13 +224,15 @@ def _vjp(
 
 
 def _read(tree: Any, i: jax.Array) -> Any:
-    """The tree, made before what follows and no part of it: else XLA reads a stack where it is written, and has to copy it."""
+    """The tree. On a CPU it is made before what follows: else XLA reads a stack where it is written, and has to copy it.
+
+    XLA for CPUs fuses across barriers, and not across branches; it does not know that i >= 0.
+    """
 
     def by_branch(tree: Any) -> Any:
-        """XLA for CPUs fuses across barriers, and not across branches; it does not know that i >= 0."""
         return lax.cond(i >= 0, lambda tree: tree, lambda tree: jax.tree.map(jnp.zeros_like, tree), tree)
 
-    return lax.platform_dependent(tree, cpu=by_branch, default=lax.optimization_barrier)
+    return lax.platform_dependent(tree, cpu=by_branch, default=lambda tree: tree)
 
 
 def _is_inexact(x: Any) -> bool:

@@ -73,8 +73,8 @@ def make_step(
 
     Raises:
       ValueError: `release` with a recipe that needs more than the gradient of one layer at a time (the message says which link, and
-        why): norms of whole arrays or of all, gates, links of Optax, rules that look across an array; or with `mesh`. When called, a
-        loss that uses the layers otherwise.
+        why): norms of whole arrays or of all, gates, links of Optax, rules that look across an array, callables of no arguments; or with
+        `mesh`. When called, a loss that uses the layers otherwise, or a mask that chooses otherwise of one layer.
       TypeError: when called, parameters that are not floating-point or complex arrays (the message names the leaf), or a
         weight that no link takes or that is no number.
       ValueError: when called, a weight that is negative, not finite, or no scalar.
