@@ -164,6 +164,10 @@ OTHERS: dict[str, list[tuple[Any, type[Exception], str]]] = {
         ("my adam", ValueError, "name must be an identifier"),
         ("a/b", ValueError, "name must be an identifier"),
     ],
+    "release": [
+        (value, TypeError, f"release must be the path of the stacked layers, such as 'layers', or None; got {value!r}")
+        for value in (True, 3, "")
+    ],
     "ReduceLROnPlateau.name": [(3, TypeError, "name must be a string; got 3 (int)")],
     "presets.torch.ReduceLROnPlateau.name": [(3, TypeError, "name must be a string; got 3 (int)")],
     "CyclicMomentum.cycle": [(0.1, TypeError, "cycle must be a CyclicLR; got 0.1")],

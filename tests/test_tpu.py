@@ -132,3 +132,35 @@ def test_an_offloaded_state_comes_to_the_device_a_few_leaves_at_a_time() -> None
     # Two lanes, and in each the old and the new of `mu`, `nu` and the average.
     assert many.temp_size_in_bytes - usual.temp_size_in_bytes <= 2 * 2 * 3 * LEAF
     assert many.temp_size_in_bytes - few.temp_size_in_bytes <= 2 * LEAF  # of 36 more
+
+
+# Gradients of stacked layers, released ------------------------------------------------------------------------------------
+
+
+@functools.cache
+def temporaries_of_layers(tx: optchain.Transformation, release: str | None, topology: str = "v5e") -> int:
+    """Of a step over 24 layers of two matrices."""
+    whole = NamedSharding(Mesh(np.array(ahead.devices(topology)), ("data",)), PartitionSpec())
+
+    def struct(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=whole)
+
+    def loss_fn(params: dict[str, Any], x: jax.Array) -> jax.Array:
+        def body(x: jax.Array, layer: dict[str, jax.Array]) -> tuple[jax.Array, None]:
+            return x + jnp.tanh(x @ layer["up"] + layer["bias"]) @ layer["down"], None
+
+        x, _ = jax.lax.scan(body, x @ params["in"], params["layers"])
+        return jnp.mean((x @ params["head"]) ** 2)
+
+    layers = {"bias": struct(24, WIDTH), "down": struct(24, WIDTH, WIDTH), "up": struct(24, WIDTH, WIDTH)}
+    params = {"head": struct(WIDTH), "in": struct(WIDTH, WIDTH), "layers": layers}
+    state = jax.tree.map(lambda leaf: struct(*leaf.shape, dtype=leaf.dtype), jax.eval_shape(tx.init, params))
+    step: Any = optchain.make_step(loss_fn, tx, release=release)
+    return step.lower(params, state, struct(64, WIDTH)).compile().memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.parametrize("tx", [optchain.adamw(1e-3), optchain.compact(optchain.adamw(1e-3))], ids=lambda tx: tx.name)
+def test_released_gradients_of_layers_take_no_memory(tx: optchain.Transformation) -> None:
+    usual, released = (temporaries_of_layers(tx, release) for release in (None, "layers"))
+    assert usual - released >= 2 * 24 * LEAF
+    assert released <= 25 * LEAF  # the matrices in bfloat16, for the products

@@ -40,17 +40,17 @@ class Composite(Transformation):
         grads = self._admitted(grads)
         own, values, kept = self._enter(state, grads, extra)
         params, own = self._apply(params, self._loaded(own), grads, **values)
-        return params, {**kept, **self._stored(own, state)}
+        return params, {**kept, **self._stored(own, state, extra)}
 
     def run_project(self, params: Tree, state: State, extra: Mapping[str, Any]) -> tuple[Tree, State]:
         own, values, kept = self._enter(state, params, extra)
         params, own = self._project(params, self._loaded(own), **values)
-        return params, {**kept, **self._stored(own, state)}
+        return params, {**kept, **self._stored(own, state, extra)}
 
     def run_flush(self, params: Tree, state: State, extra: Mapping[str, Any]) -> tuple[Tree, State]:
         self._check_state(state, params)
         params, own = self._flush(params, self._loaded(state), **{**extra, **self.hyperparams.last(state)})
-        return params, self._stored(own, state)
+        return params, self._stored(own, state, extra)
 
 
 def nonempty_states(states: Mapping[str, State]) -> dict[str, Any]:

@@ -44,6 +44,7 @@ class Hyperparams:
         self.settable: dict[str, Any] = {}
         self.schedules: dict[str, Callable[[jax.Array], Any]] = {}
         self._allowed = allowed
+        self.read_on_host: set[str] = set()
         for name, value in values.items():
             if isinstance(value, Choice):  # it is callable, but not with a step
                 raise TypeError(
@@ -52,6 +53,8 @@ class Hyperparams:
             arguments.check_hyperparam(name, value, allowed[name])
             if callable(value):
                 self.schedules[name] = _as_schedule(name, value, allowed[name])
+                if self.schedules[name] is not value:  # it is a callable of no arguments
+                    self.read_on_host.add(name)
             elif arguments.is_array(value) or name in ALWAYS_IN_STATE:
                 # A copy on the host: the caller may donate or delete the array that was given.
                 self.settable[name] = value if arguments.is_traced(value) else np.array(value)

@@ -19,6 +19,7 @@ from jax import lax
 from jax.extend.core import Literal
 
 from optchain.core.arguments import is_traced
+from optchain.core.programs import run_equation
 from optchain.core.trees import Tree, leaves_with_paths, path_code
 
 LANES = 2
@@ -114,9 +115,7 @@ class _Stream:
     def run(self) -> list[Any]:
         for eqn in self._operations:
             operands = [self._read(atom) for atom in eqn.invars]
-            with eqn.ctx.manager:
-                out = _bind(eqn, operands)
-            for var, value in zip(eqn.outvars, out if eqn.primitive.multiple_results else [out], strict=True):
+            for var, value in zip(eqn.outvars, run_equation(eqn, operands), strict=True):
                 self._values[var] = value
                 for index in self._to_send.get(var, ()):
                     self._sent[index] = sent(value)
@@ -172,9 +171,3 @@ def _lanes(ranks: dict[int, int], leaves: list[jax.Array]) -> dict[int, list[int
             (size + sum(math.prod(leaves[index].shape) * leaves[index].dtype.itemsize for index in group), group)
         )
     return before
-
-
-def _bind(eqn: Any, operands: list[Any]) -> Any:
-    params = eqn.primitive.get_bind_params(eqn.params)
-    functions, params = params if isinstance(params, tuple) else ((), params)  # JAX 0.7 has both
-    return eqn.primitive.bind(*functions, *operands, **params)

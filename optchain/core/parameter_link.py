@@ -81,7 +81,7 @@ class ParameterLink(Transformation):
 
         def run(own: State) -> tuple[Tree, State]:
             made, new = self._project(params, self._loaded(own), **values)
-            return made, self._stored(new, own)
+            return made, self._stored(new, own, extra)
 
         made, own = memory.streamed(run, own)
         return self._as_parameters(made, params), {**kept, **own}

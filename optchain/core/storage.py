@@ -158,6 +158,13 @@ def salt_of(name: str) -> np.uint32:
     return np.uint32(zlib.crc32(name.encode()))
 
 
+def salt_from(first_row: jax.Array | None, salt: np.uint32, shape: tuple[int, ...]) -> Any:
+    """The salt with which rows of a leaf, from `first_row` on, draw what they draw as a part of it; None for a whole leaf."""
+    if first_row is None:
+        return salt
+    return salt + first_row.astype(jnp.uint32) * np.uint32(math.prod(shape[1:]) % 2**32)
+
+
 def _mixed(bits: jax.Array) -> jax.Array:
     """A hash of 32 bits: "lowbias32" of Wellons' hash prospector, https://nullprogram.com/blog/2018/07/31/."""
     for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
@@ -243,8 +250,8 @@ def widened(state: Tree) -> Tree:
     return jax.tree.map(load, state, is_leaf=is_packed)
 
 
-def store(new: Tree, old: Tree, name: str) -> Tree:
-    """An entry that a link made, stored as the old one was."""
+def store(new: Tree, old: Tree, name: str, first_row: jax.Array | None = None) -> Tree:
+    """An entry that a link made, stored as the old one was. The leaves may be rows of larger ones, from `first_row` on."""
     if not is_packed(old):
         return new
     codes, treedef = jax.tree.flatten(old["codes"])
@@ -253,7 +260,7 @@ def store(new: Tree, old: Tree, name: str) -> Tree:
     salt = salt_of(name)
 
     def store_one(x: jax.Array, *old: Any) -> Any:
-        made = _store_leaf(x, *jax.tree.map(memory.fetched, old), draws, salt)
+        made = _store_leaf(x, *jax.tree.map(memory.fetched, old), draws, salt_from(first_row, salt, x.shape))
         return jax.tree.map(memory.placed_like, made, old)
 
     stored = [store_one(*leaf) for leaf in zip(treedef.flatten_up_to(new), codes, scales, strict=True)]

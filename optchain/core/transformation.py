@@ -313,7 +313,7 @@ class Transformation(Identity):
 
         def run(own: State) -> tuple[Tree, State]:
             made, new = self._update(updates, self._loaded(own), params, **values)
-            return made, self._stored(new, own)
+            return made, self._stored(new, own, extra)
 
         if self.parts:
             made, own = run(own)
@@ -365,9 +365,14 @@ class Transformation(Identity):
         """The link's own entries, with its slots as it sees them, however they are stored."""
         return {**own, **{name: storage.load(own[name]) for name in self.slots if name in own}}
 
-    def _stored(self, own: State, state: State) -> dict[str, Any]:
-        """The link's own new entries, with its slots stored as those of the state were."""
-        return {**own, **{name: storage.store(own[name], state[name], name) for name in self.slots if name in own}}
+    def _stored(self, own: State, state: State, extra: Mapping[str, Any]) -> dict[str, Any]:
+        """The link's own new entries, with its slots stored as those of the state were.
+
+        A call on some rows of the parameters gives `first_row`, so that what is drawn at random is what all rows would draw.
+        """
+        first_row = extra.get("first_row")
+        new = {name: storage.store(own[name], state[name], name, first_row) for name in self.slots if name in own}
+        return {**own, **new}
 
     def _check_state(self, state: State, reference: Tree) -> None:
         if not isinstance(state, dict):

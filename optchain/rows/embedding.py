@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
 from optchain.core import arguments
+from optchain.core.programs import is_call, run_equation, value_in
 from optchain.core.row_gradient import RowGradient
 from optchain.core.trees import Tree
 
@@ -160,7 +161,7 @@ def _lookups(program: Jaxpr) -> list[_Lookup]:
             if _is_lookup(equation) and table is not None:
                 made: Any = equation.outvars[0].aval
                 found.append(_Lookup(table, made.shape))
-            elif _is_call(equation):
+            elif is_call(equation):
                 inner = equation.params["jaxpr"].jaxpr
                 visit(inner, {var: i for var, i in zip(inner.invars, [table, *others], strict=True) if i is not None})
                 continue
@@ -178,20 +179,13 @@ def _run(
 ) -> list[Any]:
     """Runs the program, adds a step to the rows of each lookup in a `_Table`, and appends its indices."""
     known: dict[Any, Any] = {}
-
-    def value(atom: Any) -> Any:
-        return atom.val if isinstance(atom, Literal) else known[atom]
-
+    value = functools.partial(value_in, known)
     known.update(zip(program.jaxpr.constvars, program.consts, strict=True))
     known.update(zip(program.jaxpr.invars, values, strict=True))
     for equation in program.jaxpr.eqns:
         inputs = [value(atom) for atom in equation.invars]
         if not any(isinstance(x, _Table) for x in inputs):
-            bound = equation.primitive.get_bind_params(equation.params)
-            functions, params = bound if isinstance(bound, tuple) else ((), bound)  # older JAX returns a pair
-            with equation.ctx.manager:
-                outputs = equation.primitive.bind(*functions, *inputs, **params)
-            outputs = outputs if equation.primitive.multiple_results else [outputs]
+            outputs = run_equation(equation, inputs)
         elif _is_lookup(equation):
             indices.append(inputs[1])
             outputs = [_rows_of(inputs[0].array, inputs[1]) + next(steps)]
@@ -201,10 +195,5 @@ def _run(
     return [value(atom) for atom in program.jaxpr.outvars]
 
 
-def _is_call(equation: Any) -> bool:
-    """Whether an equation calls a function under `jit`."""
-    return equation.primitive.name in ("jit", "pjit")
-
-
 def _is_lookup(equation: Any) -> bool:
-    return _is_call(equation) and equation.params["name"] == NAME
+    return is_call(equation) and equation.params["name"] == NAME

@@ -101,7 +101,7 @@ def state_shardings(
             return whole
         shape, sharding = parameters[owners[names]]
         scales = block_shape(shape)
-        if scales is not None and _is_in_blocks(names, owners[names], leaf) and _divides(sharding, scales):
+        if scales is not None and is_in_blocks(names, owners[names], leaf) and _divides(sharding, scales):
             placed = split(sharding, scales, axes)  # codes and scales alike, and no block is cut
         else:
             placed = split(sharding if leaf.shape == shape else whole, leaf.shape, axes)
@@ -297,7 +297,7 @@ def mirrored(state: Tree, parameters: frozenset[tuple[str, ...]]) -> dict[tuple[
     return {path: path[depth:] for path, depth in roots if depth is not None}
 
 
-def _is_in_blocks(names: tuple[str, ...], owner: tuple[str, ...], leaf: Any) -> bool:
+def is_in_blocks(names: tuple[str, ...], owner: tuple[str, ...], leaf: Any) -> bool:
     """Whether a leaf is the codes or the scales of numbers that are stored in blocks."""
     kind = names[len(names) - len(owner) - 1 : len(names) - len(owner)]
     return kind == ("scales",) or (kind == ("codes",) and jnp.issubdtype(leaf.dtype, jnp.integer))

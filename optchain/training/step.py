@@ -15,6 +15,7 @@ from optchain.core.transformation import State, Transformation
 from optchain.core.trees import Tree
 from optchain.rows.embedding import value_and_grad
 from optchain.training.memory_kind import check_memory_kind
+from optchain.training.release import check_release, released_step
 from optchain.training.sharding import Layout, StepOverMesh, check_axis
 from optchain.wrappers.loss_scale import scale_loss
 
@@ -30,6 +31,7 @@ def make_step(
     mesh: Mesh | None = None,
     axis: str | tuple[str, ...] | None = None,
     memory_kind: str | Mapping[str, str] | None = None,
+    release: str | None = None,
 ) -> Step:
     """A compiled training step: the gradient of the loss, one step of `tx` in the `apply` form, the metrics.
 
@@ -44,6 +46,10 @@ def make_step(
     and goes back: the state leaf by leaf, and none of it in a call in which a gate lets nothing through; the parameters at once.
     The numbers are the same. `lazy_rows` refuses a state in the host's memory when it is called.
 
+    With `release` the gradient of stacked layers is never there as a whole: within the backward pass each layer's is used for its
+    update, and gone. The numbers are the same, to a rounding. The loss runs over the layers by one `jax.lax.scan`, and uses them
+    in nothing else; a layer is computed a second time on the way back, as under `jax.checkpoint`, which the body need not have.
+
     The parameters are a tree of arrays. Of a whole module, as Equinox has them, hand over the arrays, and put them together in
     the loss: `params, static = eqx.partition(model, eqx.is_inexact_array)`, `eqx.combine(params, static)`.
 
@@ -55,6 +61,8 @@ def make_step(
       axis: the mesh axis over which the state is split besides, usually that of the batch (ZeRO-1).
       memory_kind: the memory in which the state lies, `"pinned_host"` or `"device"`, or that of each slot by its name; None for
         that of the parameters. See `state_shardings`.
+      release: the path of the parameters that are layers, stacked along the first axis, such as `"layers"` or `"model/layers"`; None
+        for all gradients at once.
 
     Returns:
       `step(params, state, *batch, weight=None) -> (params, state, metrics)`, a function under `jax.jit`, with its `lower`; with
@@ -64,6 +72,9 @@ def make_step(
       `optchain.metrics` finds in the new state.
 
     Raises:
+      ValueError: `release` with a recipe that needs more than the gradient of one layer at a time (the message says which link, and
+        why): norms of whole arrays or of all, gates, links of Optax, rules that look across an array, callables of no arguments; or with
+        `mesh`. When called, a loss that uses the layers otherwise, or a mask that chooses otherwise of one layer.
       TypeError: when called, parameters that are not floating-point or complex arrays (the message names the leaf), or a
         weight that no link takes or that is no number.
       ValueError: when called, a weight that is negative, not finite, or no scalar.
@@ -88,6 +99,11 @@ def make_step(
     elif memory_kind is not None:
         raise ValueError(f"memory_kind must be given with the mesh of the devices; got {memory_kind=} and no mesh")
 
+    if release is not None:
+        check_release(release, transformation)
+        if mesh is not None:
+            raise ValueError("release is for one device, or for layouts that the compiler chooses: leave out mesh")
+
     def step_with(apply: Callable[..., tuple[Tree, State]]) -> Step:
         def step(params: Tree, state: State, *batch: Any, weight: Any = None) -> tuple[Tree, State, dict[str, Any]]:
             trees.check_leaves("params", params)
@@ -98,10 +114,17 @@ def make_step(
                 loss, aux = loss_fn(params, *batch) if has_aux else (loss_fn(params, *batch), None)
                 return scale_loss(loss, state), (loss, aux)
 
-            (_, (loss, aux)), grads = value_and_grad(scaled_loss, has_aux=True)(params)
+            def extra(loss: jax.Array) -> dict[str, Any]:
+                return {"value": loss} | ({} if weight is None else {"weight": weight})
+
             # Parameters before state, in and out: donated buffers are paired with outputs of equal shape by position.
-            extra = {"value": loss} | ({} if weight is None else {"weight": weight})
-            params, state = apply(params, state, grads=grads, **extra)
+            if release is None:
+                (_, (loss, aux)), grads = value_and_grad(scaled_loss, has_aux=True)(params)
+                params, state = apply(params, state, grads=grads, **extra(loss))
+            else:
+                (loss, aux), params, state = released_step(
+                    scaled_loss, transformation, release, params, state, lambda returned: extra(returned[0])
+                )
             params = jax.tree.map(memory.placed_like, params, given)
             logged = {"loss": loss} | ({"aux": aux} if has_aux else {}) | metrics(state)
             return params, state, logged

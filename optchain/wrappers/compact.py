@@ -280,16 +280,20 @@ class Compact(Composite):
         return updates, state
 
     def _apply(self, params: Tree, state: dict[str, Any], grads: Tree, **extra: Any) -> tuple[Tree, dict[str, Any]]:
-        return self._on_wide(params, state, lambda p, s: self.parts["inner"].run_apply(p, s, grads, extra))
+        return self._on_wide(params, state, extra, lambda p, s: self.parts["inner"].run_apply(p, s, grads, extra))
 
     def _project(self, params: Tree, state: dict[str, Any], **extra: Any) -> tuple[Tree, dict[str, Any]]:
-        return self._on_wide(params, state, lambda p, s: self.parts["inner"].run_project(p, s, extra))
+        return self._on_wide(params, state, extra, lambda p, s: self.parts["inner"].run_project(p, s, extra))
 
     def _flush(self, params: Tree, state: dict[str, Any], **extra: Any) -> tuple[Tree, dict[str, Any]]:
-        return self._on_wide(params, state, lambda p, s: self.parts["inner"].run_flush(p, s, extra))
+        return self._on_wide(params, state, extra, lambda p, s: self.parts["inner"].run_flush(p, s, extra))
 
     def _on_wide(
-        self, params: Tree, state: dict[str, Any], act: Callable[[Tree, State], tuple[Tree, State]]
+        self,
+        params: Tree,
+        state: dict[str, Any],
+        extra: Mapping[str, Any],
+        act: Callable[[Tree, State], tuple[Tree, State]],
     ) -> tuple[Tree, dict[str, Any]]:
         """`act` on the wide parameters; of what it makes of them the parameters, and their low bits in the state."""
         inner_state = state.get("inner", {})
@@ -299,7 +303,10 @@ class Compact(Composite):
         draws = trees.increment(state["draws"])
         if self._weights == "stochastic":
             wide, inner_state = act(jax.tree.map(lambda p: trees.wide(p) if _is_narrow(p) else p, params), inner_state)
-            params = jax.tree.map(lambda new, p: _at_random(new, draws) if _is_narrow(p) else new, wide, params)
+            first_row = extra.get("first_row")
+            params = jax.tree.map(
+                lambda new, p: _at_random(new, draws, first_row) if _is_narrow(p) else new, wide, params
+            )
             return params, {"draws": draws, **nonempty_states({"inner": inner_state})}
         stored = _matched(params, state["low"])
         lows = [memory.fetched(low) for low in stored]
@@ -361,8 +368,9 @@ def _is_narrow(p: Any) -> bool:
     return trees.dtype_of(p) == jnp.bfloat16
 
 
-def _at_random(new: jax.Array, draws: jax.Array) -> jax.Array:
-    return storage.round_at_random(new, storage.uniform(new.shape, draws, _SALT))
+def _at_random(new: jax.Array, draws: jax.Array, first_row: jax.Array | None) -> jax.Array:
+    salt = storage.salt_from(first_row, _SALT, new.shape)
+    return storage.round_at_random(new, storage.uniform(new.shape, draws, salt))
 
 
 _SALT = storage.salt_of("params")

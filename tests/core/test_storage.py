@@ -168,3 +168,17 @@ def test_low_bits_hold_over_all_exponents(width, bound):
     again = np.asarray(jax.jit(lambda x: low_bits.join(*low_bits.split(x, width)))(x))
     error = np.abs(again.astype(np.float64) - x)
     assert (error <= bound * np.maximum(np.abs(x.astype(np.float64)), TINY)).all()
+
+
+@pytest.mark.parametrize("kind", ["int8", "bfloat16"])
+def test_rows_that_are_stored_alone_have_the_codes_of_the_whole(kind):
+    x = jax.random.normal(jax.random.key(0), (6, *SHAPE))
+    old = packed(jnp.zeros_like(x), kind)
+
+    def rows(entry):
+        return {name: leaf if name == "draws" or leaf is None else leaf[2:4] for name, leaf in entry.items()}
+
+    alone = storage.store(x[2:4], rows(old), "mu", first_row=jnp.int32(2))
+    jax.tree.map(np.testing.assert_array_equal, alone, rows(storage.store(x, old, "mu")))
+    other = storage.store(x[2:4], rows(old), "mu", first_row=jnp.int32(1))
+    assert (other["codes"] != alone["codes"]).any()
