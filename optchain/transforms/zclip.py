@@ -83,9 +83,13 @@ def zclip(
         def zero() -> jax.Array:
             return jnp.zeros((), trees.default_float())
 
-        counts = {"count": jnp.zeros((), jnp.int32), "clipped": jnp.zeros((), jnp.int32)}
-        metrics: ZClipMetrics = {"global_norm": zero(), "clipped_fraction": zero()}
-        return {**counts, "mean": zero(), "variance": zero(), "metrics": metrics}
+        return {
+            "count": jnp.zeros((), jnp.int32),
+            "clipped": jnp.zeros((), jnp.int32),
+            "mean": zero(),
+            "variance": zero(),
+            "metrics": {"global_norm": zero(), "clipped_fraction": zero()},
+        }
 
     def update(updates: Tree, state: ZClipState, params: Tree, *, threshold: jax.Array) -> tuple[Tree, ZClipState]:
         size = trees.joint_norm(updates, axis_name)
