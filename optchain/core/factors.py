@@ -75,17 +75,33 @@ class LeafFactor:
     """A scalar `Factor` that several arrays are multiplied with: what depends on it alone is computed once for each dtype."""
 
     def __init__(self, factor: Factor):
-        self._factor, self._halves = factor, dict[Any, tuple[jax.Array, jax.Array]]()
+        self._factor, self._halves = factor, dict[Any, Halves]()
 
     def times(self, x: jax.Array) -> jax.Array:
         """`x` times the factor, in the dtype of `x`."""
-        real = jnp.finfo(x.dtype).dtype
+        return self.halves(x.dtype).times(x)
+
+    def halves(self, dtype: Any) -> "Halves":
+        """The two scalars of a dtype, or of the real one of a complex dtype, that arrays are multiplied with."""
+        real = jnp.finfo(dtype).dtype
         if real not in self._halves:
             first, second = _powers(self._factor.exponent, real)
-            self._halves[real] = lax.convert_element_type(self._factor.significand, real) * first, second
-        first, second = self._halves[real]
-        # The first power before the second: XLA keeps the order, and what is between is in range.
-        return x * lax.convert_element_type(first, x.dtype) * lax.convert_element_type(second, x.dtype)
+            self._halves[real] = Halves(lax.convert_element_type(self._factor.significand, real) * first, second)
+        return self._halves[real]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Halves:
+    """Two scalars whose product may be beyond the range of floats."""
+
+    first: jax.Array
+    second: jax.Array
+
+    def times(self, x: jax.Array) -> jax.Array:
+        """`x` times the product, in the dtype of `x`."""
+        # The first before the second: XLA keeps the order, and what is between is in range.
+        return x * lax.convert_element_type(self.first, x.dtype) * lax.convert_element_type(self.second, x.dtype)
 
 
 def is_factor(x: Any) -> TypeGuard[Factor]:

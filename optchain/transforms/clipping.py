@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from optchain.core import arguments, devices, trees
 from optchain.core.each_leaf import each_leaf
-from optchain.core.factors import Factor, is_factor
+from optchain.core.factors import Factor
 from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.registry import register
 from optchain.core.transformation import Transformation
@@ -68,14 +68,7 @@ def clip_by_norm(max_norm: Hyperparam) -> Transformation:
     """
 
     def update(updates: Tree, state: dict, params: Tree, *, max_norm: jax.Array) -> tuple[Tree, dict]:
-        bound = Factor.of(jnp.asarray(max_norm, trees.default_float()))
-
-        def factor(norm: Factor) -> Factor:
-            # One factor a leaf, not a division of each element: XLA recomputes a product inside its consumers.
-            return bound / norm.at_least(bound)
-
-        factors = jax.tree.map(jax.jit(factor), trees.norms(updates), is_leaf=is_factor)  # traced once
-        return trees.scale_each(updates, factors), state
+        return trees.clipped_to(updates, Factor.of(jnp.asarray(max_norm, trees.default_float()))), state
 
     return Transformation(
         update=update,

@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 import optchain as oc
 from optchain.core import trees
+from optchain.core.factors import Factor
 from optchain.core.precision import enable_x64
 
 pytestmark = pytest.mark.each_value
@@ -56,6 +57,38 @@ def test_a_norm_beyond_float32_still_clips_to_the_bound():
     np.testing.assert_allclose(updates, 0.5, rtol=1e-6)
     assert float(oc.metrics(state)["global_norm"]) == np.inf
     np.testing.assert_allclose(oc.clip_by_norm(1.0).update(jnp.full(4, 3e38), {})[0], 0.5, rtol=1e-6)
+
+
+@jax.jit
+def clipped_by_norm(leaf, bound, factor, exponent):
+    given = trees.rescale([leaf], Factor.of(factor, exponent))
+    return trees.clipped_to([leaf], Factor.of(bound))[0], trees.clipped_to(given, Factor.of(bound))[0]
+
+
+@given(
+    mantissas=st.lists(st.floats(-2, 2, width=32), min_size=6, max_size=6),
+    exponent=EXPONENTS,
+    bound=EXPONENTS,
+    factor=st.floats(1, 2, width=32),
+    factor_exponent=st.integers(-140, 140),
+)
+def test_a_clipped_leaf_is_that_of_float64_over_the_whole_range(mantissas, exponent, bound, factor, factor_exponent):
+    tiny = np.finfo(np.float32).tiny
+    leaf = np.array(mantissas, np.float32) * np.float32(2.0) ** np.float32(exponent)
+    leaf[np.abs(leaf) < tiny] = 0
+    bound = np.float32(2.0) ** np.float32(bound)
+    found = clipped_by_norm(leaf, bound, np.float32(-factor), np.int32(factor_exponent))
+    for multiplier, actual in zip((1.0, -factor * 2.0**factor_exponent), found, strict=True):
+        product = leaf.astype(np.float64) * multiplier
+        expected = product * bound / max(np.linalg.norm(product), float(bound))
+        with np.errstate(over="ignore"):
+            np.testing.assert_allclose(actual, expected.astype(np.float32), rtol=2e-6, atol=4 * tiny)
+
+
+@pytest.mark.parametrize("factor", [np.inf, np.nan])
+def test_a_factor_that_is_not_finite_is_not_clipped_away(factor):
+    given = trees.rescale([jnp.array([3.0, 4.0])], jnp.float32(factor))
+    assert np.isnan(trees.clipped_to(given, Factor.of(jnp.float32(1.0)))[0]).all()
 
 
 @pytest.mark.parametrize("bad", [np.inf, np.nan])

@@ -41,6 +41,7 @@ from optchain.core.trees.norms import EXTREMES_SCOPE as EXTREMES_SCOPE
 from optchain.core.trees.norms import abs_square as abs_square
 from optchain.core.trees.norms import all_usable as all_usable
 from optchain.core.trees.norms import centered as centered
+from optchain.core.trees.norms import clipped_to as clipped_to
 from optchain.core.trees.norms import global_norm as global_norm
 from optchain.core.trees.norms import joint_norm as joint_norm
 from optchain.core.trees.norms import largest_magnitude as largest_magnitude

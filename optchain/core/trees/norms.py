@@ -1,5 +1,6 @@
 """Norms that neither overflow nor underflow, and safe roots."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 from jax import lax
 
 from optchain.core import devices
-from optchain.core.factors import Factor, power_of_two
+from optchain.core.factors import Factor, Halves, power_of_two
 from optchain.core.row_gradient import values
 from optchain.core.trees.dtypes import (
     astype,
@@ -21,7 +22,7 @@ from optchain.core.trees.dtypes import (
     wide,
 )
 from optchain.core.trees.paths import Tree
-from optchain.core.trees.scaled import Scaled, unscaled
+from optchain.core.trees.scaled import Scaled, scale_each, unscaled
 
 
 def root(x: jax.Array) -> jax.Array:
@@ -80,20 +81,90 @@ def norms(updates: Tree | Scaled, axes: Tree | None = None) -> Tree:
     """The Euclidean norm of each leaf as a `Factor`; or, given a tuple of axes for each leaf, its norms over these."""
     leaves, treedef = jax.tree.flatten(values(unscaled(updates)))
     axes_of = [None] * len(leaves) if axes is None else treedef.flatten_up_to(axes)
-    first = [sum_of_squares(x, along) for x, along in zip(leaves, axes_of, strict=True)]
+    found = [_rooted(*of) for of in _sums_of_leaves(leaves, axes_of)]
+    return treedef.unflatten([f * abs(updates.factor) for f in found] if isinstance(updates, Scaled) else found)
+
+
+def clipped_to(updates: Tree | Scaled, bound: Factor) -> Tree:
+    """Each leaf, made wide, times what brings its norm down to a scalar bound > 0; all NaN where the norm is NaN.
+
+    The numbers are those of `scale_each` by `bound / norm.at_least(bound)`. What depends on the bound alone is computed once for
+    each of the three powers of two with which a sum may have been taken, and a leaf takes that of its own. As `Factor`s the
+    norms are a hundred operations on scalars for each leaf: XLA compiles them for a long time, and needs memory for them on a TPU.
+    """
+    leaves, treedef = jax.tree.flatten(values(unscaled(updates)))
+    given = updates.factor if isinstance(updates, Scaled) else None
+    bounds: dict[Any, _Bound] = {}
+    factors = []
+    for square, power in _sums_of_leaves(leaves, [None] * len(leaves)):
+        if square.dtype not in bounds:
+            bounds[square.dtype] = _Bound.of(bound, given, square.dtype)
+        factors.append(_clip(bounds[square.dtype], square, power))
+    return scale_each(unscaled(updates), treedef.unflatten(factors))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Bound:
+    """What brings a leaf down to a bound: a norm of the leaf, times a power of two, is compared with `limits` of that power, and
+    where it is above the leaf is to be multiplied by `significand / norm · halves`, else by `below`.
+    """
+
+    limits: list[jax.Array]
+    halves: list[Halves]
+    significand: jax.Array
+    below: Halves
+
+    @classmethod
+    def of(cls, bound: Factor, given: Factor | None, dtype: Any) -> "_Bound":
+        """A bound for leaves of a dtype, which also are to be multiplied by a factor that is given."""
+        factor = Factor.of(jnp.ones((), dtype)) if given is None else given
+        limit = bound if given is None else bound / abs(given)
+        sign = lax.sign(factor.significand) + (factor.significand - factor.significand)  # NaN of what is not finite
+        powers = (0, *_powers_of_rescue(dtype))
+        return cls(
+            [astype(Factor(limit.significand, limit.exponent + power).value, dtype) for power in powers],
+            [_halves(bound.exponent + power, dtype) for power in powers],
+            astype(bound.significand, dtype) * astype(sign, dtype),
+            factor.for_leaves().halves(dtype),
+        )
+
+
+def _halves(exponent: jax.Array, dtype: Any) -> Halves:
+    """`2**exponent`, of which the first half over a norm is in range: a norm is from 2^-51 to 2^64 in float32 if it is not scaled."""
+    info = jnp.finfo(dtype)
+    second = exponent - jnp.clip(exponent, 4 - info.maxexp // 2, info.maxexp // 2)
+    second = jnp.maximum(second, info.minexp)
+    return Halves(power_of_two(exponent - second, dtype), power_of_two(second, dtype))
+
+
+@jax.jit  # traced once for all leaves
+def _clip(bound: _Bound, square: jax.Array, power: jax.Array) -> Halves:
+    def of_this_power(usual: jax.Array, up: jax.Array, down: jax.Array) -> jax.Array:
+        return jnp.where(power == 0, usual, jnp.where(power > 0, up, down))
+
+    norm, halves = root(square), jax.tree.map(of_this_power, *bound.halves)
+    above = ~(norm <= of_this_power(*bound.limits))  # NaN is above
+    first = bound.significand / jnp.where(above, norm, jnp.ones_like(norm)) * halves.first
+    return Halves(jnp.where(above, first, bound.below.first), jnp.where(above, halves.second, bound.below.second))
+
+
+def _sums_of_leaves(leaves: list[Any], axes: list[Any]) -> list[tuple[jax.Array, jax.Array]]:
+    """`Σ|x|²` of each leaf times a power of two, in range, and the exponent of the power."""
+    first = [sum_of_squares(x, along) for x, along in zip(leaves, axes, strict=True)]
     # Inside shard_map a value that differs over devices must not decide for one that is the same on all.
     groups: dict[Any, list[int]] = {}
     for place, square in enumerate(first):
         groups.setdefault((devices.varies_over(square), square.dtype), []).append(place)
     found: list[Any] = [None] * len(leaves)
     for places in groups.values():
-        parts = _norms([leaves[i] for i in places], [axes_of[i] for i in places], [first[i] for i in places])
-        for i, factor in zip(places, parts, strict=True):
-            found[i] = factor * abs(updates.factor) if isinstance(updates, Scaled) else factor
-    return treedef.unflatten(found)
+        parts = _sums([leaves[i] for i in places], [axes[i] for i in places], [first[i] for i in places])
+        for i, part in zip(places, parts, strict=True):
+            found[i] = part
+    return found
 
 
-def _norms(leaves: list[Any], axes: list[Any], squares: list[jax.Array]) -> list[Factor]:
+def _sums(leaves: list[Any], axes: list[Any], squares: list[jax.Array]) -> list[tuple[jax.Array, jax.Array]]:
     sizes = [jnp.size(x) for x in leaves]
 
     def sums_all_at_one_power(power: jax.Array) -> list[jax.Array]:
@@ -107,7 +178,7 @@ def _norms(leaves: list[Any], axes: list[Any], squares: list[jax.Array]) -> list
             scale_of = jax.jit(lambda power: power_of_two(power, squares[0].dtype))
             return [sum_of_squares(x, scale=scale_of(power)) for x, power in zip(leaves, powers, strict=True)]
 
-        return _roots(squares, sums_each_at_its_power, sums_all_at_one_power, sizes)
+        return _in_range(squares, sums_each_at_its_power, sums_all_at_one_power, sizes)
 
     def sums_at_both_powers(powers: list[jax.Array]) -> list[jax.Array]:
         # Twice, each time with one power for all: a power for each norm would be written out in the leaf's shape.
@@ -126,7 +197,7 @@ def _norms(leaves: list[Any], axes: list[Any], squares: list[jax.Array]) -> list
             for x, along, square, power in zip(leaves, axes, squares, powers, strict=True)
         ]
 
-    return _roots(squares, sums_at_both_powers, sums_all_at_one_power, sizes)
+    return _in_range(squares, sums_at_both_powers, sums_all_at_one_power, sizes)
 
 
 def global_norm(updates: Tree | Scaled, axis_name: str | tuple[str, ...] | None = None) -> jax.Array:
@@ -167,9 +238,10 @@ def norm_of(
             return [summed([sum_of_squares(leaves[i], scale=scale) for i in places])]
 
         size = sum(jnp.size(leaves[i]) for i in places)
-        (part,) = _roots(
+        (in_range,) = _in_range(
             [summed([squares[i] for i in places])], sums_each_at_its_power, sums_all_at_one_power, [size], dtype
         )
+        part = _rooted(*in_range)
         norm = part if norm is None else _hypotenuse(norm, part)
     return Factor.of(jnp.zeros((), default_float())) if norm is None else norm
 
@@ -178,14 +250,14 @@ EXTREMES_SCOPE = "norm_of_extremes"
 """The scope of the branch in which a norm is taken again, for who reads a compiled program."""
 
 
-def _roots(
+def _in_range(
     squares: list[jax.Array],
     sums_each_at_its_power: Callable[[list[jax.Array]], list[jax.Array]],
     sums_all_at_one_power: Callable[[jax.Array], list[jax.Array]],
     sizes: list[Any],
     dtype: Any = None,
-) -> list[Factor]:
-    """The roots of sums of squares.
+) -> list[tuple[jax.Array, jax.Array]]:
+    """Sums of squares, each of the numbers times a power of two where it was not in range, and the exponents.
 
     `sums_each_at_its_power` takes the sums again, of the numbers times a power of two for each sum; `sums_all_at_one_power`
     takes them with one power for all. The first is called in a branch, taken when a sum is infinite or so small that squares
@@ -201,10 +273,6 @@ def _roots(
         up, down = _powers_of_rescue(dtype or square.dtype)
         up = jnp.where(square < lost, up, 0)
         return astype(jnp.where(jnp.isinf(square), down, up), jnp.int32)
-
-    @jax.jit
-    def rooted(square: jax.Array, power: jax.Array) -> Factor:
-        return Factor.of(root(square), -power)
 
     def powers_of(squares: list[jax.Array]) -> list[jax.Array]:
         info = jnp.finfo(dtype or squares[0].dtype)
@@ -233,7 +301,12 @@ def _roots(
         ]
 
     squares = lax.platform_dependent(squares, tpu=in_one_pass, default=in_a_branch)
-    return [rooted(square, power) for square, power in zip(squares, powers, strict=True)]
+    return list(zip(squares, powers, strict=True))
+
+
+@jax.jit  # traced once for all leaves
+def _rooted(square: jax.Array, power: jax.Array) -> Factor:
+    return Factor.of(root(square), -power)
 
 
 def _powers_of_rescue(dtype: Any) -> tuple[int, int]:

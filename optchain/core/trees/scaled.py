@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from optchain.core.factors import Factor, LeafFactor
+from optchain.core.factors import Factor, Halves, LeafFactor
 from optchain.core.row_gradient import densified, is_rows
 from optchain.core.trees.dtypes import astype, cast, default_float, real_dtype, wide
 from optchain.core.trees.paths import Tree
@@ -34,7 +34,7 @@ def scale(updates: Tree | Scaled, factor: Any) -> Tree:
 
 
 def scale_each(updates: Tree | Scaled, factors: Tree) -> Tree:
-    """Every leaf, made wide, times a scalar or a `Factor` of its own."""
+    """Every leaf, made wide, times a scalar, a `Factor` or `Halves` of its own; only the first two for a scaled tree."""
 
     def scale_one(x: Any, factor: Any) -> Any:
         return scale_leaf(x, _as_factor(factor) * updates.factor if isinstance(updates, Scaled) else factor)
@@ -43,19 +43,20 @@ def scale_each(updates: Tree | Scaled, factors: Tree) -> Tree:
 
 
 def scale_leaf(x: Any, factor: Any) -> Any:
-    """The leaf, made wide, times a scalar or a `Factor`."""
+    """The leaf, made wide, times a scalar, or one of more range than floats."""
     x = wide(x)
     if isinstance(factor, int | float) and factor == 1:
         return x  # no operation is traced
     if is_rows(x):
         return x.with_rows(scale_leaf(x.rows, factor))
-    if isinstance(factor, Factor):
+    if isinstance(factor, Factor | Halves):
         return _times(factor, x)
     return factor.times(x) if isinstance(factor, LeafFactor) else x * cast(factor, x)
 
 
-_times = jax.jit(Factor.times)
-"""Traced once for all leaves of a shape."""
+@jax.jit  # traced once for all leaves of a shape
+def _times(factor: Factor | Halves, x: jax.Array) -> jax.Array:
+    return factor.times(x)
 
 
 def decay_rows(x: jax.Array, beta: Any, steps: jax.Array) -> jax.Array:
