@@ -18,6 +18,7 @@ from optchain.core.arguments import Range
 from optchain.core.calls import closest_name
 from optchain.core.lookup import Field, find_fields, replace_fields
 from optchain.core.masks import Choice
+from optchain.core.trees import path_names
 
 Hyperparam: TypeAlias = float | jax.Array | np.ndarray | Callable[[jax.Array], Any] | Callable[[], Any]
 """A number, a scalar array, a schedule (a callable of the step), or a callable of no arguments."""
@@ -248,8 +249,7 @@ def set_hyperparams(state: Any, values: Mapping[str, Any] | None = None, /, **na
 
 def find_settable(state: Any, key: str) -> Field:
     """The hyperparameter of a name or path; an error that lists what there is, if it cannot be set."""
-    scheduled = find_fields(state, "scheduled")
-    fields = find_fields(state, "hyperparams") + scheduled
+    fields = find_fields(state, "hyperparams") + find_fields(state, "scheduled")
     by_key = _keyed(fields)
     if key not in by_key:
         names = _by_name(fields)
@@ -257,12 +257,23 @@ def find_settable(state: Any, key: str) -> Field:
         what = "ambiguous" if key in names else "unknown" if meant is None else f"unknown (did you mean {meant}?)"
         raise ValueError(f"hyperparameter {key!r} is {what}; there are: {', '.join(sorted(by_key)) or 'none'}")
     field = by_key[key]
-    if field in scheduled:
+    if not is_settable(state, field):
         raise ValueError(
             f"{key} is scheduled: its schedule would overwrite the value at the next call. "
             "Build the transformation with a number or an array to be able to set it."
         )
     return field
+
+
+def is_settable(state: Any, field: Field) -> bool:
+    """Whether what is set at a field stays: no schedule overwrites it, of ours or of `optax.inject_hyperparams`.
+
+    Optax keeps what a schedule gives under `hyperparams` too, with the schedule's own state of the same name beside it.
+    """
+    names = [path_names(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)]
+    of_schedule = (*path_names(field.path)[:-2], "hyperparams_states", field.name)
+    is_ours = path_names(field.path)[-2] == "scheduled"
+    return not is_ours and not any(name[: len(of_schedule)] == of_schedule for name in names)
 
 
 def _replacement(field: Field, value: Any) -> jax.Array:

@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import optax
 
 import optchain
-from optchain.core.hyperparams import _keyed
-from optchain.core.lookup import Field, find_fields, find_siblings
+from optchain.core.arguments import POSITIVE, check_number
+from optchain.core.hyperparams import _keyed, is_settable
+from optchain.core.lookup import Field, find_fields, find_siblings, find_states
 from optchain.core.optax_link import as_transformation
 from optchain.core.transformation import Transformation
-from optchain.core.trees import Tree, path_names
+from optchain.core.trees import Tree
 from optchain.core.walk import walk
 
 RATE = "learning_rate"
@@ -50,6 +51,10 @@ class Entrant:
     rate: float | Literal["own"] | None = None
     narrow: bool = False
 
+    def __post_init__(self) -> None:
+        if self.rate is not None and self.rate != OWN:
+            check_number("rate", self.rate, POSITIVE)
+
     @property
     def calls(self) -> int:
         """The calls of one update: a batch is handed over in so many parts. Of groups of parameters the most is taken."""
@@ -62,13 +67,15 @@ class Entrant:
 
     def settable_rates(self, params: Tree) -> dict[str, float]:
         """The learning rates that can be set, as they are built, by their key in `get_hyperparams`."""
-        return {key: float(field.value) for key, field in self._rate_fields(params).items() if _is_settable(field)}
+        state = self.tx.init(params)
+        fields = self._rate_fields(state)
+        return {key: float(field.value) for key, field in fields.items() if is_settable(state, field)}
 
     def rates(self, params: Tree, updates: int) -> dict[str, float]:
         """The learning rates as they are built, by their key in `get_hyperparams`; of a schedule the highest in a run of so many updates."""
-        found = {}
-        for key, field in self._rate_fields(params).items():
-            if _is_settable(field):
+        found, state = {}, self.tx.init(params)
+        for key, field in self._rate_fields(state).items():
+            if is_settable(state, field):
                 found[key] = float(field.value)
             elif field.owner in self._schedules:
                 calls = updates * self.calls // self._calls_of_update(field.owner)
@@ -109,6 +116,23 @@ class Entrant:
             return optchain.narrow(params, min_size=config["min_size"], keep=config["keep"])
         return optchain.narrow(params) if self.narrow else params
 
+    def check_for(self, params: Tree) -> None:
+        """Requires a recipe whose every accumulation is known.
+
+        Raises:
+          ValueError: one lies inside of an Optax transformation.
+        """
+        state = jax.eval_shape(self.tx.init, params)
+        kind = optax.MultiStepsState
+        theirs = [
+            node for node in jax.tree.leaves(state, is_leaf=lambda n: isinstance(n, kind)) if isinstance(node, kind)
+        ]
+        if theirs or len(find_states(state, "grads", "weight", "count")) > len(self._accumulations):
+            raise ValueError(
+                "it accumulates gradients inside of an Optax transformation, and a race does not see in how many parts a batch is "
+                "to come: put optchain.accumulate around the recipe"
+            )
+
     def is_schedule_free(self, params: Tree) -> bool:
         """Whether an average takes the place of a schedule."""
         return _average(jax.eval_shape(self.tx.init, params)) is not None
@@ -144,14 +168,9 @@ class Entrant:
         """The calls of the recipe in one call of what is at a place."""
         return math.prod(steps for within, steps in self._accumulations.items() if place[: len(within)] == within)
 
-    def _rate_fields(self, params: Tree) -> dict[str, Field]:
-        state = self.tx.init(params)
+    def _rate_fields(self, state: Any) -> dict[str, Field]:
         found = _keyed(find_fields(state, "hyperparams") + find_fields(state, "scheduled"))
         return {key: field for key, field in found.items() if field.name == RATE}
-
-
-def _is_settable(field: Field) -> bool:
-    return path_names(field.path)[-2] == "hyperparams"
 
 
 def evaluated(params: Tree, state: Any) -> Tree:

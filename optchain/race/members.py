@@ -5,11 +5,12 @@ counts of calls stay scalars (`optchain.sweep`), so that an accumulation within 
 another's. A member's numbers follow from its seed and its rate alone.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from optchain.race.entrant import Entrant, evaluated
 from optchain.race.task import Shape, Task
 
 AXIS = "members"
+LARGEST_SEED = 2**32 - 1
 SAVE_EVERY = 30.0
 """Seconds between checkpoints within a group. Where they fall changes no number."""
 
@@ -64,7 +66,13 @@ class Group:
         members, points = len(group.seeds), len(group.steps)
         if not members or not len(group.factors) == len(group.held_out) == len(group.weights) == members:
             raise ValueError("a group must have a seed, a factor, a curve and a digest for each member")
-        for name, numbers in {"seeds": group.seeds, "factors": group.factors, "steps": group.steps}.items():
+        times = [group.milliseconds, group.compile_seconds]
+        for name, numbers in {
+            "seeds": group.seeds,
+            "factors": group.factors,
+            "steps": group.steps,
+            "times": times,
+        }.items():
             if not all(map(arguments.is_number, numbers)):
                 raise TypeError(f"{name} must be numbers; got {numbers}")
         for curve in group.held_out:
@@ -105,6 +113,7 @@ class Program:
         self.mesh = Mesh(np.array(devices), (AXIS,))
         self.params: Any = task.shapes()
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), self.params)
+        entrant.check_for(zeros)
         self.rates = entrant.rates(zeros, task.steps)
         self._settable = entrant.settable_rates(zeros)
         state = jax.eval_shape(entrant.tx.init, zeros)
@@ -121,6 +130,15 @@ class Program:
         """Of one member's state."""
         state = jax.eval_shape(self.entrant.tx.init, self.params)
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """A digest of all that a member's numbers follow from, besides its seed and its factor. See `Task.digest`."""
+        key = jax.eval_shape(jax.random.key, 0)
+        params, state = jax.eval_shape(lambda key: self._fresh(self.task.init(key)), key)
+        numbers = (params, state, key, jnp.float32(1), jnp.int32(0))
+        step = jax.jit(self._member()).trace(*numbers).lower(lowering_platforms=("cpu",)).as_text()
+        return hashlib.sha256(f"{self.task.digest()} {step}".encode()).hexdigest()[:16]
 
     def run(
         self,
@@ -141,18 +159,23 @@ class Program:
           stop: is asked at every evaluation; if it says so the group is saved, and `StoppedError` raised.
 
         Raises:
-          ValueError: more members than the program is wide; a folder that holds another group.
+          ValueError: more members than the program is wide; a seed or a factor out of range; a folder that holds another group, or
+            a damaged one.
         """
         count = len(seeds)
         if not 0 < count == len(factors) <= self.width:
             raise ValueError(f"give 1 to {self.width} seeds, and a factor each; got {count} and {len(factors)}")
+        seeds = [arguments.check_integer("a seed", seed, minimum=0, maximum=LARGEST_SEED) for seed in seeds]
+        for factor in factors:
+            arguments.check_number("a factor", factor, arguments.POSITIVE)
         keys = self._put(jax.vmap(jax.random.key)(self._padded(jnp.array(seeds, jnp.uint32))))
         shares = self._put(self._padded(jnp.array(factors, jnp.float32)))
         arrays = self._begin(keys)
         step_chunk, evaluate, compile_seconds = self._compile(arrays, keys, shares)
         length = self.task.steps // self.task.evaluations
 
-        saved = None if folder is None else _Saved(folder, [list(seeds), [float(f) for f in factors]])
+        about = {"seeds": seeds, "factors": [float(factor) for factor in factors]}
+        saved = None if folder is None else _Saved(Path(folder), lambda: {**about, "program": self.digest})
         done, curves, seconds = (0, [], []) if saved is None else saved.state()
         if done and saved is not None:
             arrays = self._all(saved.restore(self._first(arrays, count)))
@@ -166,9 +189,12 @@ class Program:
             curves.append(evaluate(*arrays)[:count].tolist())
             if advance is not None:
                 advance(done * length, float(np.mean(curves[-1])))
-            if done < self.task.evaluations and saved is not None and (saved.is_due() or stop()):
+            if done == self.task.evaluations:
+                break
+            stops = stop()
+            if saved is not None and (stops or saved.is_due()):
                 saved.save(done, self._first(arrays, count), curves, seconds)
-            if done < self.task.evaluations and stop():
+            if stops:
                 raise StoppedError
         held_out = np.array(curves).T
         return Group(
@@ -204,11 +230,14 @@ class Program:
 
         return member
 
+    def _fresh(self, params: Tree) -> tuple[Tree, Any]:
+        """The parameters to train of those that the task made, and their state."""
+        return self.entrant.trained(params), self.entrant.tx.init(params)
+
     def _begin(self, keys: jax.Array) -> tuple[Tree, Any]:
         def begin(keys: jax.Array) -> tuple[Tree, Any]:
             params = jax.vmap(lambda key: self.task.init(jax.random.fold_in(key, 0)))(keys)
-            state = jax.vmap(self.entrant.tx.init, out_axes=self._axes)(params)
-            return jax.vmap(self.entrant.trained)(params), state
+            return jax.vmap(self._fresh, out_axes=(0, self._axes))(params)
 
         return jax.jit(begin, out_shardings=self._shardings)(keys)
 
@@ -300,16 +329,17 @@ def _digests(params: Tree) -> list[str]:
 
 
 class _Saved:
-    """A group that is not done yet, on the disk."""
+    """A group that is not done yet, on the disk. `about` says what the group is; it is asked only if there is something."""
 
-    def __init__(self, folder: Path, members: list[Any]):
+    def __init__(self, folder: Path, about: Callable[[], dict[str, Any]]):
         from optchain.interop import orbax
 
-        self.folder, self.members, self.orbax = folder, members, orbax
-        self.found = orbax.latest(folder) if folder.is_dir() and orbax.steps(folder) else None
-        if self.found is not None and self.found.metadata.get("members") != members:
-            raise ValueError(f"{folder} holds another group: {self.found.metadata.get('members')}")
+        self.folder, self.about, self.orbax = folder, about, orbax
+        with self._named():
+            self.found = orbax.latest(folder) if folder.is_dir() and orbax.steps(folder) else None
         self.last = time.monotonic()
+        if self.found is not None and (kept := self.found.metadata.get("about")) != about():
+            raise ValueError(f"{folder} holds another group, {kept}: it was of another task, recipe or version of JAX")
 
     def state(self) -> tuple[int, list[Any], list[float]]:
         if self.found is None:
@@ -320,11 +350,19 @@ class _Saved:
         return time.monotonic() - self.last > SAVE_EVERY
 
     def save(self, done: int, arrays: tuple[Tree, Any], curves: list[Any], seconds: list[float]) -> None:
-        about = {"members": self.members, "held_out": curves, "seconds": seconds}
+        about = {"about": self.about(), "held_out": curves, "seconds": seconds}
         self.orbax.save(self.folder, done, {"params": arrays[0], "state": arrays[1]}, metadata=about, keep=1)
         self.last = time.monotonic()
 
     def restore(self, arrays: tuple[Tree, Any]) -> tuple[Tree, Any]:
         target = {"params": arrays[0], "state": arrays[1]}
-        tree = self.orbax.restore(self.found, target, hyperparams="saved")[0]
+        with self._named():
+            tree = self.orbax.restore(self.found, target, hyperparams="saved")[0]
         return tree["params"], tree["state"]
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except ValueError as error:
+            raise ValueError(f"{error}. Delete {self.folder}, and the group is run again") from error

@@ -46,16 +46,16 @@ def best_place(losses: Losses) -> int:
     """The lowest rate whose mean loss is within one standard error of the least.
 
     In a flat valley the least of a few noisy means may lie anywhere, at the edge of divergence too. The standard error is that of
-    the median place, so that places where runs are lost say nothing of the noise.
+    the least mean.
 
     Source: Breiman et al., "Classification and Regression Trees", 1984, section 3.4.3, the one-standard-error rule.
 
     Example:
       >>> from optchain.race.rates import best_place
-      >>> best_place({0: [0.9, 1.1], 1: [0.52, 0.50], 2: [0.49, 0.51], 3: [0.7, 3.0]})
+      >>> best_place({0: [0.9, 1.1], 1: [0.52, 0.50], 2: [0.48, 0.52], 3: [0.7, 3.0]})
       1
     """
     means = {place: float(np.mean(values)) for place, values in losses.items()}
-    errors = [np.std(values, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0.0 for values in losses.values()]
-    allowed = min(means.values()) + float(np.median(errors))
-    return min(place for place, mean in means.items() if mean <= allowed)
+    best = losses[min(means, key=lambda place: (means[place], place))]
+    error = float(np.std(best, ddof=1) / np.sqrt(len(best))) if len(best) > 1 else 0.0
+    return min(place for place, mean in means.items() if mean <= min(means.values()) + error)

@@ -80,6 +80,7 @@ class Task:
 
     def shortened(self, times: int) -> "Task":
         """The task with fewer steps, and as many evaluations. Its target is not one to be reached in so few."""
+        times = arguments.check_integer("times", times, minimum=1)
         chunks = max(1, self.steps // (times * self.evaluations))
         return dataclasses.replace(self, steps=chunks * self.evaluations, target=None)
 
@@ -87,9 +88,12 @@ class Task:
         """The parameters' shapes and dtypes.
 
         Raises:
-          ValueError: a loss that is no real scalar.
+          ValueError: no parameters, no batch, or a loss that is no real scalar.
         """
         params, batch = (jax.eval_shape(function, jax.random.key(0)) for function in (self.init, self.batch))
+        for name, made in {"init": params, "batch": batch}.items():
+            if not jax.tree.leaves(made):
+                raise ValueError(f"{name} must return a pytree with arrays; it returned {made}")
         losses = {
             "loss": jax.eval_shape(self.loss, params, batch),
             "held_out_loss": jax.eval_shape(self.held_out_loss, params),

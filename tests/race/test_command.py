@@ -265,6 +265,8 @@ def test_a_task_is_named_with_arguments_or_by_a_file():
         (["--recipes", "adamw,"], "'' names no recipe"),
         (["--tasks", "digit"], "there is no such task: did you mean digits?"),
         (["--tasks", "chars:layers=4"], "layers"),
+        (["--tasks", "chars:tied=False"], "tied must be True or False; got 'False'"),
+        (["--recipes", "optax.lbfgs"], "optax.lbfgs: scale_by_zoom_linesearch.<locals>.update_fn() missing 2"),
         (["--tasks", "nowhere.py"], "there is no such file"),
         (["--seeds", "1"], "--seeds must be between 2 and 1000000; got 1"),
         (["--recipes", "adamw:rate=1e39"], "rate must be a finite number > 0; got 1e+39, which overflows in float32"),
@@ -386,6 +388,7 @@ def test_a_race_does_not_go_on_with_another_task_or_recipe_of_the_same_name(
         ("compared.json", ("held_out", []), "a group must have a seed, a factor, a curve"),
         ("compared.json", ("seeds", [7, 8]), "compared.json is damaged: it is of other members"),
         ("compared.json", ("steps", ["a"] * 5), "steps must be numbers"),
+        ("compared.json", ("milliseconds", None), "times must be numbers"),
     ],
 )
 def test_a_file_of_a_race_that_is_damaged_is_named(
@@ -467,6 +470,29 @@ def test_a_task_whose_loss_is_not_finite_at_the_start_names_the_seed(
 def test_a_task_file_with_a_mistake_in_its_syntax_is_told_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "own.py").write_text("import jax\ntask = (\n")
     assert "own.py: line 2: '(' was never closed" in refused(capsys, "--tasks", tmp_path / "own.py")
+
+
+def test_a_task_that_is_no_task_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "own.py").write_text("task = 3\n")
+    assert "task must be a Task, or a function" in refused(capsys, "--tasks", tmp_path / "own.py")
+
+
+def test_ctrl_c_before_anything_is_begun_promises_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "own.py").write_text("raise KeyboardInterrupt\n")
+    assert main(["race", "--tasks", str(tmp_path / "own.py"), "--out", str(tmp_path / "out")]) == 130
+    assert capsys.readouterr().err == "interrupted; nothing was begun yet\n"
+
+
+def test_a_number_is_shown_to_two_digits_of_its_error():
+    from optchain.cli.race.table import _shown
+
+    assert [_shown(0.0793, 0.00057), _shown(10.4593, 1.8607), _shown(1.28e-6, 2.1e-7), _shown(-987.6, 2.1)] == [
+        "0.07930",
+        "10.5",
+        "1.28e-06",
+        "-987.6",
+    ]
+    assert [_shown(0.0, 0.0, "+"), _shown(float("inf"), 1.0), _shown(0.0123, 0.0005, "+")] == ["+0", "inf", "+0.01230"]
 
 
 def test_a_folder_called_as_a_preset_hides_no_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

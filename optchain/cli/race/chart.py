@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
 
 from optchain.cli.race import table
+from optchain.cli.race.folder import written
 from optchain.cli.race.results import Result
 from optchain.race.members import bounded
 from optchain.race.statistics import BETTER, WORSE
@@ -28,9 +29,8 @@ FEW, FAR = 30.0, 30.0
 
 def draw(path: Path, results: Sequence[Result], level: float) -> None:
     """The picture as PNG on white. It replaces an older one only when it is complete."""
-    partial = path.with_suffix(".partial.png")
-    _figure(results, level).savefig(partial, dpi=110, facecolor="white")
-    partial.replace(path)
+    with written(path) as partial:
+        _figure(results, level).savefig(partial, dpi=110, facecolor="white")
 
 
 def svg(results: Sequence[Result], level: float) -> str:

@@ -93,7 +93,9 @@ def race(
     try:
         _race(folder, {**(QUICK if quick else {}), **given}, resumed=resume is not None)
     except KeyboardInterrupt:
-        typer.echo(f"interrupted; {_how_to_resume(folder)}", err=True)
+        begun = (folder / "race.json").is_file()
+        how = _how_to_resume(folder) if begun else "nothing was begun yet"
+        typer.echo(f"interrupted; {how}", err=True)
         raise typer.Exit(130) from None
 
 
@@ -145,6 +147,7 @@ def _report(
     from optchain.cli.bench.results import place
     from optchain.cli.bench.table import described
     from optchain.cli.race import chart, page, table
+    from optchain.cli.race.folder import written
     from optchain.cli.race.results import as_json, judged
     from optchain.cli.screen import say
 
@@ -156,7 +159,8 @@ def _report(
     caption = table.caption(settings.seeds, settings.level, reference)
     said = {"command": command, "caption": caption, "place": where, "about": about}
     folder.write({**kept, **said, "results": [as_json(r) for r in results]})
-    (folder.path / "table.md").write_text(table.markdown(results, about), encoding="utf-8")
+    with written(folder.path / "table.md") as partial:
+        partial.write_text(table.markdown(results, about), encoding="utf-8")
     page.write(folder.path / "report.html", results, about, command, described(where), caption, settings.level)
     chart.draw(folder.path / "report.png", results, settings.level)
     table.show(console, results, about)

@@ -1,9 +1,10 @@
 """The folder of a race: `race.json`, and what is done of it, group by group, so that a race that was killed goes on."""
 
+import contextlib
 import dataclasses
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,21 @@ class Folder:
 
 
 def _write(path: Path, values: Any) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(values, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    partial.replace(path)
+    with written(path) as partial:
+        partial.write_text(json.dumps(values, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def written(path: Path) -> Iterator[Path]:
+    """Another path to write to: what is there takes the place of the file when it is complete.
+
+    Raises:
+      UserError: the system does not let, say because the disk is full. Nothing is left of the try.
+    """
+    partial = path.with_name(f".partial.{path.name}")
+    try:
+        yield partial
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(f"{path}: {error.strerror}") from error

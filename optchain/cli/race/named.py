@@ -111,7 +111,7 @@ def _own(path: Path) -> Callable[..., Any]:
         raise UserError(f"--tasks {path}: line {error.lineno}: {error.msg}") from error
     if not hasattr(module, "task"):
         raise UserError(f"--tasks {path}: the file has no `task`, a Task or a function that makes one")
-    return module.task if not isinstance(module.task, Task) else lambda: module.task
+    return module.task if callable(module.task) else lambda: module.task
 
 
 def _arguments(spec: str, words: list[str]) -> dict[str, Any]:
@@ -171,7 +171,7 @@ def _try_out(tx: optax.GradientTransformation) -> None:
     try:
         state = jax.eval_shape(tx.init, params)
         update: Any = tx.update
-        jax.eval_shape(lambda p, s: update(p, s, p, value=0.0, grad=p, value_fn=jnp.sum), params, state)
+        jax.eval_shape(lambda p, s: update(p, s, p, value=0.0), params, state)
     except Exception as error:
         raise ValueError(str(error).splitlines()[0]) from error
 

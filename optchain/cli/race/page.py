@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from optchain.cli.race import chart, table
+from optchain.cli.race.folder import written
 from optchain.cli.race.results import Result
 from optchain.race.statistics import BETTER, WORSE
 
@@ -50,9 +51,8 @@ def write(
         tables="\n".join(_table(rows, about[task]) for task, rows in table.by_task(results).items()),
         caption=html.escape(caption),
     )
-    partial = path.with_suffix(".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    with written(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def _listed(names: Sequence[str], what: str) -> str:

@@ -1,6 +1,7 @@
 """The results as a table: on the screen, as Markdown, and for the page."""
 
 import itertools
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 
@@ -26,6 +27,7 @@ HEADINGS = (
 LEFT = ("recipe", "verdict")
 FRAME = 3
 """What a column's frame takes."""
+MOST_DECIMALS = 6
 SHOWN = 40
 """The letters of a name on the screen and in the picture."""
 BAR = r"\|"
@@ -57,12 +59,14 @@ def cells(result: Result) -> list[str]:
     """What stands in a row, in the order of the headings."""
     compared = result.comparison
     lost = f" ({result.lost} lost)" if result.lost else ""
-    row = [result.recipe, f"{result.mean:.4f} ± {result.standard_error:.4f}{lost}"]
+    error = result.standard_error
+    row = [result.recipe, f"{_shown(result.mean, error)} ± {_shown(error, error)}{lost}"]
     if compared is None:
         row += ["reference", "", "", ""]
     else:
-        interval = f"{compared.difference:+.4f} [{compared.low:+.4f}, {compared.high:+.4f}]"
-        row += [compared.verdict, interval, _p(compared.adjusted_p), f"{compared.smallest:.4f}"]
+        error = compared.standard_error
+        mean, low, high = (_shown(x, error, "+") for x in (compared.difference, compared.low, compared.high))
+        row += [compared.verdict, f"{mean} [{low}, {high}]", _p(compared.adjusted_p), _shown(compared.smallest, error)]
     cost = [f"{result.group.milliseconds:.2f}", f"{result.state_bytes:.2f}"]
     return [*row, _steps(result.steps_to_target), _rate(result), *cost]
 
@@ -109,6 +113,14 @@ def markdown(results: Sequence[Result], about: dict[str, str]) -> str:
 
 def _line(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cell.replace('|', BAR) for cell in cells)} |"
+
+
+def _shown(value: float, error: float, sign: str = "") -> str:
+    """A number to two digits of its error."""
+    if not (math.isfinite(value) and math.isfinite(error) and error):
+        return f"{value:{sign}.4g}"
+    decimals = max(0, 1 - math.floor(math.log10(error)))
+    return f"{value:{sign}.{decimals}f}" if decimals <= MOST_DECIMALS else f"{value:{sign}.2e}"
 
 
 def _rate(result: Result) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from optchain.cli.race.tasks import text
+from optchain.core.arguments import check_bool
 from optchain.race import Task
 
 WIDTH, HEADS, BLOCKS, LENGTH = 128, 4, 4, 64
@@ -66,6 +67,7 @@ def chars(*, tied: bool = False, scanned: bool = False) -> Task:
       scanned: whether the blocks are one with a leading axis, looped over, or a list. A rule that takes a norm of a leaf takes
         it over all of them if they are one.
     """
+    tied, scanned = check_bool("tied", tied), check_bool("scanned", scanned)
     numbers, characters = text.characters()
     train, held_out = map(jnp.asarray, text.split(numbers))
     model = Transformer(characters, tied, scanned)
