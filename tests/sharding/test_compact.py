@@ -141,8 +141,8 @@ def test_the_state_may_lie_in_the_hosts_memory_too(inner, chosen):
 @pytest.mark.parametrize(
     ("shape", "spec"),
     [
-        ((64, 64), P("data", None)),
-        ((64, 32), P("data", "model")),
+        pytest.param((64, 64), P("data", None), marks=pytest.mark.thorough),
+        pytest.param((64, 32), P("data", "model"), marks=pytest.mark.thorough),
         ((64,), P("data")),
         ((3, 64, 32), P(None, "data", "model")),
     ],
