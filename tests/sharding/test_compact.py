@@ -14,14 +14,15 @@ from benchmarks.collectives import collectives
 
 from .runs import mesh_of
 
-KEYS = jax.random.split(jax.random.key(0), 4)
-PARAMS = {
-    "up": jax.random.normal(KEYS[0], (512, 1024)),
-    "down": jax.random.normal(KEYS[1], (1024, 512)),
-    "bias": jnp.zeros(1024),
-}
-GRADS = jax.tree.map(lambda p: 0.1 * p + jax.random.normal(KEYS[2], p.shape), PARAMS)
-BATCH = jax.random.normal(KEYS[3], (64, 512))
+
+def normal(seed, *shape):
+    """NumPy's: JAX's would be compiled wherever tests are collected."""
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+PARAMS = {"up": normal(0, 512, 1024), "down": normal(1, 1024, 512), "bias": jnp.asarray(np.zeros(1024, np.float32))}
+GRADS = {key: normal(seed, *leaf.shape) for seed, (key, leaf) in enumerate(PARAMS.items(), 2)}
+BATCH = normal(5, 64, 512)
 ROWS, COLUMNS = P("data"), P(None, "data")
 LAYOUTS = {
     "data parallel": ({"data": 8}, {"up": P(), "down": P(), "bias": P()}, None),
@@ -31,7 +32,7 @@ LAYOUTS = {
     "both": ({"data": 4, "model": 2}, {"up": P("data", "model"), "down": P("model", "data"), "bias": P("model")}, None),
 }
 every_layout = pytest.mark.parametrize("name", LAYOUTS)
-NARROW = oc.narrow(PARAMS)
+narrow_params = functools.cache(lambda: oc.narrow(PARAMS))
 OPTIONS = {"24": {"weights": 24}, "bfloat16": {"moments": "bfloat16"}}
 
 
@@ -43,7 +44,7 @@ def apply_step(tx, params, state, grads):
 @functools.cache
 def on_one_device(options):
     """Three steps; the layouts are compared with the same ones."""
-    tx, params = oc.compact(oc.adamw(1e-2), **OPTIONS[options]), NARROW if options == "24" else PARAMS
+    tx, params = oc.compact(oc.adamw(1e-2), **OPTIONS[options]), narrow_params() if options == "24" else PARAMS
     state = tx.init(params)
     for _ in range(3):
         params, state = apply_step(tx, params, state, GRADS)
@@ -65,7 +66,7 @@ def test_eight_devices_have_the_bits_of_one(name, options):
     axes, specs, axis = LAYOUTS[name]
     mesh = mesh_of(**axes)
     tx = oc.compact(oc.adamw(1e-2), **OPTIONS[options])
-    split = laid_out(NARROW if options == "24" else PARAMS, mesh, specs)
+    split = laid_out(narrow_params() if options == "24" else PARAMS, mesh, specs)
     shardings = oc.state_shardings(tx, split, mesh, axis=axis)
     split_state = oc.init_sharded(tx, split, mesh, axis=axis)
     grads = laid_out(GRADS, mesh, specs)
@@ -100,7 +101,10 @@ def test_no_collective_is_added(name):
         compiled = step.lower(params, state, BATCH).compile({"xla_backend_optimization_level": 0})
         return sorted(found.kind for found in collectives(compiled.as_text()))
 
-    wide, compact = counted(oc.adamw(1e-2), NARROW), counted(oc.compact(oc.adamw(1e-2), weights=24), NARROW)
+    wide, compact = (
+        counted(oc.adamw(1e-2), narrow_params()),
+        counted(oc.compact(oc.adamw(1e-2), weights=24), narrow_params()),
+    )
     assert compact == wide
 
 
@@ -122,7 +126,7 @@ def test_the_state_may_lie_in_the_hosts_memory_too(inner, chosen):
     _, specs, _ = LAYOUTS["rows"]
     results = []
     for kind in (None, "pinned_host", dict.fromkeys(chosen, "pinned_host")):
-        params = laid_out(oc.narrow(PARAMS), mesh, specs)
+        params = laid_out(narrow_params(), mesh, specs)
         state = oc.init_sharded(tx, params, mesh, memory_kind=kind)
         step = oc.make_step(loss_fn, tx, mesh=mesh, memory_kind=kind)
         for _ in range(4):
@@ -150,7 +154,7 @@ def test_the_state_may_lie_in_the_hosts_memory_too(inner, chosen):
 def test_axes_may_be_explicit_and_devices_without_a_whole_block(shape, spec):
     mesh = jax.make_mesh((4, 2), ("data", "model"))
     tx = oc.compact(oc.adam(1e-2), min_size=1)
-    params = {"k": jax.random.normal(KEYS[0], shape)}
+    params = {"k": normal(0, *shape)}
     split = {"k": jax.device_put(params["k"], NamedSharding(mesh, spec))}
     step = oc.make_step(lambda p: jnp.sum(p["k"] ** 2), tx, mesh=mesh)
     alone = oc.make_step(lambda p: jnp.sum(p["k"] ** 2), tx)(params, tx.init(params))
