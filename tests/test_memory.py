@@ -19,7 +19,7 @@ from optchain.cli.bench.traffic import traffic
 
 pytestmark = pytest.mark.each_value
 
-LAYERS, WIDTH = 4, 256
+LAYERS, WIDTH = 2, 256
 SCALARS = 1e-3
 """Bytes per parameter: what a few hundred scalars come to."""
 FORMS = {"apply": ours.apply_form, "update": ours.update_form, "optax": optax_chain.step_functions}
@@ -90,7 +90,7 @@ OTHERS = {
     "clip_by_block_rms": optchain.chain(optchain.clip_by_block_rms(1.0), ADAMW),
     "centralize_gradients": optchain.chain(optchain.centralize_gradients(), ADAMW),
     "project_max_norm": optchain.chain(ADAMW, optchain.project_max_norm()),
-    "freeze": optchain.freeze(optchain.adamw(1e-3, global_clipnorm=1.0), optchain.matching("^layer_0[01]/")),
+    "freeze": optchain.freeze(optchain.adamw(1e-3, global_clipnorm=1.0), optchain.matching("^layer_00/")),
     "multi_optimizer": optchain.multi_optimizer(
         ("attention", "query|key|value|out", optchain.adamw(1e-3, global_clipnorm=1.0)),
         default=optchain.sgd(1e-3, momentum=0.9, use_ema=True),
@@ -121,7 +121,7 @@ def accessed(tx: optchain.Transformation, layers: int = LAYERS) -> float:
 @pytest.mark.thorough
 def test_what_is_frozen_moves_no_bytes() -> None:
     """A frozen parameter costs nothing: what a step reads and writes is what it does for the others alone."""
-    assert accessed(OTHERS["freeze"]) <= 1.01 * accessed(optchain.adamw(1e-3, global_clipnorm=1.0), LAYERS - 2)
+    assert accessed(OTHERS["freeze"]) <= 1.01 * accessed(optchain.adamw(1e-3, global_clipnorm=1.0), LAYERS - 1)
 
 
 def test_one_recipe_in_two_groups_costs_what_it_costs_alone() -> None:

@@ -1,5 +1,6 @@
 """A saved state in a chain that has changed since: links by name, nothing guessed, nothing silently dropped."""
 
+import functools
 from typing import Any
 
 import flax.serialization
@@ -25,12 +26,12 @@ def stepped(tx: oc.Transformation, params: Any = PARAMS, steps: int = 3) -> Any:
     return state
 
 
-SAVED = stepped(oc.adam(0.1))
+saved_state = functools.cache(lambda: stepped(oc.adam(0.1)))
 
 
 def test_an_unchanged_chain_gets_its_state_back_to_the_bit():
-    state, report = merge(without_types(SAVED), oc.adam(0.1).init(PARAMS), hyperparams="saved")
-    assert_same(state, SAVED)
+    state, report = merge(without_types(saved_state()), oc.adam(0.1).init(PARAMS), hyperparams="saved")
+    assert_same(state, saved_state())
     assert all(not leaf.weak_type for leaf in jax.tree.leaves(state))
     assert (report.new, report.gone) == ([], [])
 
@@ -49,8 +50,8 @@ def test_a_new_link_is_initialized_and_an_old_one_is_reported_gone():
 
 def test_a_link_that_moved_into_a_gate_is_found_by_its_name():
     tx = oc.adam(0.1, gradient_accumulation_steps=2)
-    state, report = merge(SAVED, tx.init(PARAMS), hyperparams="saved")
-    assert_same(state["accumulate"]["inner"]["scale_by_adam"], SAVED["scale_by_adam"])
+    state, report = merge(saved_state(), tx.init(PARAMS), hyperparams="saved")
+    assert_same(state["accumulate"]["inner"]["scale_by_adam"], saved_state()["scale_by_adam"])
     assert report.gone == []
     assert "accumulate/grads/dense/kernel" in report.new
     assert "from scale_by_adam/mu" in str(report)
@@ -59,12 +60,12 @@ def test_a_link_that_moved_into_a_gate_is_found_by_its_name():
 def test_two_links_of_a_name_are_not_guessed_at():
     two = oc.multi_optimizer(("kernels", "kernel", oc.adam(0.2)), default=oc.adam(0.3))
     with pytest.raises(ValueError, match=r"no saved entry has a counterpart: saved are .*scale_by_adam/mu"):
-        merge(SAVED, two.init(PARAMS), hyperparams="saved")
+        merge(saved_state(), two.init(PARAMS), hyperparams="saved")
 
 
 def test_a_layer_that_moved_is_no_link_and_is_not_guessed_at():
-    saved = {"model": {"encoder": {"dense": PARAMS["dense"]}}, "state": SAVED}
-    target = {"model": {"decoder": {"dense": PARAMS["dense"]}}, "state": SAVED}
+    saved = {"model": {"encoder": {"dense": PARAMS["dense"]}}, "state": saved_state()}
+    target = {"model": {"decoder": {"dense": PARAMS["dense"]}}, "state": saved_state()}
     _, report = merge(saved, target, hyperparams="saved")
     assert report.new == ["model/decoder/dense/bias", "model/decoder/dense/kernel"]
     assert report.gone == ["model/encoder/dense/bias", "model/encoder/dense/kernel"]
@@ -73,16 +74,16 @@ def test_a_layer_that_moved_is_no_link_and_is_not_guessed_at():
 def test_a_run_goes_on_after_a_change_as_it_would_have():
     """Adding a clip that does not bind changes nothing."""
     tx, changed = oc.adam(0.1), oc.adam(0.1, global_clipnorm=1e9)
-    state, report = merge(SAVED, changed.init(PARAMS), hyperparams="saved")
+    state, report = merge(saved_state(), changed.init(PARAMS), hyperparams="saved")
     assert {path.split("/")[0] for path in report.new} == {"clip_by_global_norm"}
-    a, _ = tx.apply(PARAMS, SAVED, grads=PARAMS)
+    a, _ = tx.apply(PARAMS, saved_state(), grads=PARAMS)
     b, _ = changed.apply(PARAMS, state, grads=PARAMS)
     np.testing.assert_array_equal(a["dense"]["kernel"], b["dense"]["kernel"])
 
 
 @pytest.mark.parametrize(("choice", "rate"), [("saved", 0.1), ("configured", 0.3)])
 def test_which_hyperparameters_a_run_goes_on_with_is_said_and_reported(choice, rate):
-    state, report = merge(SAVED, oc.adam(0.3).init(PARAMS), hyperparams=choice)
+    state, report = merge(saved_state(), oc.adam(0.3).init(PARAMS), hyperparams=choice)
     assert oc.get_hyperparams(state)["learning_rate"] == np.float32(rate)
     assert str(report).endswith(f"hyperparameters: {choice}")
     assert ("configured  saved 0.1" in str(report)) == (choice == "configured")
@@ -90,14 +91,14 @@ def test_which_hyperparameters_a_run_goes_on_with_is_said_and_reported(choice, r
 
 def test_there_is_no_default_for_the_hyperparameters():
     with pytest.raises(TypeError, match="hyperparams"):
-        merge(SAVED, SAVED)  # pyright: ignore[reportCallIssue]
+        merge(saved_state(), saved_state())  # pyright: ignore[reportCallIssue]
     with pytest.raises(ValueError, match="hyperparams must be one of 'saved', 'configured'; got 'both'"):
-        merge(SAVED, SAVED, hyperparams="both")  # pyright: ignore[reportArgumentType]
+        merge(saved_state(), saved_state(), hyperparams="both")  # pyright: ignore[reportArgumentType]
 
 
 def test_a_schedule_in_place_of_a_number_says_that_its_count_is_new():
     tx = oc.adam(oc.schedules.CosineDecay(0.1, 100))
-    state, report = merge(SAVED, tx.init(PARAMS), hyperparams="saved")
+    state, report = merge(saved_state(), tx.init(PARAMS), hyperparams="saved")
     assert report.new == ["count", "scheduled/learning_rate"]
     assert report.gone == ["hyperparams/learning_rate"]
     assert state["scale_by_adam"]["count"] == 3
@@ -111,7 +112,7 @@ def test_a_schedule_goes_on_where_it_was():
 
 def test_moments_of_another_dtype_are_converted_and_said():
     narrow = oc.adam(0.1, moment_dtype="bfloat16")
-    state, report = merge(SAVED, narrow.init(PARAMS), hyperparams="saved")
+    state, report = merge(saved_state(), narrow.init(PARAMS), hyperparams="saved")
     assert state["scale_by_adam"]["mu"]["dense"]["bias"].dtype == jnp.bfloat16
     assert "float32 to bfloat16" in str(report)
 
@@ -120,7 +121,7 @@ def test_frozen_parameters_come_and_go_with_their_moments():
     frozen = oc.freeze(oc.adam(0.1), oc.matching("bias"))
     thawed, report = merge(stepped(frozen)["inner"], oc.adam(0.1).init(PARAMS), hyperparams="saved")
     assert report.new == ["scale_by_adam/mu/dense/bias", "scale_by_adam/nu/dense/bias"]
-    _, report = merge(SAVED, frozen.init(PARAMS)["inner"], hyperparams="saved")
+    _, report = merge(saved_state(), frozen.init(PARAMS)["inner"], hyperparams="saved")
     assert report.gone == ["scale_by_adam/mu/dense/bias", "scale_by_adam/nu/dense/bias"]
     assert thawed["scale_by_adam"]["count"] == 3
 
@@ -131,7 +132,7 @@ def test_the_state_of_another_model_is_refused_with_both_sides():
         ValueError,
         match="scale_by_adam/mu is that of another model: expected and not saved are conv/kernel; saved and not expected are dense/",
     ):
-        merge(SAVED, oc.adam(0.1).init(other), hyperparams="saved")
+        merge(saved_state(), oc.adam(0.1).init(other), hyperparams="saved")
     with pytest.raises(ValueError, match=r"params is that of another model: expected and not saved are w; .* nothing"):
         merge({"params": PARAMS}, {"params": {**PARAMS, "w": jnp.ones(1)}}, hyperparams="saved")
 
@@ -142,9 +143,13 @@ def test_a_shape_that_differs_is_refused_and_the_target_is_as_it_was():
     with pytest.raises(
         ValueError, match=r"scale_by_adam/mu/dense/kernel: saved with shape \(3, 2\), expected \(4, 2\)"
     ):
-        merge(SAVED, target, hyperparams="saved")
+        merge(saved_state(), target, hyperparams="saved")
     with pytest.raises(ValueError, match=r"count: saved as float32, expected int32"):
-        merge({**SAVED, "scale_by_adam": {**SAVED["scale_by_adam"], "count": jnp.ones(())}}, SAVED, hyperparams="saved")
+        merge(
+            {**saved_state(), "scale_by_adam": {**saved_state()["scale_by_adam"], "count": jnp.ones(())}},
+            saved_state(),
+            hyperparams="saved",
+        )
     for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(target), strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -158,12 +163,12 @@ def test_something_else_altogether_is_refused():
 
 def test_the_result_shares_no_buffer_and_may_be_donated():
     target = oc.adam(0.1).init(PARAMS)
-    state, _ = merge(SAVED, target, hyperparams="saved")
-    taken = {id(leaf) for leaf in jax.tree.leaves((SAVED, target))}
+    state, _ = merge(saved_state(), target, hyperparams="saved")
+    taken = {id(leaf) for leaf in jax.tree.leaves((saved_state(), target))}
     assert taken.isdisjoint(id(leaf) for leaf in jax.tree.leaves(state))
     jax.tree.map(lambda leaf: leaf.delete(), state)
-    jax.block_until_ready((SAVED, target))
-    np.asarray(SAVED["scale_by_adam"]["mu"]["dense"]["bias"])
+    jax.block_until_ready((saved_state(), target))
+    np.asarray(saved_state()["scale_by_adam"]["mu"]["dense"]["bias"])
 
 
 def test_flax_serialization_round_trips_and_what_it_drops_is_named():
@@ -172,7 +177,7 @@ def test_flax_serialization_round_trips_and_what_it_drops_is_named():
     assert_same(jax.tree.map(jnp.asarray, silently), stepped(oc.adam(0.1, use_ema=True)))
     assert "average_params" not in flax.serialization.from_bytes(oc.adam(0.1).init(PARAMS), data)  # without a word
     state, report = merge(flax.serialization.msgpack_restore(data), oc.adam(0.1).init(PARAMS), hyperparams="saved")
-    assert_same(state, SAVED)
+    assert_same(state, saved_state())
     assert {path.split("/")[0] for path in report.gone} == {"average_params"}
 
 
@@ -195,9 +200,9 @@ def test_a_layer_list_that_lost_its_integers_is_found():
 
 def test_a_shape_struct_stands_for_what_was_saved_and_for_nothing_else():
     abstract = jax.eval_shape(oc.adam(0.1).init, PARAMS)
-    assert_same(merge(SAVED, abstract, hyperparams="saved")[0], SAVED)
+    assert_same(merge(saved_state(), abstract, hyperparams="saved")[0], saved_state())
     abstract = jax.eval_shape(oc.adam(0.1, use_ema=True).init, PARAMS)
     with pytest.raises(
         ValueError, match="average_params/average/dense/bias was not saved, and the target has no value"
     ):
-        merge(SAVED, abstract, hyperparams="saved")
+        merge(saved_state(), abstract, hyperparams="saved")

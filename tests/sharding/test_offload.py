@@ -3,6 +3,8 @@
 `tests/test_tpu.py` counts what a TPU then holds.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,6 +39,8 @@ RECIPES = {
     ),
     "Optax": optax.adamw(0.1),
 }
+SECONDS = ("adamw, clip, average", "adafactor", "muon", "schedule-free")
+"""Those that compile for seconds, and lie no other way than one that does not."""
 HOST, WHOLE = "pinned_host", P()
 
 
@@ -62,6 +66,12 @@ def train(tx, mesh, *, kind="device", **options):
     return params, state, metrics
 
 
+@functools.cache
+def ordinary(name, axis=None):
+    """The same run with everything on the devices, which several tests compare with."""
+    return train(RECIPES[name], mesh_of(data=2), axis=axis)
+
+
 def kinds(tree):
     return {leaf.sharding.memory_kind for leaf in jax.tree.leaves(tree) if leaf.ndim}
 
@@ -73,12 +83,14 @@ def assert_equal_bits(found, expected):
 
 
 @needs_host_memory
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.thorough if name in SECONDS else ()) for name in RECIPES],
+)
 def test_an_offloaded_step_is_the_ordinary_one_to_the_bit(name):
     mesh = mesh_of(data=2)
-    expected = train(RECIPES[name], mesh, axis="data")
     params, state, metrics = found = train(RECIPES[name], mesh, axis="data", memory_kind=HOST)
-    assert_equal_bits(found, expected)
+    assert_equal_bits(found, ordinary(name, "data"))
     assert kinds(state) == {HOST}
     assert kinds((params, metrics)) <= {"device"}
     plan = oc.state_shardings(RECIPES[name], params, mesh, axis="data", memory_kind=HOST)
@@ -86,12 +98,16 @@ def test_an_offloaded_step_is_the_ordinary_one_to_the_bit(name):
 
 
 @needs_host_memory
-def test_parameters_keep_their_memory_and_their_state_follows():
-    mesh, tx = mesh_of(data=2), RECIPES["adamw, clip, average"]
-    params, state, _ = found = train(tx, mesh, kind=HOST)
-    assert_equal_bits(found, train(tx, mesh))
+@pytest.mark.parametrize(
+    ("name", "axis"),
+    [("loss scale", "data"), pytest.param("adamw, clip, average", None, marks=pytest.mark.thorough)],
+)
+def test_parameters_keep_their_memory_and_their_state_follows(name, axis):
+    mesh, tx = mesh_of(data=2), RECIPES[name]
+    params, state, _ = found = train(tx, mesh, kind=HOST, axis=axis)
+    assert_equal_bits(found, ordinary(name, axis))
     assert kinds(params) == kinds(state) == {HOST}
-    assert kinds(train(tx, mesh, kind=HOST, memory_kind="device")[1]) == {"device"}
+    assert kinds(train(tx, mesh, kind=HOST, axis=axis, memory_kind="device")[1]) == {"device"}
 
 
 @needs_host_memory
@@ -99,7 +115,7 @@ def test_slots_are_chosen_by_name():
     mesh, tx = mesh_of(data=2), RECIPES["accumulate, skip"]
     chosen = {"mu": HOST, "average": HOST}
     _, state, _ = found = train(tx, mesh, memory_kind=chosen)
-    assert_equal_bits(found, train(tx, mesh))
+    assert_equal_bits(found, ordinary("accumulate, skip"))
     on_host = {
         path[-2 if path[-1].key == "scale" else -3].key
         for path, leaf in jax.tree_util.tree_leaves_with_path(state)
@@ -138,16 +154,16 @@ def test_a_state_from_another_memory_goes_to_its_own_and_stays():
 
 @needs_host_memory
 def test_without_a_mesh_a_state_stays_in_the_memory_in_which_it_comes():
-    tx, (batch, *_) = oc.adamw(0.1, use_ema=True), batches(one_is_bad=False)
+    tx, batch = oc.adamw(0.1, use_ema=True), jnp.ones((2, 3))
     found = []
     for move in (lambda x: x, lambda x: jax.device_put(x, jax.memory.Space.Host)):
-        params = narrow(params_of())
+        params = {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2, jnp.bfloat16)}
         step, state = (
-            oc.make_step(loss_fn, tx),
+            oc.make_step(lambda params, x: jnp.sum((x @ params["kernel"] + params["bias"]) ** 2), tx),
             jax.tree.map(lambda x, move=move: move(x) if x.ndim else x, tx.init(params)),
         )
         for _ in range(2):
-            params, state, _ = step(params, state, *batch)
+            params, state, _ = step(params, state, batch)
         found.append((params, state))
     assert_equal_bits(*found)
     assert [kinds(state) for _, state in found] == [{"device"}, {HOST}]
@@ -157,9 +173,10 @@ def test_without_a_mesh_a_state_stays_in_the_memory_in_which_it_comes():
 
 
 @needs_host_memory
-def test_on_a_mesh_of_explicit_axes():
+@pytest.mark.parametrize("name", ["loss scale", pytest.param("accumulate, skip", marks=pytest.mark.thorough)])
+def test_on_a_mesh_of_explicit_axes(name):
     mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Explicit,), devices=jax.devices()[:2])
-    tx = RECIPES["accumulate, skip"]
+    tx = RECIPES[name]
     found = train(tx, mesh, axis="data", memory_kind=HOST)
     assert_equal_bits(found, train(tx, mesh, axis="data"))
     assert kinds(found[1]) == {HOST}

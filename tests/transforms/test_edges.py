@@ -292,7 +292,10 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("name", STANDING)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.thorough if name.startswith("ftrl,") else ()) for name in STANDING],
+)
 def test_what_met_an_infinite_second_moment_moves_no_more(name):
     tx = STANDING[name]
 

@@ -85,10 +85,10 @@ def test_after_a_flush_the_next_window_starts_afresh(name):
         np.testing.assert_allclose(params[key], expected[key], rtol=1e-5)
 
 
-@pytest.mark.parametrize("calls", [0, 3, 6])
+@pytest.mark.parametrize("calls", [0, 4, 8])
 @pytest.mark.parametrize("name", MAKERS)
 def test_flush_of_an_empty_accumulator_changes_no_bit(name, calls):
-    tx = MAKERS[name](3)
+    tx = MAKERS[name](4)
     params, state = run(tx, PARAMS, tx.init(PARAMS), range(calls))
     after, new_state = flush(tx, params, state)
     assert_same_bits(after, params)
