@@ -48,7 +48,7 @@ NUMBERS = {
     "a finite number > 0": Numbers(
         """
         clip_threshold clipnorm clipping clipvalue decay_rate decay_steps div_factor final_div_factor first_decay_steps
-        global_clipnorm loss_scale loss_scale_factor m_mul max_norm max_value power t_mul threshold timescale total_steps
+        deviations global_clipnorm loss_scale loss_scale_factor m_mul max_norm max_value power t_mul threshold timescale total_steps
         """,
         (0.0, 0, -0.1, -1.0, -1, -2.0),
         (1e-3, 1, 2.0),
@@ -77,13 +77,14 @@ ALLOWED |= {
     "ReduceLROnPlateau.factor": "a number in (0, 1)",
     "Scaled.factor": "a finite number >= 0",
     "WarmupStableDecay.decay_steps": "a finite number >= 0",
+    "zclip.decay": "a number in [0, 1)",
     "presets.torch.ReduceLROnPlateau.factor": "a number in [0, 1)",
     "presets.torch.ReduceLROnPlateau.threshold": "a finite number >= 0",
 }
 
 LEAST = dict.fromkeys(["cooldown", "patience", "start_from", "t_cur", "total_iterations", "warmup_steps"], 0)
 """The least that a count may be, where that is not 1."""
-LEAST |= {"CosineMultiplier.total_iterations": 2}
+LEAST |= {"CosineMultiplier.total_iterations": 2, "skip_spikes.window": 4, "zclip.warmup_steps": 2}
 
 NO_PATTERN = "pattern '(' is not a regular expression"
 MAPPING = [(["a"], TypeError, "must be a mapping of patterns"), ({"(": 1.0}, ValueError, NO_PATTERN)]
@@ -273,7 +274,7 @@ GOES_WITH: dict[str, dict[str, Any]] = {
 
 LEFT_OUT = {
     "takes a state": """
-        averaged_params finalize flush get_hyperparams metrics raise_if_nonfinite schedule_free_params scale_loss set_hyperparams wide_params
+        averaged_params finalize flush get_hyperparams metrics raise_if_nonfinite raise_if_spiking schedule_free_params scale_loss set_hyperparams wide_params
         steps_taken sweep
     """,
     "takes arrays, and trees of them": "RowGradient as_mask matrices rows_of",
