@@ -2,9 +2,17 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Sequence
+from typing import Any
+
+import pytest
 
 Value = tuple[str, Hashable]
 """A parameter's name and which of its values."""
+
+
+def others_thorough(values: Iterable[Hashable], *quick: Hashable) -> list[Any]:
+    """Values of a parameter of which a quick run takes the named ones alone, where a case takes seconds and is like the others."""
+    return [value if value in quick else pytest.param(value, marks=pytest.mark.thorough) for value in values]
 
 
 def each_value(cases: Sequence[Iterable[Value]]) -> list[int]:

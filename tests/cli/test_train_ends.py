@@ -80,6 +80,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
     return folder / "run", time.monotonic() - began
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("end", "codes", "times"),
     [("kill", {-9, 0}, KILLS), ("terminate", {143, -15, 0}, SIGTERMS)],
@@ -159,6 +160,7 @@ def test_what_is_not_of_a_run_is_no_leftover_of_one(tmp_path: Path, capsys: pyte
 # One process at a time ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_of_two_processes_in_one_folder_one_trains_and_the_other_is_refused(whole: tuple[Path, float], tmp_path: Path):
     folder = tmp_path / "run"
     both = [started(folder), started(folder)]
@@ -166,6 +168,7 @@ def test_of_two_processes_in_one_folder_one_trains_and_the_other_is_refused(whol
     assert_same_run(folder, whole[0])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("option", ["--resume", "--resume-or-start"])
 def test_a_folder_in_use_is_refused_with_who_uses_it_and_left_alone(
     option: str, whole: tuple[Path, float], capsys: pytest.CaptureFixture[str]
@@ -181,6 +184,7 @@ def test_a_folder_in_use_is_refused_with_who_uses_it_and_left_alone(
     assert main(["train", option, str(folder)]) == 0
 
 
+@pytest.mark.thorough
 def test_a_lock_ends_with_its_process_and_not_with_its_file(whole: tuple[Path, float]):
     folder = whole[0]
     (folder / ".lock").write_text("process 1 on a machine that is gone")

@@ -107,10 +107,16 @@ def test_members_with_gradients_of_their_own_are_runs_alone() -> None:
     "gate",
     [
         oc.skip_nonfinite,
-        lambda inner: oc.dynamic_loss_scale(inner, 4.0, 2),
-        lambda inner: oc.accumulate(oc.skip_nonfinite(inner), 2),
-        lambda inner: oc.skip_nonfinite(oc.accumulate(inner, 2)),
-        lambda inner: oc.chain(optax.apply_if_finite(inner, 9)),
+        *(
+            pytest.param(gate, marks=pytest.mark.thorough)
+            for gate in (
+                oc.skip_spikes,
+                lambda inner: oc.dynamic_loss_scale(inner, 4.0, 2),
+                lambda inner: oc.accumulate(oc.skip_nonfinite(inner), 2),
+                lambda inner: oc.skip_nonfinite(oc.accumulate(inner, 2)),
+                lambda inner: oc.chain(optax.apply_if_finite(inner, 9)),
+            )
+        ),
     ],
 )
 def test_members_whose_gradients_differ_skip_each_for_itself(gate: Any) -> None:

@@ -303,6 +303,7 @@ def assert_last_complete(folder: Path) -> int:
     return step
 
 
+@pytest.mark.thorough
 def test_a_save_that_is_killed_at_any_moment_leaves_the_last_complete_checkpoint(tmp_path):
     context = multiprocessing.get_context("forkserver")  # which imports once, and forks what is then killed
     context.set_forkserver_preload(["interop.saving"])

@@ -134,6 +134,7 @@ def test_weights_of_bfloat16_are_trained_as_alone_and_evaluated_with_their_low_b
         assert group.held_out[member][-1] == pytest.approx(loss, rel=1e-5 if weights else 2e-4)
 
 
+@pytest.mark.thorough
 def test_a_schedule_times_a_factor_is_the_schedule_that_is_built_so():
     schedule, params = cosine_decay(), {"kernel": jnp.ones(3), "bias": jnp.zeros(())}
     built = oc.adamw(schedule * 3.0, global_clipnorm=1.0)
@@ -165,6 +166,7 @@ def test_the_rate_of_a_schedule_is_its_highest_in_the_run():
         Entrant("it", oc.sgd(0.0)).factor({"learning_rate": 0.0})
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("gate", [oc.skip_nonfinite, lambda inner: oc.dynamic_loss_scale(inner, 4.0, 2)])
 @pytest.mark.parametrize("calls", [1, 2])
 def test_members_of_a_gate_that_looks_at_gradients_are_runs_alone(gate: Any, calls: int):
@@ -456,6 +458,7 @@ def test_a_group_of_another_recipe_task_or_schedule_is_not_gone_on_with(
     assert resumed.held_out == program().run([0, 1], [1.0, 1.0]).held_out
 
 
+@pytest.mark.thorough
 def test_a_stop_that_is_asked_for_is_saved_whenever_it_comes(tmp_path: Path):
     program = Program(line(20, 4), Entrant("it", oc.sgd(0.1)), 1, cosine(20))
     for number in (1, 2, 3):

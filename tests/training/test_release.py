@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 import optchain as oc
 from optchain.core.precision import enable_x64
+from tests.sampling import others_thorough
 
 LAYERS, WIDTH = 5, 8
 IDS = jnp.array([1, 3, 1, 7])
@@ -155,12 +156,12 @@ RECIPES: dict[str, Callable[[], Any]] = {
 }
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", others_thorough(RECIPES, "adamw", "masks"))
 def test_a_released_step_has_the_numbers_of_one_with_all_gradients(recipe: str) -> None:
     assert_same_numbers(plain, RECIPES[recipe]())
 
 
-@pytest.mark.parametrize("loss_fn", LOSSES, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("loss_fn", others_thorough(LOSSES, within_jit), ids=lambda f: f.__name__)
 def test_any_loss_that_scans_once_over_the_layers_is_differentiated(loss_fn: Any) -> None:
     assert_same_numbers(loss_fn, oc.adamw(0.1))
 
@@ -172,7 +173,7 @@ def test_auxiliary_results_come_out() -> None:
     assert_same_numbers(with_aux, oc.adamw(0.1), has_aux=True)
 
 
-@pytest.mark.parametrize("frozen", ["model", "embed"])
+@pytest.mark.parametrize("frozen", others_thorough(["model", "embed"], "model"))
 def test_frozen_parameters_stay(frozen: str) -> None:
     tx = oc.freeze(oc.adamw(0.1), oc.matching(f"^{frozen}"))
     params, expected = (steps(plain, tx, fresh(), release)[0] for release in ("model/layers", None))
@@ -180,7 +181,7 @@ def test_frozen_parameters_stay(frozen: str) -> None:
     jax.tree.map(np.testing.assert_array_equal, params[frozen], fresh()[frozen])
 
 
-@pytest.mark.parametrize("weights", [None, 24, "stochastic"])
+@pytest.mark.parametrize("weights", others_thorough([None, 24, "stochastic"], 24))
 def test_codes_are_those_of_the_whole_stack(weights: Any) -> None:
     tx = oc.compact(oc.adamw(0.1, use_ema=True), weights=weights, average="bfloat16", min_size=1)
 
@@ -196,6 +197,7 @@ def test_codes_are_those_of_the_whole_stack(weights: Any) -> None:
     jax.tree.map(np.testing.assert_array_equal, released, expected)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("spec", [P("data"), P(None, "data"), P(None, None, "data")], ids=str)
 def test_over_devices_the_codes_are_those_of_one(spec: P) -> None:
     tx = oc.compact(oc.adamw(0.1), weights=24, min_size=1)
@@ -285,7 +287,9 @@ def temporaries(tx: Any, layers: int, release: str | None) -> int:
 
 
 @pytest.mark.parametrize(
-    "tx", [oc.sgd(0.1), oc.adamw(0.1), oc.compact(oc.adamw(0.1, use_ema=True), min_size=1)], ids=lambda tx: tx.name
+    "tx",
+    others_thorough([oc.sgd(0.1), oc.adamw(0.1), oc.compact(oc.adamw(0.1, use_ema=True), min_size=1)], oc.adamw(0.1)),
+    ids=lambda tx: tx.name,
 )
 def test_temporaries_do_not_grow_with_the_gradient_of_the_stack(tx: Any) -> None:
     gradient_of_layer = 4 * (2 * 128**2 + 128)

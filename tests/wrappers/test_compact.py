@@ -14,6 +14,7 @@ from jax import lax
 
 import optchain as oc
 from optchain.core import storage
+from tests.sampling import others_thorough
 
 from .running import as_bits, run_steps
 
@@ -109,7 +110,7 @@ def test_stored_wide_a_run_is_the_same_to_the_bit(name, form):
     assert as_bits(state) == as_bits(same_state["inner"])
 
 
-@every_recipe
+@pytest.mark.parametrize("name", others_thorough(RECIPES, "adamw", "everything", "schedule-free", "loss scale"))
 @pytest.mark.parametrize(
     "options",
     [{}, {"moments": "bfloat16", "average": "bfloat16", "accumulator": "int8"}, {"weights": 24}, {"weights": 32}],
