@@ -89,7 +89,7 @@ def released_step(
 
 # What can be released ------------------------------------------------------------------------------------------------
 
-_ACROSS = frozenset({"clip_by_norm", "clip_by_global_norm"})
+_ACROSS = frozenset({"clip_by_norm", "clip_by_global_norm", "zclip"})
 """What treats rows alike by a norm of all of them."""
 
 

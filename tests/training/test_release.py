@@ -304,6 +304,8 @@ def test_temporaries_do_not_grow_with_the_gradient_of_the_stack(tx: Any) -> None
 REFUSED = {
     "clip_by_global_norm needs the norm of whole arrays": lambda: oc.adamw(0.1, global_clipnorm=1.0),
     "clip_by_norm needs the norm of whole arrays": lambda: oc.adamw(0.1, clipnorm=1.0),
+    "zclip needs the norm of whole arrays": lambda: oc.chain(oc.zclip(), oc.adam(0.1)),
+    "skip_spikes decides by all gradients": lambda: oc.skip_spikes(oc.adam(0.1)),
     "accumulate decides by all gradients": lambda: oc.adamw(0.1, gradient_accumulation_steps=2),
     "skip_nonfinite decides by all gradients": lambda: oc.compact(oc.skip_nonfinite(oc.adamw(0.1))),
     "dynamic_loss_scale decides by all gradients": lambda: oc.dynamic_loss_scale(oc.sgd(0.1)),
