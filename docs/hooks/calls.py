@@ -33,6 +33,7 @@ CALLS = {
     "scale_by_relative_step": "chain(optchain.scale_by_relative_step(), learning_rate=0.1)",
     "schedule_free": "schedule_free(optchain.scale_by_learning_rate(0.3))",
     "skip_nonfinite": "skip_nonfinite(optchain.sgd(0.3))",
+    "skip_spikes": "skip_spikes(optchain.sgd(0.3))",
     "unscale_gradients": "unscale_gradients(2.0)",
     "monitor": "monitor()",
 }

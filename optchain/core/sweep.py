@@ -17,7 +17,7 @@ from optchain.core.trees import Path, path_names
 COUNTERS = frozenset({"count", "weight", "updates"})
 # Beside these lie states whose calls depend on the gradients: of a gate that leaves bad calls out, ours or Optax's, and of
 # Optax's accumulation, whose own counter is no shared one.
-DECIDES = frozenset({"skipped_steps", "good_steps", "skipped_spikes", "notfinite_count", "mini_step"})
+DECIDES = frozenset({"skipped_steps", "good_steps", "notfinite_count", "mini_step"})
 
 
 def sweep(state: Any, values: Mapping[str, Any] | None = None, /, **named: Any) -> tuple[Any, Any]:

@@ -23,7 +23,7 @@ class ZClipMetrics(TypedDict):
 
 
 class ZClipState(TypedDict):
-    count: jax.Array
+    seen: jax.Array
     """The number of norms that the mean and the variance are of, int32."""
     clipped: jax.Array
     """The number of calls that clipped, int32."""
@@ -84,7 +84,7 @@ def zclip(
             return jnp.zeros((), trees.default_float())
 
         return {
-            "count": jnp.zeros((), jnp.int32),
+            "seen": jnp.zeros((), jnp.int32),
             "clipped": jnp.zeros((), jnp.int32),
             "mean": zero(),
             "variance": zero(),
@@ -93,25 +93,25 @@ def zclip(
 
     def update(updates: Tree, state: ZClipState, params: Tree, *, threshold: jax.Array) -> tuple[Tree, ZClipState]:
         size = trees.joint_norm(updates, axis_name)
-        norm, count, mean, variance = size.value, state["count"], state["mean"], state["variance"]
+        norm, seen, mean, variance = size.value, state["seen"], state["mean"], state["variance"]
         devices.check_same("zclip", "the norm of the gradients", norm, axis_name)
         deviation = trees.root(variance)
         z = (norm - mean) / (deviation + EPSILON)
-        clips = (count >= warmup_steps) & (z > threshold)
+        clips = (seen >= warmup_steps) & (z > threshold)
         bound = jnp.where(clips, mean + jnp.square(threshold) / jnp.where(clips, z, 1) * deviation, norm)
         counted = jnp.isfinite(jnp.square(norm))
         # The mean and the variance of what there was so far, then moving averages of both.
-        weight = jnp.where(count < warmup_steps, 1 / (trees.astype(count, norm.dtype) + 1), 1 - decay)
+        weight = jnp.where(seen < warmup_steps, 1 / (trees.astype(seen, norm.dtype) + 1), 1 - decay)
         new_mean = mean + weight * (bound - mean)
-        spread = jnp.where(count < warmup_steps, (bound - mean) * (bound - new_mean), jnp.square(bound - new_mean))
+        spread = jnp.where(seen < warmup_steps, (bound - mean) * (bound - new_mean), jnp.square(bound - new_mean))
         new_variance = variance + weight * (spread - variance)
         clipped = jnp.where(clips, trees.increment(state["clipped"]), state["clipped"])
-        count = jnp.where(counted, trees.increment(count), count)
-        fraction = trees.astype(clipped, norm.dtype) / jnp.maximum(trees.astype(count, norm.dtype), 1)
+        seen = jnp.where(counted, trees.increment(seen), seen)
+        fraction = trees.astype(clipped, norm.dtype) / jnp.maximum(trees.astype(seen, norm.dtype), 1)
         factor = Factor.of(jnp.where(clips, bound, 1)) / size.where(clips, Factor.of(jnp.ones_like(norm)))
         nan = size.significand - size.significand  # 0 for a finite norm, NaN for any other
         new: ZClipState = {
-            "count": count,
+            "seen": seen,
             "clipped": clipped,
             "mean": jnp.where(counted, new_mean, mean),
             "variance": jnp.where(counted, new_variance, variance),

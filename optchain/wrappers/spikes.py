@@ -29,9 +29,9 @@ class History(TypedDict):
 class SkipSpikesState(TypedDict):
     norms: History
     losses: History
-    skipped_spikes: jax.Array
+    skipped_steps: jax.Array
     """The number of steps skipped so far, int32."""
-    consecutive_spikes: jax.Array
+    consecutive: jax.Array
     """The number of steps skipped in a row up to now, int32."""
     metrics: dict[str, jax.Array]
     inner: State
@@ -69,7 +69,7 @@ def skip_spikes(
         each device trains a model of its own.
 
     Returns:
-      A transformation whose metrics have `gradient_norm`, `skipped_spikes` and `consecutive_spikes`.
+      A transformation whose metrics have `gradient_norm`, `skipped_steps` and `consecutive`.
 
     Raises:
       ValueError: when traced inside `shard_map`, a decision that differs from device to device. (Inside `pmap`, and with
@@ -84,7 +84,7 @@ def skip_spikes(
       >>> state = tx.init(params)
       >>> for size in (1.0, 1.1, 0.9, 1.0, 1000.0):
       ...     params, state = tx.apply(params, state, grads=jnp.array([size]))
-      >>> print(f"{params[0]:.3f}", state["skipped_spikes"])
+      >>> print(f"{params[0]:.3f}", state["skipped_steps"])
       0.600 1
     """
     axis_name = arguments.check_axis_name(axis_name)
@@ -96,7 +96,7 @@ def skip_spikes(
         max_consecutive = arguments.check_integer("max_consecutive", max_consecutive, minimum=1)
 
     def metrics_of(norm: jax.Array, skipped: jax.Array, consecutive: jax.Array) -> dict[str, jax.Array]:
-        made = {"gradient_norm": norm, "skipped_spikes": skipped, "consecutive_spikes": consecutive}
+        made = {"gradient_norm": norm, "skipped_steps": skipped, "consecutive": consecutive}
         if max_consecutive is not None:
             made["max_consecutive_spikes"] = jnp.array(max_consecutive, jnp.int32)
         return {name: jnp.array(value, copy=True) for name, value in made.items()}
@@ -111,8 +111,8 @@ def skip_spikes(
         return {
             "norms": history(),
             "losses": history(),
-            "skipped_spikes": zero(),
-            "consecutive_spikes": zero(),
+            "skipped_steps": zero(),
+            "consecutive": zero(),
             "metrics": metrics_of(jnp.zeros((), trees.default_float()), zero(), zero()),
         }
 
@@ -132,10 +132,10 @@ def skip_spikes(
             good &= usual
         runs = good | ~counts
         devices.check_same("skip_spikes", "whether the step is a spike", runs, axis_name)
-        skipped = jnp.where(runs, state["skipped_spikes"], trees.increment(state["skipped_spikes"]))
-        consecutive = jnp.where(good, jnp.zeros_like(skipped), trees.increment(state["consecutive_spikes"]))
-        consecutive = jnp.where(counts, consecutive, state["consecutive_spikes"])
-        own |= {"skipped_spikes": skipped, "consecutive_spikes": consecutive}
+        skipped = jnp.where(runs, state["skipped_steps"], trees.increment(state["skipped_steps"]))
+        consecutive = jnp.where(good, jnp.zeros_like(skipped), trees.increment(state["consecutive"]))
+        consecutive = jnp.where(counts, consecutive, state["consecutive"])
+        own |= {"skipped_steps": skipped, "consecutive": consecutive}
         return runs, lambda: grads, own | {"metrics": metrics_of(norm, skipped, consecutive)}
 
     fields = SkipSpikesState.__annotations__.keys() - {"inner"}
@@ -195,7 +195,7 @@ def raise_if_spiking(metrics: Mapping[str, Any]) -> None:
             continue
         limit, consecutive, skipped = (
             int(metrics[key.removesuffix("max_consecutive_spikes") + name])
-            for name in ("max_consecutive_spikes", "consecutive_spikes", "skipped_spikes")
+            for name in ("max_consecutive_spikes", "consecutive", "skipped_steps")
         )
         if consecutive >= limit:
             raise FloatingPointError(

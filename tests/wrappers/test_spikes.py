@@ -35,7 +35,7 @@ def skipped_by(tx, norms, values=None):
         norm, value = x
         grads = jnp.array([0.6, 0.0, 0.8]) * norm
         new, state = tx.apply(params, state, grads=grads, **({} if values is None else {"value": value}))
-        return (new, state), (state["skipped_spikes"], jnp.all(new == params))
+        return (new, state), (state["skipped_steps"], jnp.all(new == params))
 
     norms = jnp.asarray(norms, jnp.float32)
     zeros = jnp.zeros(len(norms)) if values is None else jnp.asarray(values, jnp.float32)
@@ -94,7 +94,7 @@ def test_a_spike_leaves_parameters_moments_and_counters_to_the_bit(inner):
         else:
             updates, new = tx.update(grads, state, params)
             after = jax.tree.map(jnp.add, params, updates)
-        assert (int(new["skipped_spikes"]), int(new["consecutive_spikes"])) == (1, 1)
+        assert (int(new["skipped_steps"]), int(new["consecutive"])) == (1, 1)
         assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), (after, new["inner"]), (params, state["inner"])))
 
 
@@ -102,7 +102,7 @@ def test_gradients_whose_squares_a_moment_could_not_hold_are_spikes_from_the_fir
     tx, params = oc.skip_spikes(oc.adam(0.1)), jnp.ones(2)
     for size, skipped in ((1e19, 0), (2e19, 1), (jnp.inf, 1), (jnp.nan, 1), (3e38, 1)):
         _, state = tx.apply(params, tx.init(params), grads=jnp.array([size, 0.0]))
-        assert int(state["skipped_spikes"]) == skipped, size
+        assert int(state["skipped_steps"]) == skipped, size
         assert int(state["norms"]["seen"]) == 1 - skipped
 
 
@@ -118,7 +118,7 @@ def test_a_call_of_weight_0_is_neither_judged_nor_remembered():
     state = tx.init(params)
     for norm, weight in ((1.0, 1.0), (1e9, 0.0), (jnp.nan, 0.0), (1.0, 1.0)):
         params, state = tx.apply(params, state, grads=jnp.array([norm]), weight=weight)
-    assert (int(state["skipped_spikes"]), int(state["norms"]["seen"])) == (0, 2)
+    assert (int(state["skipped_steps"]), int(state["norms"]["seen"])) == (0, 2)
     assert np.isfinite(params).all()
 
 
@@ -175,8 +175,8 @@ def test_zclip_turns_what_is_not_finite_to_nan_and_does_not_learn_from_it():
         _, state = tx.update(jnp.array([size, 0.0]), state)
     updates, after = tx.update(jnp.array([jnp.inf, 1.0]), state)
     assert np.isnan(updates).all()
-    assert [float(after[name]) for name in ("count", "mean", "variance")] == [
-        float(state[name]) for name in ("count", "mean", "variance")
+    assert [float(after[name]) for name in ("seen", "mean", "variance")] == [
+        float(state[name]) for name in ("seen", "mean", "variance")
     ]
 
 
