@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Self
 
 import jax
@@ -131,6 +131,16 @@ class Gate(Composite):
         """The call's extra arguments as the one within gets them."""
         weighed = self._weighs is not None and ("weight" in extra or "weight" in self.parts["inner"].takes)
         return {**extra, "weight": self._weighs(own)} if self._weighs and weighed else dict(extra)
+
+
+def skipped_too_often(metrics: Mapping[str, Any], limit: str) -> Iterator[tuple[int, int, int]]:
+    """The limit, the steps skipped in a row and in all, of each gate among the metrics that has reached the limit of this name."""
+    for key in metrics:
+        if key.rpartition("/")[2] == limit:
+            names = (limit, "consecutive", "skipped_steps")
+            most, in_a_row, in_all = (int(metrics[key.removesuffix(limit) + name]) for name in names)
+            if in_a_row >= most:
+                yield most, in_a_row, in_all
 
 
 def judge(

@@ -6,7 +6,7 @@ itself needs.
 
 from optchain.race.entrant import Entrant as Entrant
 from optchain.race.entrant import rebuilt as rebuilt
-from optchain.race.members import Group as Group
+from optchain.race.group import Group as Group
 from optchain.race.members import Program as Program
 from optchain.race.members import StoppedError as StoppedError
 from optchain.race.statistics import Comparison as Comparison

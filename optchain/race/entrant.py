@@ -101,7 +101,7 @@ class Entrant:
             raise ValueError(f"rate={self.rate} needs one learning rate in the state; there are {len(bases)}")
         return self.rate / bases.pop()
 
-    def times(self, factor: jax.Array) -> optax.GradientTransformation:
+    def scaled_by(self, factor: jax.Array) -> optax.GradientTransformation:
         """The recipe whose scheduled learning rates are multiplied by a factor, which may be traced."""
 
         def change(name: str, schedule: Callable[[jax.Array], Any]) -> Callable[[jax.Array], Any]:
@@ -109,7 +109,7 @@ class Entrant:
 
         return self._link.with_schedules(change) if self._schedules else self.tx
 
-    def trained(self, params: Tree) -> Tree:
+    def narrowed(self, params: Tree) -> Tree:
         """The parameters to train, of those that a task makes: as wide as the model shall see them."""
         config = self._link.config if next(walk(self._link)).rule == "compact" else {}
         if config.get("weights") is not None:

@@ -5,12 +5,10 @@ counts of calls stay scalars (`optchain.sweep`), so that an accumulation within 
 another's. A member's numbers follow from its seed and its rate alone.
 """
 
-import contextlib
-import dataclasses
 import functools
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,71 +23,16 @@ from optchain.core import arguments
 from optchain.core.sweep import member_axes
 from optchain.core.trees import Tree
 from optchain.race.entrant import Entrant, evaluated
+from optchain.race.group import Group
 from optchain.race.task import Shape, Task
+from optchain.race.unfinished import Unfinished
 
 AXIS = "members"
 LARGEST_SEED = 2**32 - 1
-SAVE_EVERY = 30.0
-"""Seconds between checkpoints within a group. Where they fall changes no number."""
 
 
 class StoppedError(Exception):
     """A group was asked to stop. Its work so far is on disk if it was given a folder."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Group:
-    """What a group of members did. A loss that is not finite is None."""
-
-    seeds: list[int]
-    factors: list[float]
-    steps: list[int]
-    """At which the held-out loss was taken."""
-    held_out: list[list[float | None]]
-    """By member, then by step."""
-    weights: list[str]
-    """A digest of each member's last parameters: equal exactly if they are, to the bit."""
-    milliseconds: float
-    """Of a step of one member, the median over the pieces between evaluations; compiling is not in it."""
-    compile_seconds: float
-
-    @classmethod
-    def from_json(cls, values: Any) -> "Group":
-        """The group that `dataclasses.asdict` made JSON of.
-
-        Raises:
-          TypeError, ValueError: it is of no group.
-        """
-        if not isinstance(values, dict):
-            raise TypeError(f"a group must be an object; got {type(values).__name__}")
-        group = cls(**values)
-        members, points = len(group.seeds), len(group.steps)
-        if not members or not len(group.factors) == len(group.held_out) == len(group.weights) == members:
-            raise ValueError("a group must have a seed, a factor, a curve and a digest for each member")
-        times = [group.milliseconds, group.compile_seconds]
-        for name, numbers in {
-            "seeds": group.seeds,
-            "factors": group.factors,
-            "steps": group.steps,
-            "times": times,
-        }.items():
-            if not all(map(arguments.is_number, numbers)):
-                raise TypeError(f"{name} must be numbers; got {numbers}")
-        for curve in group.held_out:
-            if len(curve) != points or not all(loss is None or arguments.is_number(loss) for loss in curve):
-                raise TypeError(f"a curve must have {points} losses; got {curve}")
-        return group
-
-    @property
-    def final(self) -> np.ndarray:
-        """Each member's last held-out loss. One that is worse off than before its first step counts as before it."""
-        return bounded(np.array(self.held_out, float))[:, -1]
-
-
-def bounded(held_out: np.ndarray) -> np.ndarray:
-    """Curves in which a loss that is not finite, or above the first of its member, is the first."""
-    first = held_out[:, :1]
-    return np.where(np.isfinite(held_out) & (held_out <= first), held_out, first)
 
 
 class Program:
@@ -175,7 +118,7 @@ class Program:
         length = self.task.steps // self.task.evaluations
 
         about = {"seeds": seeds, "factors": [float(factor) for factor in factors]}
-        saved = None if folder is None else _Saved(Path(folder), lambda: {**about, "program": self.digest})
+        saved = None if folder is None else Unfinished(Path(folder), lambda: {**about, "program": self.digest})
         done, curves, seconds = (0, [], []) if saved is None else saved.state()
         if done and saved is not None:
             arrays = self._all(saved.restore(self._first(arrays, count)))
@@ -215,7 +158,7 @@ class Program:
 
         def member(params: Tree, state: Any, key: jax.Array, factor: jax.Array, count: jax.Array) -> tuple[Tree, Any]:
             batch = task.batch(jax.random.fold_in(_batches(key), count))
-            step = optchain.make_step(task.loss, entrant.times(factor))
+            step = optchain.make_step(task.loss, entrant.scaled_by(factor))
             share = factor if entrant.has_schedule else factor * self.shape(count)
 
             def call(carry: tuple[Tree, Any], part: Tree) -> tuple[Tree, Any]:
@@ -232,7 +175,7 @@ class Program:
 
     def _fresh(self, params: Tree) -> tuple[Tree, Any]:
         """The parameters to train of those that the task made, and their state."""
-        return self.entrant.trained(params), self.entrant.tx.init(params)
+        return self.entrant.narrowed(params), self.entrant.tx.init(params)
 
     def _begin(self, keys: jax.Array) -> tuple[Tree, Any]:
         def begin(keys: jax.Array) -> tuple[Tree, Any]:
@@ -326,43 +269,3 @@ def _number(value: float) -> float | None:
 def _digests(params: Tree) -> list[str]:
     members = zip(*jax.tree.leaves(jax.device_get(params)), strict=True)
     return [hashlib.sha256(b"".join(leaf.tobytes() for leaf in member)).hexdigest()[:16] for member in members]
-
-
-class _Saved:
-    """A group that is not done yet, on the disk. `about` says what the group is; it is asked only if there is something."""
-
-    def __init__(self, folder: Path, about: Callable[[], dict[str, Any]]):
-        from optchain.interop import orbax
-
-        self.folder, self.about, self.orbax = folder, about, orbax
-        with self._named():
-            self.found = orbax.latest(folder) if folder.is_dir() and orbax.steps(folder) else None
-        self.last = time.monotonic()
-        if self.found is not None and (kept := self.found.metadata.get("about")) != about():
-            raise ValueError(f"{folder} holds another group, {kept}: it was of another task, recipe or version of JAX")
-
-    def state(self) -> tuple[int, list[Any], list[float]]:
-        if self.found is None:
-            return 0, [], []
-        return self.found.step, self.found.metadata["held_out"], self.found.metadata["seconds"]
-
-    def is_due(self) -> bool:
-        return time.monotonic() - self.last > SAVE_EVERY
-
-    def save(self, done: int, arrays: tuple[Tree, Any], curves: list[Any], seconds: list[float]) -> None:
-        about = {"about": self.about(), "held_out": curves, "seconds": seconds}
-        self.orbax.save(self.folder, done, {"params": arrays[0], "state": arrays[1]}, metadata=about, keep=1)
-        self.last = time.monotonic()
-
-    def restore(self, arrays: tuple[Tree, Any]) -> tuple[Tree, Any]:
-        target = {"params": arrays[0], "state": arrays[1]}
-        with self._named():
-            tree = self.orbax.restore(self.found, target, hyperparams="saved")[0]
-        return tree["params"], tree["state"]
-
-    @contextlib.contextmanager
-    def _named(self) -> Iterator[None]:
-        try:
-            yield
-        except ValueError as error:
-            raise ValueError(f"{error}. Delete {self.folder}, and the group is run again") from error

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from optchain.core import arguments, trees
-from optchain.core.gates import Decision, Gate, judge, largest_storable
+from optchain.core.gates import Decision, Gate, judge, largest_storable, skipped_too_often
 from optchain.core.optax_link import as_transformation
 from optchain.core.registry import register
 from optchain.core.transformation import State, Transformation
@@ -118,15 +118,8 @@ def raise_if_nonfinite(metrics: Mapping[str, Any]) -> None:
       ...
       FloatingPointError: the gradients were not finite in 1 steps in a row (max_consecutive=1), and in 1 steps in all...
     """
-    for key in metrics:
-        if key.rpartition("/")[2] != "max_consecutive":
-            continue
-        limit, consecutive, skipped = (
-            int(metrics[key.removesuffix("max_consecutive") + name])
-            for name in ("max_consecutive", "consecutive", "skipped_steps")
+    for limit, consecutive, skipped in skipped_too_often(metrics, "max_consecutive"):
+        raise FloatingPointError(
+            f"the gradients were not finite in {consecutive} steps in a row (max_consecutive={limit}), and in {skipped} "
+            "steps in all. Parameters and state are those of the last good step."
         )
-        if consecutive >= limit:
-            raise FloatingPointError(
-                f"the gradients were not finite in {consecutive} steps in a row (max_consecutive={limit}), and in {skipped} "
-                "steps in all. Parameters and state are those of the last good step."
-            )

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from optchain.core import arguments, devices, trees
-from optchain.core.gates import Decision, Gate, largest_storable
+from optchain.core.gates import Decision, Gate, largest_storable, skipped_too_often
 from optchain.core.optax_link import as_transformation
 from optchain.core.registry import register
 from optchain.core.transformation import State, Transformation
@@ -190,15 +190,8 @@ def raise_if_spiking(metrics: Mapping[str, Any]) -> None:
       ...
       FloatingPointError: 1 steps in a row were spikes (max_consecutive=1), and 1 in all...
     """
-    for key in metrics:
-        if key.rpartition("/")[2] != "max_consecutive_spikes":
-            continue
-        limit, consecutive, skipped = (
-            int(metrics[key.removesuffix("max_consecutive_spikes") + name])
-            for name in ("max_consecutive_spikes", "consecutive", "skipped_steps")
+    for limit, consecutive, skipped in skipped_too_often(metrics, "max_consecutive_spikes"):
+        raise FloatingPointError(
+            f"{consecutive} steps in a row were spikes (max_consecutive={limit}), and {skipped} in all. Parameters and state "
+            "are those of the last good step: go on from a checkpoint with other batches, or with a lower learning rate."
         )
-        if consecutive >= limit:
-            raise FloatingPointError(
-                f"{consecutive} steps in a row were spikes (max_consecutive={limit}), and {skipped} in all. Parameters and state "
-                "are those of the last good step: go on from a checkpoint with other batches, or with a lower learning rate."
-            )

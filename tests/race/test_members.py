@@ -13,10 +13,9 @@ import optax
 import pytest
 
 import optchain as oc
-from optchain.race import Entrant, Program, StoppedError, Task, compare, constant, cosine
-from optchain.race import members as members_module
+from optchain.race import Entrant, Program, StoppedError, Task, compare, constant, cosine, unfinished
 from optchain.race.entrant import evaluated
-from optchain.race.members import bounded
+from optchain.race.group import bounded
 from optchain.race.rates import best_place, next_places
 from tests.race.toys import line
 
@@ -254,7 +253,7 @@ def test_every_device_has_its_members_and_asks_no_other():
 
 @pytest.mark.thorough
 def test_a_group_that_was_stopped_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(members_module, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(unfinished, "SAVE_EVERY", 0.0)
     task = line(40, 4)
     program = Program(task, Entrant("it", oc.adamw(0.02, use_ema=True)), 8, cosine(40))
     whole = program.run(list(range(8)), [1.0] * 8)
@@ -277,7 +276,7 @@ def test_a_group_that_was_stopped_goes_on_to_the_same_bits(tmp_path: Path, monke
 
 @pytest.mark.thorough
 def test_a_group_goes_on_where_there_are_more_or_fewer_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(members_module, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(unfinished, "SAVE_EVERY", 0.0)
     task, entrant = line(40, 4), Entrant("it", oc.adamw(0.02, use_ema=True, gradient_accumulation_steps=2))
 
     def program(devices: int) -> Program:
@@ -297,7 +296,7 @@ def test_a_group_goes_on_where_there_are_more_or_fewer_devices(tmp_path: Path, m
 
 @pytest.mark.thorough
 def test_what_another_group_left_is_not_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(members_module, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(unfinished, "SAVE_EVERY", 0.0)
     task = line(20, 4)
     program = Program(task, Entrant("it", oc.sgd(0.1)), 8, cosine(20))
     program.run([0, 1], [1.0, 1.0], folder=tmp_path)
@@ -431,7 +430,7 @@ def test_the_digest_of_a_task_is_another_where_a_number_is():
 def test_a_group_of_another_recipe_task_or_schedule_is_not_gone_on_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(members_module, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(unfinished, "SAVE_EVERY", 0.0)
     task, tx = line(20, 4), oc.adam(0.1)
 
     def program(task: Task = task, tx: Any = tx, shape: Any = cosine) -> Program:

@@ -12,10 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
 
+from optchain.cli.files import written
 from optchain.cli.race import table
-from optchain.cli.race.folder import written
 from optchain.cli.race.results import Result
-from optchain.race.members import bounded
+from optchain.race.group import bounded
 from optchain.race.statistics import BETTER, WORSE
 
 COLORS = ("#12916a", "#d0453a", "#3b82d0", "#e08e0b", "#9a6cc4", "#159aa5", "#d1659b", "#98863f", "#7d8c9b", "#b3592f")

@@ -146,8 +146,8 @@ def _report(
 ) -> None:
     from optchain.cli.bench.results import place
     from optchain.cli.bench.table import described
+    from optchain.cli.files import written
     from optchain.cli.race import chart, page, table
-    from optchain.cli.race.folder import written
     from optchain.cli.race.results import as_json, judged
     from optchain.cli.screen import say
 

@@ -1,14 +1,14 @@
 """The folder of a race: `race.json`, and what is done of it, group by group, so that a race that was killed goes on."""
 
-import contextlib
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from optchain.cli.errors import UserError
+from optchain.cli.files import written
 from optchain.cli.race.settings import Settings
 from optchain.cli.train.folder import check_folder, made
 from optchain.race import Group
@@ -125,19 +125,3 @@ class Folder:
 def _write(path: Path, values: Any) -> None:
     with written(path) as partial:
         partial.write_text(json.dumps(values, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-
-
-@contextlib.contextmanager
-def written(path: Path) -> Iterator[Path]:
-    """Another path to write to: what is there takes the place of the file when it is complete.
-
-    Raises:
-      UserError: the system does not let, say because the disk is full. Nothing is left of the try.
-    """
-    partial = path.with_name(f".partial.{path.name}")
-    try:
-        yield partial
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise UserError(f"{path}: {error.strerror}") from error

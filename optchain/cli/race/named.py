@@ -172,7 +172,7 @@ def _try_out(tx: optax.GradientTransformation) -> None:
         state = jax.eval_shape(tx.init, params)
         update: Any = tx.update
         jax.eval_shape(lambda p, s: update(p, s, p, value=0.0), params, state)
-    except Exception as error:
+    except (TypeError, ValueError, AttributeError) as error:
         raise ValueError(str(error).splitlines()[0]) from error
 
 

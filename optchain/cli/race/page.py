@@ -4,8 +4,8 @@ import html
 from collections.abc import Sequence
 from pathlib import Path
 
+from optchain.cli.files import written
 from optchain.cli.race import chart, table
-from optchain.cli.race.folder import written
 from optchain.cli.race.results import Result
 from optchain.race.statistics import BETTER, WORSE
 

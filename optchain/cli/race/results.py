@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from optchain.race import Comparison, Group, Task
-from optchain.race.members import bounded
+from optchain.race.group import bounded
 from optchain.race.statistics import compare_pairs
 
 

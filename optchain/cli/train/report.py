@@ -9,6 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
+from optchain.cli.files import written
 from optchain.cli.train.digits import CLASSES
 from optchain.cli.train.record import Line
 from optchain.cli.train.settings import Settings
@@ -37,9 +38,8 @@ def draw(path: Path, lines: Sequence[Line], settings: Settings) -> None:
     _draw_rate(rate, lines)
     _draw_norm(norm, lines, settings.clip_norm if settings.recipe is None else None)
     _draw_accuracy(accuracy, lines)
-    partial = path.with_suffix(".partial.png")
-    figure.savefig(partial)
-    partial.replace(path)
+    with written(path) as partial:
+        figure.savefig(partial)
 
 
 def _draw_loss(axes: Axes, lines: Sequence[Line], label_smoothing: float) -> None:
