@@ -29,8 +29,8 @@ class Entrant:
 
     The race multiplies every learning rate in the state by one factor, that of the member. One that can be set has the
     share of the race's schedule besides, unless a learning rate of the recipe follows a schedule of its own: then the recipe's
-    schedules are all there are. A recipe without a learning rate in its state (Optax's, with the rate compiled in) runs as it
-    is.
+    schedules are all there are. A recipe without a learning rate that can be changed (Optax's, with the rate compiled in or
+    from a schedule) runs as it is.
 
     Args:
       name: what the recipe is called, in tables and in the names of folders.
@@ -123,7 +123,7 @@ class Entrant:
           ValueError: one lies inside of an Optax transformation.
         """
         state = jax.eval_shape(self.tx.init, params)
-        kind = optax.MultiStepsState
+        kind = optax.MultiStepsState | optax.ApplyEvery
         theirs = [
             node for node in jax.tree.leaves(state, is_leaf=lambda n: isinstance(n, kind)) if isinstance(node, kind)
         ]

@@ -52,6 +52,12 @@ class Group:
         return group
 
     @property
+    def lost(self) -> np.ndarray:
+        """Whether each member ended worse than where it had begun, or nowhere."""
+        losses = np.array(self.held_out, float)
+        return ~(losses[:, -1] <= losses[:, 0])
+
+    @property
     def final(self) -> np.ndarray:
         """Each member's last held-out loss. One that is worse off than before its first step counts as before it."""
         return bounded(np.array(self.held_out, float))[:, -1]

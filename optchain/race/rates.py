@@ -10,7 +10,7 @@ FURTHEST = 8
 """Four decades either way."""
 
 Losses = Mapping[int, Sequence[float]]
-"""The last losses of the seeds, by place on the grid."""
+"""The last losses of the seeds, by place on the grid; infinite for a run that was lost."""
 
 
 def factor(place: int) -> float:
@@ -33,8 +33,7 @@ def next_places(losses: Losses) -> list[int]:
     """
     if not losses:
         return list(FIRST)
-    means = {place: np.mean(values) for place, values in losses.items()}
-    best, lowest, highest = min(means, key=lambda place: (means[place], place)), min(means), max(means)
+    best, lowest, highest = _best(losses), min(losses), max(losses)
     if best == highest:
         return list(range(highest + 1, min(highest + len(FIRST), FURTHEST) + 1))
     if best == lowest:
@@ -43,19 +42,36 @@ def next_places(losses: Losses) -> list[int]:
 
 
 def best_place(losses: Losses) -> int:
-    """The lowest rate whose mean loss is within one standard error of the least.
+    """The lowest rate that is worse than the best by no more than one standard error of the difference, seed by seed.
 
-    In a flat valley the least of a few noisy means may lie anywhere, at the edge of divergence too. The standard error is that of
-    the least mean.
+    In a flat valley the least of a few noisy means may lie anywhere, at the edge of divergence too. The luck of a seed is the same at
+    every rate, and does not count as noise. A rate at which fewer runs are lost is better than any at which more are.
 
-    Source: Breiman et al., "Classification and Regression Trees", 1984, section 3.4.3, the one-standard-error rule.
+    Source: Breiman et al., "Classification and Regression Trees", 1984, section 3.4.3, the one-standard-error rule; here of paired
+    differences.
 
     Example:
       >>> from optchain.race.rates import best_place
       >>> best_place({0: [0.9, 1.1], 1: [0.52, 0.50], 2: [0.48, 0.52], 3: [0.7, 3.0]})
       1
     """
-    means = {place: float(np.mean(values)) for place, values in losses.items()}
-    best = losses[min(means, key=lambda place: (means[place], place))]
-    error = float(np.std(best, ddof=1) / np.sqrt(len(best))) if len(best) > 1 else 0.0
-    return min(place for place, mean in means.items() if mean <= min(means.values()) + error)
+    best = losses[_best(losses)]
+    return min(place for place, values in losses.items() if _is_as_good(np.array(values), np.array(best)))
+
+
+def _best(losses: Losses) -> int:
+    def rank(place: int) -> tuple[int, float, int]:
+        kept = [loss for loss in losses[place] if np.isfinite(loss)]
+        return len(losses[place]) - len(kept), float(np.mean(kept)) if kept else 0.0, place
+
+    return min(losses, key=rank)
+
+
+def _is_as_good(values: np.ndarray, best: np.ndarray) -> bool:
+    if np.sum(~np.isfinite(values)) > np.sum(~np.isfinite(best)):
+        return False
+    both = np.isfinite(values) & np.isfinite(best)
+    differences = values[both] - best[both]
+    if differences.size < 2:
+        return not differences.sum() > 0
+    return bool(differences.mean() <= differences.std(ddof=1) / np.sqrt(differences.size))

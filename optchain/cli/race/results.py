@@ -46,8 +46,7 @@ class Result:
     @property
     def lost(self) -> int:
         """How many members ended where they had begun, or worse, or nowhere."""
-        last = np.array(self.group.held_out, float)
-        return int(np.sum(~(last[:, -1] <= last[:, 0])))
+        return int(self.group.lost.sum())
 
 
 def judged(results: Sequence[Result], tasks: dict[str, Task], reference: str, level: float) -> list[Result]:

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
 from rich.console import Console
 
 from optchain.cli.errors import UserError
@@ -103,15 +104,17 @@ class _Contest:
         if kept is not None:
             return kept, {}
         losses: dict[int, list[float]] = {}
+        tried: dict[int, list[float]] = {}
         while wanted := rates.next_places(losses):
             members = [(place, seed) for place in wanted for seed in self.settings.tuned]
             for first in range(0, len(members), self.program.width):
                 some = members[first : first + self.program.width]
                 name = f"rates-{some[0][0]}-to-{some[-1][0]}-{first}"
                 group = self._group(name, [seed for _, seed in some], [rates.factor(place) for place, _ in some])
-                for (place, _), final in zip(some, group.final, strict=True):
-                    losses.setdefault(place, []).append(float(final))
-        return rates.factor(rates.best_place(losses)), losses
+                for (place, _), final, lost in zip(some, group.final, group.lost, strict=True):
+                    tried.setdefault(place, []).append(float(final))
+                    losses.setdefault(place, []).append(np.inf if lost else float(final))
+        return rates.factor(rates.best_place(losses)), tried
 
     def _group(self, name: str, seeds: Sequence[int], factors: Sequence[float]) -> Group:
         where = (self.task.name, self.entrant.name, name)
