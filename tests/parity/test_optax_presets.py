@@ -1,0 +1,173 @@
+"""`presets.optax` against live Optax: each argument, over 50 steps; schedules, masks, states that are taken over."""
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import optchain as oc
+from optchain.interop.optax import from_optax_state
+
+OURS = oc.presets.optax
+STEPS = 50
+PARAMS = {
+    "dense": {"kernel": jnp.linspace(-1.0, 2.0, 6).reshape(3, 2), "bias": jnp.array([0.5, -0.25])},
+    "zero": jnp.zeros(2),
+}
+MASK = {"dense": {"kernel": True, "bias": False}, "zero": True}
+
+
+def falling(count):
+    return 0.1 * 0.9**count
+
+
+def matrices(params):
+    return jax.tree.map(lambda p: p.ndim > 1, params)
+
+
+ADAM = [{}, {"b1": 0.5}, {"b2": 0.9}, {"eps": 1e-2}, {"eps_root": 1e-3}, {"nesterov": True}, {"nesterov": False}]
+DECAY = [
+    {"weight_decay": 0.5},
+    {"weight_decay": 0.0},
+    {"weight_decay": 0.5, "mask": MASK},
+    {"weight_decay": 0.5, "mask": matrices},
+]
+ARGUMENTS = {
+    "adam": [*ADAM, {"nesterov": True, "eps_root": 1e-3, "b1": 0.0}],
+    "adamw": [*ADAM, *DECAY, {"weight_decay": lambda count: 0.5 * 0.9**count}],
+    "nadam": ADAM,
+    "nadamw": [*ADAM, *DECAY],
+    "sgd": [{}, {"momentum": 0.9}, {"momentum": 0.0}, {"momentum": 0.9, "nesterov": True}],
+    "lion": [{}, {"b1": 0.5}, {"b2": 0.5}, *DECAY],
+    "lamb": [{}, {"b1": 0.5}, {"b2": 0.9}, {"eps": 1e-2}, {"eps_root": 1e-3}, *DECAY],
+    "rmsprop": [
+        {},
+        {"decay": 0.5},
+        {"eps": 1e-2},
+        {"eps": 1e-2, "eps_in_sqrt": False},
+        {"initial_scale": 1.0},
+        {"initial_scale": 1.0, "centered": True},
+        {"eps": 1e-2, "centered": True},
+        {"momentum": 0.9},
+        {"momentum": 0.9, "nesterov": True},
+        {"bias_correction": True},
+        {"bias_correction": True, "centered": True, "eps": 1e-2},
+    ],
+    "adagrad": [{}, {"initial_accumulator_value": 0.0}, {"eps": 1e-2}],
+}
+CASES = [(name, kwargs, 0.1) for name, each in ARGUMENTS.items() for kwargs in each]
+CASES += [(name, {}, falling) for name in ARGUMENTS]
+
+
+def case_id(value):
+    return f"{value[0]}-{'-'.join(value[1]) or 'defaults'}-{getattr(value[2], '__name__', 'constant')}"
+
+
+def gradients(step):
+    """The gradients of a step: of sizes between 1e-3 and 30, and of zero."""
+    keys = jax.random.split(jax.random.key(step), 3)
+    size = 10.0 ** jax.random.uniform(keys[2], (), minval=-3.0, maxval=1.5)
+    leaves, tree = jax.tree.flatten(PARAMS)
+    return tree.unflatten([size * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)])
+
+
+def run(tx, params=PARAMS, state=None, first=0, steps=STEPS):
+    """The parameters after each step, in float64: a rounding would hide a rule that is nearly the same."""
+
+    def step(carry, count):
+        params, state = carry
+        grads = jax.tree.map(lambda g, p: g.astype(p.dtype), gradients(count), params)
+        updates, state = tx.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        return (params, state), params
+
+    start = (params, tx.init(params) if state is None else state)
+    (_, state), made = jax.jit(lambda start: jax.lax.scan(step, start, first + jnp.arange(steps)))(start)
+    return made, state
+
+
+def assert_same(ours, theirs, rtol=1e-7):
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol)
+
+
+@pytest.mark.parametrize("case", CASES, ids=case_id)
+def test_every_argument_gives_optaxs_numbers_over_50_steps(case):
+    name, kwargs, rate = case
+    with jax.enable_x64():
+        params = jax.tree.map(lambda p: p.astype("float64"), PARAMS)
+        ours, _ = run(getattr(OURS, name)(rate, **kwargs), params)
+        theirs, _ = run(getattr(optax, name)(rate, **kwargs), params)
+    assert_same(ours, theirs)
+
+
+@pytest.mark.parametrize("name", ["adamw", "lion"])
+def test_a_first_moment_may_be_narrower(name):
+    ours, state = run(getattr(OURS, name)(0.01, mu_dtype="bfloat16"))
+    theirs, _ = run(getattr(optax, name)(0.01, mu_dtype="bfloat16"))
+    link = state[f"scale_by_{name.rstrip('w')}"]
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(link["mu"])} == {"bfloat16"}
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(link.get("nu", jnp.ones(1)))} == {"float32"}
+    assert_same(ours, theirs, rtol=2e-3)  # a rounding of a sum may fall on either side
+
+
+@pytest.mark.parametrize("name", sorted(ARGUMENTS))
+def test_arguments_names_order_and_defaults_are_optaxs(name):
+    ours, theirs = (inspect.signature(getattr(module, name)).parameters for module in (OURS, optax))
+    assert [(p.name, p.kind, p.default) for p in ours.values()] == [
+        (p.name, p.kind, p.default) for p in theirs.values()
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs"),
+    [
+        ("adam", {}),
+        ("adamw", {"eps_root": 1e-3}),
+        ("nadamw", {}),
+        ("lamb", {"weight_decay": 0.1}),
+        ("lion", {}),
+        ("sgd", {"momentum": 0.9}),
+        ("sgd", {}),
+        ("rmsprop", {"momentum": 0.9}),
+        ("rmsprop", {"centered": True, "eps": 1e-2}),
+        ("adagrad", {}),
+    ],
+)
+def test_a_run_of_optaxs_goes_on_here(name, kwargs):
+    with jax.enable_x64():
+        params = jax.tree.map(lambda p: p.astype("float64"), PARAMS)
+        theirs, ours = getattr(optax, name)(0.1, **kwargs), getattr(OURS, name)(0.1, **kwargs)
+        made, saved = run(theirs, params, steps=5)
+        half = jax.tree.map(lambda x: x[-1], made)
+        expected, _ = run(theirs, half, saved, first=5, steps=5)
+        found, _ = run(ours, half, from_optax_state(ours, half, saved), first=5, steps=5)
+    assert_same(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("build", "said"),
+    [
+        (lambda: OURS.adamw(0.1, beta_1=0.9), "b1"),
+        (lambda: OURS.adamw(0.1, b1=1.0), r"b1 must be a number in \[0, 1\); got 1.0"),
+        (lambda: OURS.rmsprop(0.1, decay=1.0), r"decay must be a number in \[0, 1\); got 1.0"),
+        (lambda: OURS.rmsprop(0.1, initial_scale=-1.0), "initial_scale must be"),
+        (lambda: OURS.adam(0.1, eps_root=-1.0), "eps_root must be a number >= 0; got -1.0"),
+        (lambda: OURS.sgd(0.1, nesterov=True), "need a momentum"),
+        (lambda: OURS.rmsprop(0.1, nesterov=True), "nesterov needs a momentum"),
+        (lambda: oc.scale_by_adam(nesterov=True), "need epsilon_hat=False"),
+    ],
+)
+def test_a_mistake_names_the_argument(build, said):
+    with pytest.raises((ValueError, TypeError), match=said):
+        build()
+
+
+def test_a_swap_by_name_gives_the_same_numbers_and_a_rate_that_can_be_set():
+    ours, state = run(OURS.adamw(1e-3))
+    theirs, _ = run(optax.adamw(1e-3))
+    assert_same(ours, theirs, rtol=1e-5)  # float32
+    assert float(oc.get_hyperparams(state)["learning_rate"]) == pytest.approx(1e-3)
