@@ -224,6 +224,7 @@ def sgd(
       -0.19
     """
     nesterov = arguments.check_bool("nesterov", nesterov)
+    arguments.check_storage("accumulator_dtype", accumulator_dtype)
     if momentum is None and (nesterov or accumulator_dtype is not None):
         raise ValueError(f"nesterov and accumulator_dtype need a momentum; got {nesterov=}, {accumulator_dtype=}")
     rule = [] if momentum is None else [apply_momentum(momentum, nesterov, moment_dtype=accumulator_dtype)]
@@ -262,6 +263,7 @@ def lion(
       Array([-0.125], dtype=float32)
     """
     _check(b1=b1, b2=b2)
+    arguments.check_storage("mu_dtype", mu_dtype)
     return _with_rate(learning_rate, scale_by_lion(b1, b2, moment_dtype=mu_dtype), after=_decay(weight_decay, mask))
 
 
@@ -392,6 +394,7 @@ def _adam(
     b1: Hyperparam, b2: Hyperparam, eps: Hyperparam, eps_root: Hyperparam, mu_dtype: Any, nesterov: bool
 ) -> Transformation:
     _check(b1=b1, b2=b2, eps=eps, eps_root=eps_root)
+    arguments.check_storage("mu_dtype", mu_dtype)
     dtypes = None if mu_dtype is None else {"mu": mu_dtype}
     return scale_by_adam(b1, b2, eps, epsilon_hat=False, epsilon_root=eps_root, nesterov=nesterov, moment_dtype=dtypes)
 

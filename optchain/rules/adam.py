@@ -81,6 +81,7 @@ def scale_by_adam(
     amsgrad = arguments.check_bool("amsgrad", amsgrad)
     epsilon_hat = arguments.check_bool("epsilon_hat", epsilon_hat)
     nesterov = arguments.check_bool("nesterov", nesterov)
+    arguments.check_hyperparam("epsilon_root", epsilon_root)
     rooted = not (arguments.is_number(epsilon_root) and epsilon_root == 0)
     if epsilon_hat and (nesterov or rooted):
         raise ValueError(f"nesterov and epsilon_root need epsilon_hat=False; got {nesterov=}, {epsilon_root=}")
