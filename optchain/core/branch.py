@@ -189,8 +189,11 @@ def _transposed(cotangents: Sequence[Any], *operands: Any, **forms: ClosedJaxpr)
     return [found.get(i) for i in range(len(operands))]
 
 
-def _checkified(error: Any, enabled: Any, *operands: Any, cond: ClosedJaxpr, on_gpu: ClosedJaxpr) -> tuple[Any, Any]:
-    return checkify.checkify_jaxpr(cond, enabled, error, *operands)
+def _checkified(*given: Any, cond: ClosedJaxpr, on_gpu: ClosedJaxpr) -> tuple[Any, Any]:
+    # Newer versions of JAX hand a context on, before all else.
+    context = () if isinstance(given[0], checkify.Error) else given[:1]
+    error, enabled, *operands = given[len(context) :]
+    return checkify.checkify_jaxpr(*context, cond, enabled, error, *operands)
 
 
 def _batched(

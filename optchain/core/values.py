@@ -50,14 +50,15 @@ def call_code(function: str, signature: inspect.Signature, given: Mapping[str, A
 def to_code(value: Any) -> str:
     """A value of a configuration as code, as far as it has any: a function prints as its name."""
     match value:
-        case (str() as name, optax.GradientTransformation() as link):
-            return f"({name!r}, {link!r})" if hasattr(link, "config") else f"optax({name})"
-        case optax.GradientTransformation():
-            return repr(value) if hasattr(value, "config") else "optax(optax)"
+        # Arrays first: to newer versions of NumPy they are sequences, which a pattern asks for their length.
         case jax.Array() if arguments.is_traced(value):
             return str(value)
         case jax.Array() | np.ndarray():
             return f"jnp.array({np.asarray(value).tolist()!r}, {value.dtype.name!r})"
+        case (str() as name, optax.GradientTransformation() as link):
+            return f"({name!r}, {link!r})" if hasattr(link, "config") else f"optax({name})"
+        case optax.GradientTransformation():
+            return repr(value) if hasattr(value, "config") else "optax(optax)"
         case np.generic():
             return repr(value.item())
         case dict():

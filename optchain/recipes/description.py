@@ -12,6 +12,7 @@ import numpy as np
 import optax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
+from optchain.core.arguments import is_number
 from optchain.core.masks import select
 from optchain.core.optax_link import as_transformation
 from optchain.core.transformation import Transformation
@@ -311,6 +312,7 @@ def _code(link: Transformation) -> str:
         own |= {
             name for name, value in link.config.items() if isinstance(value, int | float | str) and value is not False
         }
+    own -= {name for name, value in link.config.items() if is_number(value) and value == 0}  # it does nothing
     shown = {
         name: value for name, value in link.config.items() if name not in HIDDEN and (name in given or name in own)
     }
