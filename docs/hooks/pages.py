@@ -32,6 +32,7 @@ GROUPS = {
 PRESETS = {
     "presets.keras.": "Presets: Keras",
     "presets.torch.": "Presets: PyTorch",
+    "presets.optax": "Presets: Optax",
     "presets.keras_adamw": "Presets: keras-adamw",
 }
 ORDER = [*reversed(GROUPS), "Around other transformations", *PRESETS.values()]

@@ -74,8 +74,11 @@ def _transposed(cotangents: Sequence[Any], *operands: Any, **forms: ClosedJaxpr)
     return [found.get(i) for i in range(len(operands))]
 
 
-def _checkified(error: Any, enabled: Any, *operands: Any, default: ClosedJaxpr, **forms: ClosedJaxpr) -> Any:
-    return checkify.checkify_jaxpr(default, enabled, error, *operands)
+def _checkified(*given: Any, default: ClosedJaxpr, **forms: ClosedJaxpr) -> Any:
+    # Newer versions of JAX hand a context on, before all else.
+    context = () if isinstance(given[0], checkify.Error) else given[:1]
+    error, enabled, *operands = given[len(context) :]
+    return checkify.checkify_jaxpr(*context, default, enabled, error, *operands)
 
 
 def _batched(

@@ -65,9 +65,7 @@ def test_describe_shows_which_parameter_goes_by_which_rule():
         "layers/kernel": "muon/scale_by_muon: Adam",
         "scale": "muon/scale_by_muon: Adam",
     }
-    assert "head           muon/scale_by_muon: orthogonal" in str(
-        oc.describe(oc.muon(0.1, exclude_layers=["layers", "conv"]), SCANNED)
-    )
+    assert "head           orthogonal" in str(oc.describe(oc.muon(0.1, exclude_layers=["layers", "conv"]), SCANNED))
 
 
 def test_describe_shows_it_within_groups():
