@@ -40,13 +40,12 @@ def scale_by_adam(
         epsilon_hat:    u = √(1 − β₂ᵗ) / (1 − β₁ᵗ) · mu / (√nu + ε)             Keras, TensorFlow
         otherwise:      u = mu / (1 − β₁ᵗ) / (√(nu / (1 − β₂ᵗ)) + ε)            PyTorch, Optax, Algorithm 1 of the paper
 
-    With `amsgrad` the largest `nu` so far stands for `nu` in the last step. With an `epsilon_root` the root is
-    `√(nu / (1 − β₂ᵗ) + epsilon_root)`, and with `nesterov` the corrected average looks ahead, as Optax's does:
+    With `amsgrad` the largest `nu` so far stands for `nu` in the last step, and with an `epsilon_root` `nu + (1 − β₂ᵗ) epsilon_root`. With
+    `nesterov` the corrected average looks ahead, as Optax's does:
 
         β₁ · mu / (1 − β₁ᵗ⁺¹) + (1 − β₁) · g / (1 − β₁ᵗ)   stands for   mu / (1 − β₁ᵗ)
 
-    The sign is the gradient's, and the learning
-    rate is not in it: `scale_by_learning_rate` follows.
+    The sign is the gradient's, and the learning rate is not in it: `scale_by_learning_rate` follows.
 
     Args:
       beta_1: decay of the first moment, in [0, 1).
@@ -54,7 +53,7 @@ def scale_by_adam(
       epsilon: what keeps the quotient finite, >= 0; in the units of the gradient.
       amsgrad: whether to divide by the largest second moment so far.
       epsilon_hat: whether ε stands outside the bias correction, the paper's "epsilon hat".
-      epsilon_root: added within the root, >= 0; in the units of the squared gradient. Other than 0 it needs `epsilon_hat=False`.
+      epsilon_root: added within the root, >= 0; in the units of the squared gradient.
       nesterov: whether to look ahead; needs `epsilon_hat=False`. (`scale_by_nadam` is Keras's and PyTorch's, whose momentum warms
         up.)
       moment_dtype: the dtype in which `mu`, `nu` and `nu_max` are stored, bfloat16, float32 or float64, or one by name,
@@ -65,7 +64,7 @@ def scale_by_adam(
       A transformation with state `count, mu, nu` and, with AMSGrad, `nu_max`.
 
     Raises:
-      ValueError: `nesterov`, or an `epsilon_root`, with `epsilon_hat`.
+      ValueError: `nesterov` with `epsilon_hat`.
 
     Source: Kingma & Ba, "Adam: A Method for Stochastic Optimization", 2015, arXiv:1412.6980, Algorithm 1 and section 2;
     Reddi et al., "On the Convergence of Adam and Beyond", 2018, arXiv:1904.09237.
@@ -83,8 +82,8 @@ def scale_by_adam(
     nesterov = arguments.check_bool("nesterov", nesterov)
     arguments.check_hyperparam("epsilon_root", epsilon_root)
     rooted = not (arguments.is_number(epsilon_root) and epsilon_root == 0)
-    if epsilon_hat and (nesterov or rooted):
-        raise ValueError(f"nesterov and epsilon_root need epsilon_hat=False; got {nesterov=}, {epsilon_root=}")
+    if epsilon_hat and nesterov:
+        raise ValueError(f"nesterov needs epsilon_hat=False; got {epsilon_hat=}")
 
     def step(
         t: jax.Array, beta_1: jax.Array, beta_2: jax.Array, epsilon: jax.Array, epsilon_root: jax.Array | float
@@ -98,7 +97,7 @@ def scale_by_adam(
             # The roots before the quotient, which could overflow.
             size = root(v) if epsilon_hat else root(v) / jnp.sqrt(c2)
             if rooted:
-                size = root(v / c2 + epsilon_root)
+                size = root(v + c2 * epsilon_root) if epsilon_hat else root(v / c2 + epsilon_root)
             m = mu * factor
             if nesterov:
                 m = mu * (beta_1 / one_minus_power(beta_1, t + 1)) + g * ((1 - beta_1) / c1)

@@ -53,7 +53,7 @@ def lower_here(form: Callable) -> None:
 def as_on_a_gpu() -> Iterator[Callable[[], None]]:
     """What makes branches that are compiled from then on those of a GPU."""
     yield lambda: lower_here(functools.partial(by_platform.run_form, form="gpu"))
-    lower_here(functools.partial(by_platform.run_form, form="default"))
+    lower_here(functools.partial(by_platform.run_form, form="cpu"))
     jax.clear_caches()
 
 

@@ -178,7 +178,7 @@ def test_a_run_of_optaxs_goes_on_here(name, kwargs):
         (lambda: OURS.adam(0.1, eps_root=-1.0), "eps_root must be a finite number >= 0; got -1.0"),
         (lambda: OURS.sgd(0.1, nesterov=True), "need a momentum"),
         (lambda: OURS.rmsprop(0.1, nesterov=True), "nesterov needs a momentum"),
-        (lambda: oc.scale_by_adam(nesterov=True), "need epsilon_hat=False"),
+        (lambda: oc.scale_by_adam(nesterov=True), "needs epsilon_hat=False"),
     ],
 )
 def test_a_mistake_names_the_argument(build, said):
