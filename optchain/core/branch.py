@@ -46,7 +46,7 @@ def run_if(pred: jax.Array, run: Callable[..., tuple[Any, ...]], *carry: Any) ->
         return lax.cond(pred, body, lambda captured, leaves: leaves, captured, leaves)
 
     def on_gpu(pred: jax.Array, captured: list[Any], leaves: list[Any]) -> list[Any]:
-        return _once(pred, lambda leaves: body(captured, leaves), leaves)
+        return once(pred, lambda leaves: body(captured, leaves), leaves)
 
     return treedef.unflatten(by_platform(cond, pred, body.captured, leaves, gpu=on_gpu))
 
@@ -101,7 +101,7 @@ def run_or_zeros(
         # gradients are read anyway; what they hold where `pred` is true is written over.
         wide = [lax.convert_element_type(x, dtype) for x, dtype in zip(likes, dtypes, strict=True)]
         start = [jnp.where(pred, x, zero) for x, zero in zip(wide, zeros(likes), strict=True)]
-        return _once(pred, lambda out: body(captured, out[len(likes) :]), start + leaves)
+        return once(pred, lambda out: body(captured, out[len(likes) :]), start + leaves)
 
     return unflatten(by_platform(cond, pred, body.captured, leaves, likes, gpu=on_gpu))
 
@@ -129,11 +129,11 @@ class _Body:
         return jaxpr_as_fun(ClosedJaxpr(self._jaxpr, captured))(*leaves)
 
 
-def _once(pred: jax.Array, run: Callable[[list[Any]], list[Any]], leaves: list[Any]) -> list[Any]:
-    """A loop of at most one round."""
+def once(pred: jax.Array, run: Callable[[list[Any]], list[Any]], leaves: list[Any]) -> list[Any]:
+    """A loop of at most one round. Its end is a constant to the compiler, so that one loop may use the room of another."""
 
     def run_body(carry: tuple[jax.Array, list[Any]]) -> tuple[jax.Array, list[Any]]:
         pending, leaves = carry
-        return ~pending, run(leaves)  # `~pending` is False, and varies over devices as `pending` does
+        return pending ^ pending, run(leaves)  # False, which varies over devices as `pending` does
 
     return lax.while_loop(lambda carry: carry[0], run_body, (pred, leaves))[1]

@@ -16,7 +16,7 @@ from jax.interpreters import ad, batching, mlir
 by_platform_p = Primitive("by_platform")
 by_platform_p.multiple_results = True
 
-PLATFORMS = {"cpu": ("cpu",), "gpu": ("cuda", "rocm")}
+_PLATFORMS = {"cpu": ("cpu",), "gpu": ("cuda", "rocm")}
 """The devices that may have a form of their own, and what JAX calls them."""
 
 
@@ -113,7 +113,7 @@ ad.primitive_transposes[by_platform_p] = _transposed
 batching.fancy_primitive_batchers[by_platform_p] = _batched
 checkify.error_checks[by_platform_p] = _checkified
 mlir.register_lowering(by_platform_p, mlir.lower_fun(_run_default, multiple_results=True))
-for _form, _names in PLATFORMS.items():
+for _form, _names in _PLATFORMS.items():
     for _name in _names:
         _lowered = mlir.lower_fun(functools.partial(run_form, form=_form), multiple_results=True)
         mlir.register_lowering(by_platform_p, _lowered, platform=_name)

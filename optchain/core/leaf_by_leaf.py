@@ -15,11 +15,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
 
 from optchain.core import arguments, memory, storage
-from optchain.core.branch import runs_step_by_step
+from optchain.core.branch import once, runs_step_by_step
 from optchain.core.by_platform import by_platform
 from optchain.core.programs import run_equation, value_in
 from optchain.core.trees import Tree
@@ -42,11 +41,10 @@ def leaf_by_leaf(run: Callable[[Tree, Tree], tuple[Tree, Tree]], leaves: Tree, s
     if not counts or runs_step_by_step() or any(map(memory.on_host, given)) or not any(map(arguments.is_traced, given)):
         return run(leaves, state)
     program, made = jax.make_jaxpr(run, return_shape=True)(leaves, state)
-    if program.effects or any(
-        hasattr(jax.typeof(x), "inner_aval") for x in program.consts
-    ):  # to be done once, in order
-        return jax.tree.structure(made).unflatten(jaxpr_as_fun(program)(*given))
     parts = _Parts(program.jaxpr, len(jax.tree.leaves(leaves)))
+    to_be_done_once = program.effects or any(hasattr(jax.typeof(x), "inner_aval") for x in program.consts)
+    if to_be_done_once or not parts.of_leaves:
+        return jax.tree.structure(made).unflatten(jaxpr_as_fun(program)(*given))
 
     def at_once(captured: list[Any], given: list[Any], count: jax.Array) -> list[Any]:
         return jaxpr_as_fun(ClosedJaxpr(program.jaxpr, captured))(*given)
@@ -61,8 +59,9 @@ def leaf_by_leaf_if_packed(
     run: Callable[[Tree, Tree], tuple[Tree, Tree]], leaves: Tree, state: Tree
 ) -> tuple[Tree, Tree]:
     """`run(leaves, state)`, leaf by leaf if any of the state is stored in codes."""
-    has_codes = any(map(storage.is_packed, jax.tree.leaves(state, is_leaf=storage.is_packed)))
-    return (leaf_by_leaf if has_codes else lambda run, *given: run(*given))(run, leaves, state)
+    if any(map(storage.is_packed, jax.tree.leaves(state, is_leaf=storage.is_packed))):
+        return leaf_by_leaf(run, leaves, state)
+    return run(leaves, state)
 
 
 class _Parts:
@@ -82,16 +81,16 @@ class _Parts:
         of_all = 1 << leaves
         self._shared = [i for i, mask in enumerate(masks) if mask & of_all or mask.bit_count() > 1]
         self._outputs = {leaf: [i for i, owner in enumerate(owners) if owner == leaf] for leaf in range(leaves + 1)}
-        self._own = {leaf: self._needed(self._outputs[leaf], set(self._shared)) for leaf in range(leaves)}
+        own = {leaf: self._needed(self._outputs[leaf], set(self._shared)) for leaf in range(leaves)}
+        self.of_leaves = {leaf: equations for leaf, equations in own.items() if equations}
+        """For each leaf the equations that it alone needs; not of leaves without any, such as those that a gate has made."""
 
     def run(self, captured: list[Any], given: list[Any], always: jax.Array) -> list[Any]:
         jaxpr = self._jaxpr
         known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*captured, *given], strict=True))
         self._run_equations(self._shared, known)
         made = dict[int, Any]()
-        for leaf, equations in self._own.items():
-            if not equations:
-                continue
+        for leaf, equations in self.of_leaves.items():
             places = self._outputs[leaf]
 
             def change(old: list[Any], places: list[int] = places, equations: list[int] = equations) -> list[Any]:
@@ -99,7 +98,7 @@ class _Parts:
                 self._run_equations(equations, inside)
                 return [value_in(inside, jaxpr.outvars[i]) for i in places]
 
-            new = _in_one_round(always, change, [given[i] for i in places])
+            new = once(always, change, [given[i] for i in places])
             made |= dict(zip(places, new, strict=True))
         return [made[i] if i in made else value_in(known, var) for i, var in enumerate(jaxpr.outvars)]
 
@@ -170,13 +169,3 @@ def _mask(eqn: Any, users: dict[Any, int]) -> int:
     for var in eqn.outvars:
         mask |= users.get(var, 0)
     return mask
-
-
-def _in_one_round(pred: jax.Array, change: Callable[[list[Any]], list[Any]], old: list[Any]) -> list[Any]:
-    """A loop of one round. Its end is a constant to the compiler, which then lets one loop use the room of another."""
-
-    def body(carry: tuple[jax.Array, list[Any]]) -> tuple[jax.Array, list[Any]]:
-        pending, old = carry
-        return pending ^ pending, change(old)  # False, which varies over devices as `pending` does
-
-    return lax.while_loop(lambda carry: carry[0], body, (pred, old))[1]

@@ -203,6 +203,16 @@ class Transformation(Identity):
           effects: the parameters to trees of numbers or bools, by what is done: `rate`, a factor of the learning rate;
             `weight_decay` and `l2_penalty`, the shares of the hyperparameter `weight_decay`; `l1` and `l2`, decays. A
             parameter of which all are 0 or False is one that the link leaves alone.
+
+        Returns:
+          A transformation whose numbers and state are the same.
+
+        Example:
+          >>> import jax, jax.numpy as jnp, optchain
+          >>> half = optchain.scale(0.5).with_effects(lambda params: {"rate": jax.tree.map(lambda p: 0.5, params)})
+          >>> tx = optchain.chain(optchain.sgd(0.1), ("half", half))
+          >>> optchain.describe(tx, {"w": jnp.ones(2)}).per_parameter[0].rate_factor
+          0.5
         """
         return self._changed(effects=effects)
 

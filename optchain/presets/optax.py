@@ -6,9 +6,12 @@
 
 An `optax.adamw` that is swapped for this one goes on with the same numbers, checked over 50 steps against Optax 0.2.8. The
 learning rate becomes a run-time hyperparameter; states have names; `interop.optax.from_optax_state` takes over a run. What differs on
-purpose: second moments of parameters narrower than float32 are kept in float32 (Optax keeps them in the parameters' dtype), no
-arithmetic is done in the dtype of `mu_dtype` or `accumulator_dtype` (Optax multiplies by `b1` in it), an average of squares that a rounding has made smaller than the square of the average counts as equal to it (`rmsprop(centered=True)`),
-and values out of range are refused, where Optax goes on to NaN.
+purpose:
+
+- Second moments of parameters narrower than float32 are kept in float32; Optax keeps them in the parameters' dtype.
+- No arithmetic is done in the dtype of `mu_dtype` or `accumulator_dtype`; Optax multiplies by `b1` in it.
+- In `rmsprop(centered=True)` an average of squares that a rounding has made smaller than the square of the average counts as equal.
+- Values out of range are refused, where Optax goes on to NaN.
 """
 
 from typing import Any

@@ -13,10 +13,9 @@ import optax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from optchain.core.arguments import is_number
-from optchain.core.masks import select
 from optchain.core.optax_link import as_transformation
 from optchain.core.transformation import Transformation
-from optchain.core.trees import Tree, dtype_of, leaves_with_paths, path_names, path_string
+from optchain.core.trees import Tree, dtype_of, leaves_with_paths, path_names
 from optchain.core.values import holds_link, to_code
 from optchain.core.walk import Node, walk
 from optchain.recipes import per_parameter
@@ -72,8 +71,6 @@ class Description:
     state_bytes: int
     per_parameter: tuple[ParameterRow, ...] = ()
     """What happens to each parameter: its group, its optimizer, its rate, its decay, its storage."""
-    groups: dict[str, str] = dataclasses.field(default_factory=dict)
-    """Where not every link acts on every parameter: the path of each to those of the links, or `frozen`."""
     mesh: dict[str, int] = dataclasses.field(default_factory=dict)
     """The axes of the mesh and the number of devices along each; empty without one."""
     leaves: tuple[LeafRow, ...] = ()
@@ -161,12 +158,10 @@ def describe(
       1,000,000 parameters (4.00 MB), state 8.00 MB: 8.00 bytes per parameter
     """
     transformation = as_transformation(tx)
-    groups: dict[str, list[str]] = {}
     facts: dict[str, per_parameter.Facts] = {}
 
     def trace(params: Tree) -> Any:
         state = transformation.init(params)
-        groups.update(_groups(transformation, params, transformation.name))
         facts.update(per_parameter.facts_of(transformation, params))
         return state
 
@@ -187,7 +182,6 @@ def describe(
         parameter_bytes=_bytes(params),
         state_bytes=_bytes(state),
         per_parameter=rows_per_parameter,
-        groups={path: ", ".join(names) for path, names in groups.items()},
         mesh={} if mesh is None else dict(mesh.shape),
         leaves=() if mesh is None else tuple(_leaf_rows(params, state)),
         device_parameter_bytes=_device_bytes(params),
@@ -263,24 +257,6 @@ def _device_bytes(tree: Any) -> int:
 
 
 # Links ----------------------------------------------------------------------------------------------------------------
-
-
-def _groups(link: Transformation, params: Tree, path: str) -> dict[str, list[str]]:
-    """The parts that act on each parameter, by the links' paths, of links whose parts do not all act on all parameters."""
-    labels = None if link.labels is None else link.labels(params)
-    found: dict[str, list[str]] = {}
-    for name, inner in link.parts.items():
-        seen = (
-            params if labels is None else select(jax.tree.map(lambda label, name=name: label == name, labels), params)
-        )
-        for parameter, names in _groups(inner, seen, f"{path}/{name}").items():
-            found.setdefault(parameter, []).extend(names)
-    within = link.parts
-    for place, label in [] if labels is None else leaves_with_paths(labels):
-        # A rule that treats leaves differently, with nothing within, says how.
-        acting = f"{path}/{label}" if label in within else label if within else f"{path}: {label}"
-        found.setdefault(path_string(place), [acting])
-    return {path_string(place): found[path_string(place)] for place, _ in leaves_with_paths(params)} if found else {}
 
 
 def _row(node: Node, root: str) -> LinkRow:

@@ -81,7 +81,8 @@ def test_a_recipe_of_a_file_says_which_link_acts_on_which_parameter(tmp_path, ca
     tx = optchain.freeze(optchain.sgd(0.1), optchain.matching("bias$"))
     file = tmp_path / "recipe.json"
     file.write_text(json.dumps(optchain.to_config(tx)))
-    assert described(capsys, str(file), "--params", SHAPES)["groups"]["dense/bias"] == "frozen"
+    rows = described(capsys, str(file), "--params", SHAPES)["per_parameter"]
+    assert {row["path"]: row["group"] for row in rows}["dense/bias"] == "frozen"
 
 
 @pytest.mark.parametrize(

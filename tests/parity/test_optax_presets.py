@@ -186,6 +186,15 @@ def test_a_mistake_names_the_argument(build, said):
         build()
 
 
+def test_adagrad_leaves_alone_what_never_had_a_gradient():
+    grads = jnp.array([0.0, 1.0])
+    updates = [
+        tx.update(grads, tx.init(grads), grads)[0]
+        for tx in (module.adagrad(0.1, initial_accumulator_value=0.0, eps=0.0) for module in (OURS, optax))
+    ]
+    np.testing.assert_allclose(*updates, rtol=1e-6)
+
+
 def test_a_swap_by_name_gives_the_same_numbers_and_a_rate_that_can_be_set():
     ours, state = run(OURS.adamw(1e-3))
     theirs, _ = run(optax.adamw(1e-3))

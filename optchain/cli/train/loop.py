@@ -131,7 +131,7 @@ def _step(settings: Settings) -> Callable[..., Any]:
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def measured(params: Any, state: Any, images: jax.Array, labels: jax.Array) -> tuple[Any, Any, dict[str, Any]]:
-        # One program: the compiler finds the gradient that it has already.
+        # One program: the compiler finds the gradient that it has already, unless the recipe scales the loss.
         norm = global_norm(jax.grad(loss)(params, images, labels))
         params, state, logged = step(params, state, images, labels)
         return params, state, logged if logged.keys() & NORMS else logged | {"gradient_norm": norm}
