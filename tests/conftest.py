@@ -1,5 +1,7 @@
 """Settings for every test, the tiers, and the tables of errors at the end of a run."""
 
+import gc
+import importlib.metadata
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +19,9 @@ os.environ["KERAS_BACKEND"] = "jax"  # read when Keras is first imported
 jax.config.update(
     "jax_num_cpu_devices", 8
 )  # read when JAX first looks for devices; the default is still the first of them
+
+jax.config.update("jax_traceback_in_locations_limit", 0)  # nobody reads where a line of a test's program is from
+gc.set_threshold(200_000, 50, 50)  # what is traced is garbage soon, and to look for it among JAX's objects takes long
 
 for profile, max_examples in {"quick": 30, "ci": 100, "full": 840}.items():
     hypothesis.settings.register_profile(
@@ -125,7 +130,15 @@ WORST_ERRORS = pytest.StashKey[dict[str, dict[ErrorKey, float]]]()
 CRASHED = pytest.StashKey[list[str]]()
 
 
+QUICK_COMPILER = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+"""Most of a quick run is the compiler's time, for programs that run once. XLA's older emitters for a CPU take a third of it;
+the other tiers compile as users do, and have what holds to the bit with the present emitters alone. jaxlib 0.12 has these emitters no more."""
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    older = tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 12)
+    if config.getoption("--tier") == "quick" and older:
+        os.environ.setdefault("XLA_FLAGS", QUICK_COMPILER)  # workers and the processes that tests begin have it too
     config.stash[WORST_ERRORS] = {title: {} for title in TABLES}
     config.stash[CRASHED] = []
 

@@ -15,6 +15,11 @@ def others_thorough(values: Iterable[Hashable], *quick: Hashable) -> list[Any]:
     return [value if value in quick else pytest.param(value, marks=pytest.mark.thorough) for value in values]
 
 
+def others_for_release(values: Iterable[Hashable], *kept: Hashable) -> list[Any]:
+    """Values of a parameter of which a release alone takes more than the named ones."""
+    return [value if value in kept else pytest.param(value, marks=pytest.mark.for_release) for value in values]
+
+
 def each_value(cases: Sequence[Iterable[Value]]) -> list[int]:
     """The indices of cases that together have every value.
 

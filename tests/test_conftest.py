@@ -161,8 +161,11 @@ def test_errors_of_any_float_reach_the_table_from_a_worker(tmp_path: Path):
 @pytest.mark.thorough
 @pytest.mark.parametrize(
     ("crash", "passed"),
-    [(DIES_AT_ITS_END, True), (UNSENDABLE, True), (DIES_IN_A_TEST, False)],
-    ids=["at its end", "by what it reports", "in a test"],
+    [
+        pytest.param(DIES_AT_ITS_END, True, id="at its end"),
+        pytest.param(UNSENDABLE, True, id="by what it reports", marks=pytest.mark.for_release),
+        pytest.param(DIES_IN_A_TEST, False, id="in a test", marks=pytest.mark.for_release),
+    ],
 )
 def test_a_crash_of_a_worker_makes_the_run_red(crash: str, passed: bool, tmp_path: Path):
     code, output = run(crash, tmp_path, "-n", "1", "--max-worker-restart", "1")

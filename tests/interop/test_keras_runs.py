@@ -11,6 +11,7 @@ import pytest
 
 import optchain
 from optchain.interop.keras import from_keras, load_params, load_state, save_params, save_state, to_keras
+from tests.sampling import others_for_release
 
 from .digits import batches, flax_params, keras_model, loss
 
@@ -68,7 +69,7 @@ def remembered(state: Any) -> Any:
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", others_for_release(RECIPES, "AdamW, EMA, accumulation", "Nadam"))
 def test_a_run_goes_on_in_the_other_library(recipe: str, tmp_path: Path, record_error: Callable) -> None:
     model = keras_model(RECIPES[recipe]())
     start = load_params(flax_params(), model)

@@ -28,7 +28,7 @@ from .helpers import assert_same
 from .saving import save_for_ever, tree_of
 
 PARAMS = {"dense": {"kernel": jnp.ones((4, 2)), "bias": jnp.zeros(2)}}
-KILLS = int(os.environ.get("OPTCHAIN_KILLS", "10"))
+KILLS = int(os.environ.get("OPTCHAIN_KILLS", "3"))
 """How often the process that saves is killed: 100 by hand."""
 
 

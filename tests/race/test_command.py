@@ -138,7 +138,11 @@ def test_a_rate_is_searched_for_on_seeds_that_are_not_compared(tmp_path: Path):
 @pytest.mark.parametrize(
     ("task", "recipes"),
     [
-        ("autoencoder", ["good=adam:rate=0.03", "beta_2=adam:rate=0.03:beta_2=0.9999", "rate=adam:rate=0.09"]),
+        pytest.param(
+            "autoencoder",
+            ["good=adam:rate=0.03", "beta_2=adam:rate=0.03:beta_2=0.9999", "rate=adam:rate=0.09"],
+            marks=pytest.mark.for_release,
+        ),
         (
             "digits",
             [
@@ -170,7 +174,7 @@ def wait_for(path: Path, pattern: str, process: subprocess.Popen[str]) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.thorough
+@pytest.mark.for_release
 def test_a_race_that_is_stopped_and_then_killed_goes_on_to_the_same_bits(tmp_path: Path):
     chosen = ("--tasks", f"{TOYS}:steps=40000:evaluations=400", "--recipes", "sgd,adamw:rate=0.1")
     process = start(*chosen, "--out", tmp_path / "whole")

@@ -18,6 +18,7 @@ from optchain.race.entrant import evaluated
 from optchain.race.group import bounded
 from optchain.race.rates import best_place, next_places
 from tests.race.toys import line
+from tests.sampling import others_for_release
 
 SEEDS, FACTORS = [0, 1, 5, 0], [1.0, 1.0, 1.0, 3.0]
 
@@ -80,7 +81,7 @@ SCHEDULED = {
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("name", SCHEDULED)
+@pytest.mark.parametrize("name", others_for_release(SCHEDULED, "made_by_the_preset", "preset_in_parts"))
 def test_a_recipe_with_a_schedule_keeps_it_times_the_members_factor(name: str):
     task, tx = line(12, 3), SCHEDULED[name]()
     entrant = Entrant("it", tx)
@@ -110,7 +111,7 @@ def test_a_recipe_with_a_schedule_keeps_it_times_the_members_factor(name: str):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("weights", [24, "stochastic", None])
+@pytest.mark.parametrize("weights", others_for_release([24, "stochastic", None], 24))
 def test_weights_of_bfloat16_are_trained_as_alone_and_evaluated_with_their_low_bits(weights: Any):
     toy = line(12, 3)
     wide = jax.random.normal(jax.random.key(1), (64, 64))
@@ -275,7 +276,11 @@ def test_a_group_that_was_stopped_goes_on_to_the_same_bits(tmp_path: Path, monke
 
 
 @pytest.mark.thorough
-def test_a_group_goes_on_where_there_are_more_or_fewer_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("devices", others_for_release([(1, 4), (4, 1), (8, 2)], (4, 1)))
+def test_a_group_goes_on_where_there_are_more_or_fewer_devices(
+    devices: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    before, after = devices
     monkeypatch.setattr(unfinished, "SAVE_EVERY", 0.0)
     task, entrant = line(40, 4), Entrant("it", oc.adamw(0.02, use_ema=True, gradient_accumulation_steps=2))
 
@@ -283,15 +288,14 @@ def test_a_group_goes_on_where_there_are_more_or_fewer_devices(tmp_path: Path, m
         return Program(task, entrant, 3, cosine(40), jax.devices()[:devices])
 
     whole = program(1).run([0, 1, 2], [1.0, 1.0, 2.0])
-    for number, (before, after) in enumerate([(1, 4), (4, 1), (8, 2)]):
-        seen: list[int] = []
-        options: Any = {"folder": tmp_path / str(number), "advance": lambda step, _, seen=seen: seen.append(step)}
-        with pytest.raises(StoppedError):
-            program(before).run([0, 1, 2], [1.0, 1.0, 2.0], stop=lambda seen=seen: len(seen) == 2, **options)
-        resumed = program(after).run([0, 1, 2], [1.0, 1.0, 2.0], **options)
-        assert seen == [10, 20, 30, 40]
-        np.testing.assert_allclose(resumed.held_out, whole.held_out, rtol=1e-5)
-        assert len(resumed.weights) == 3
+    seen: list[int] = []
+    options: Any = {"folder": tmp_path / "group", "advance": lambda step, _: seen.append(step)}
+    with pytest.raises(StoppedError):
+        program(before).run([0, 1, 2], [1.0, 1.0, 2.0], stop=lambda: len(seen) == 2, **options)
+    resumed = program(after).run([0, 1, 2], [1.0, 1.0, 2.0], **options)
+    assert seen == [10, 20, 30, 40]
+    np.testing.assert_allclose(resumed.held_out, whole.held_out, rtol=1e-5)
+    assert len(resumed.weights) == 3
 
 
 @pytest.mark.thorough
@@ -457,9 +461,7 @@ def test_a_group_of_another_recipe_task_or_schedule_is_not_gone_on_with(
     assert len(seen) == 2  # it is asked once an evaluation
     others = [
         program(tx=oc.adam(0.1, beta_2=0.9)),
-        program(tx=oc.sgd(0.1)),
         program(line(40, 4)),
-        program(line(20, 5)),
         program(line(20, 4, noise=0.6)),
         program(shape=constant),
     ]

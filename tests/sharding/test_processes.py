@@ -73,7 +73,7 @@ def test_two_processes_have_the_numbers_of_one(tmp_path, on_one, record_differen
     assert difference <= 1e-10
 
 
-@pytest.mark.thorough
+@pytest.mark.for_release
 def test_when_a_process_is_lost_the_other_ends_and_the_run_goes_on_from_its_checkpoint_on_one(
     tmp_path, on_one, record_difference
 ):

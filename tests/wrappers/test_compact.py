@@ -79,16 +79,13 @@ def distances(tx, sigma, shape=(64, 256), steps=500):
     )
 
 
-EVERY_KIND = ("adam", "adagrad", "lion", "adamax")
-"""One of each kind of entry; the other rules keep the same ones."""
+WORST = ("adam", "lion")
+"""Lion is the worst of all with Radam; a release takes all rules."""
 
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=pytest.mark.thorough if name in EVERY_KIND else pytest.mark.for_release)
-        for name in RULES
-    ],
+    [pytest.param(name, marks=pytest.mark.thorough if name in WORST else pytest.mark.for_release) for name in RULES],
 )
 def test_every_rule_goes_as_far_in_the_same_direction(name):
     """Over 500 steps. Radam and Lion are the worst."""
@@ -110,7 +107,7 @@ def test_stored_wide_a_run_is_the_same_to_the_bit(name, form):
     assert as_bits(state) == as_bits(same_state["inner"])
 
 
-@pytest.mark.parametrize("name", others_thorough(RECIPES, "adamw", "everything", "schedule-free", "loss scale"))
+@pytest.mark.parametrize("name", others_thorough(RECIPES, "adamw", "schedule-free", "loss scale"))
 @pytest.mark.parametrize(
     "options",
     [{}, {"moments": "bfloat16", "average": "bfloat16", "accumulator": "int8"}, {"weights": 24}, {"weights": 32}],
