@@ -42,14 +42,17 @@ from optchain.rules.adadelta import scale_by_adadelta as scale_by_adadelta
 from optchain.rules.adagrad import scale_by_rss as scale_by_rss
 from optchain.rules.adam import scale_by_adam as scale_by_adam
 from optchain.rules.adamax import scale_by_adamax as scale_by_adamax
+from optchain.rules.asgd import scale_by_asgd as scale_by_asgd
 from optchain.rules.factored import scale_by_factored_rms as scale_by_factored_rms
 from optchain.rules.ftrl import apply_ftrl as apply_ftrl
 from optchain.rules.lion import scale_by_lion as scale_by_lion
 from optchain.rules.momentum import apply_momentum as apply_momentum
 from optchain.rules.muon import scale_by_muon as scale_by_muon
+from optchain.rules.muon_average import scale_by_muon_average as scale_by_muon_average
 from optchain.rules.nadam import scale_by_nadam as scale_by_nadam
 from optchain.rules.radam import scale_by_radam as scale_by_radam
 from optchain.rules.rms import scale_by_rms as scale_by_rms
+from optchain.rules.rprop import scale_by_rprop as scale_by_rprop
 from optchain.rules.trust_ratio import scale_by_trust_ratio as scale_by_trust_ratio
 from optchain.training.callbacks import EarlyStopping as EarlyStopping
 from optchain.training.callbacks import ReduceLROnPlateau as ReduceLROnPlateau
@@ -73,6 +76,7 @@ from optchain.transforms.learning_rate import scale_by_relative_step as scale_by
 from optchain.transforms.monitoring import monitor as monitor
 from optchain.transforms.noise import add_noise as add_noise
 from optchain.transforms.penalty import add_l2_penalty as add_l2_penalty
+from optchain.transforms.polyak import polyak_average as polyak_average
 from optchain.transforms.projections import project_max_norm as project_max_norm
 from optchain.transforms.projections import project_min_max_norm as project_min_max_norm
 from optchain.transforms.projections import project_non_negative as project_non_negative

@@ -84,6 +84,35 @@ ADAGRAD = {
     "eps": EPSILONS,
     "maximize": FLAGS,
 }
+ADADELTA = {
+    "lr": log_uniform(-2, 0),
+    "rho": floats32(0.5, 0.99),
+    "eps": log_uniform(-6, -2),
+    "weight_decay": DECAYS,
+    "maximize": FLAGS,
+}
+RPROP = {
+    "lr": log_uniform(-4, -1),
+    "etas": st.tuples(floats32(0.1, 0.9), floats32(1.1, 2)),
+    "step_sizes": st.tuples(log_uniform(-6, -4), log_uniform(-1, 1)),
+    "maximize": FLAGS,
+}
+ASGD = {
+    "lr": RATES,
+    "lambd": st.just(0.0) | log_uniform(-4, 0),
+    "alpha": floats32(0, 1),
+    "t0": st.sampled_from([0, 3.5, 20, 1e6]),
+    "weight_decay": DECAYS,
+    "maximize": FLAGS,
+}
+ADAFACTOR = {
+    "lr": log_uniform(-4, -1),
+    "beta2_decay": floats32(-1, 0),
+    "eps": st.tuples(st.none() | EPSILONS, EPSILONS),
+    "d": floats32(1, 4),
+    "weight_decay": DECAYS,
+    "maximize": FLAGS,
+}
 
 OPTIMIZERS = [
     optimizer(presets.adamw, "AdamW", **ADAM),
@@ -93,6 +122,10 @@ OPTIMIZERS = [
     optimizer(presets.adamax, "Adamax", **ADAMAX),
     optimizer(presets.rmsprop, "RMSprop", **RMSPROP),
     optimizer(presets.adagrad, "Adagrad", **ADAGRAD),
+    optimizer(presets.adadelta, "Adadelta", **ADADELTA),
+    optimizer(presets.rprop, "Rprop", **RPROP),
+    optimizer(presets.asgd, "ASGD", **ASGD),
+    optimizer(presets.adafactor, "Adafactor", **ADAFACTOR),
     Optimizer(presets.sgd, "SGD", st.fixed_dictionaries(SGD).filter(is_valid_sgd)),
 ]
 
