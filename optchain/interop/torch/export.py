@@ -14,9 +14,9 @@ from optchain.interop.links import Place, places, without_place
 from optchain.interop.mapping import Entry, match, parameter_entries
 from optchain.interop.merging import by_names
 from optchain.interop.report import Names, join_paths
-from optchain.interop.torch.layouts import Axes, Transforms, inverse, layouts, native
+from optchain.interop.torch.layouts import Axes, Transforms, factor_names, inverse, layouts, native
 from optchain.interop.torch.recipes import class_name, to_group
-from optchain.interop.torch.rules import COUNT, HYPERPARAMS, SCALARS, join_betas, names_in_torch, split_betas
+from optchain.interop.torch.rules import COUNT, FACTORS, HYPERPARAMS, SCALARS, join_betas, names_in_torch, split_betas
 from optchain.interop.torch.state import Correspondence
 
 
@@ -119,19 +119,34 @@ def _slots(
         for entry, field in known.items():
             if entry not in SCALARS:
                 for path, leaf in by_names(own[entry]).items():
-                    array = np.asarray(leaf).transpose(inverse(axes[path]))
+                    array = np.asarray(leaf)
+                    if entry in FACTORS:
+                        names = factor_names(axes[path], "/".join(path))
+                        if entry not in names:
+                            continue
+                        field = names[entry]
+                        array = array if entry == "v" else np.expand_dims(array, -1 if entry == "v_row" else -2)
+                    array = array.transpose(inverse(axes[path]))
                     slots[path][field] = torch.from_numpy(native(array))
-        if "mu_product" in known:
-            scalars["mu_product"] = float(own["mu_product"])
+        for entry in ("mu_product", "eta"):
+            if entry in known:
+                scalars[entry] = float(own[entry])
+        if place.rule == "polyak_average":
+            scalars["mu"] = 1 / max(1.0, float(own["count"]) - dict(preset.link.config)["t0"])
         if "count" in own and (known or place.link.hyperparams.schedules):
             scalars[COUNT] = float(own["count"])
     if scalars.get(COUNT) == 0:
         return {path: {} for path in slots}
-    if class_name(preset.link) == "SGD":
-        scalars = {}
-    else:
-        scalars.setdefault(COUNT, float(step))
-    return {path: slot | {name: torch.tensor(value) for name, value in scalars.items()} for path, slot in slots.items()}
+    kind = class_name(preset.link)
+    if kind == "Rprop":  # a step size of 0 is none yet
+        slots = {path: slot if slot["step_size"].any() else {} for path, slot in slots.items()}
+    if kind in ("SGD", "Muon"):
+        return slots
+    scalars.setdefault(COUNT, float(step))
+    numbers = {name: torch.tensor(value) for name, value in scalars.items()}
+    if kind == "SparseAdam":
+        numbers[COUNT] = int(scalars[COUNT])
+    return {path: slot | numbers if slot else {} for path, slot in slots.items()}
 
 
 def _group(preset: Place, found: list[Place], state: State) -> dict[str, Any]:

@@ -99,6 +99,24 @@ def transposed(value: np.ndarray, axes: tuple[int, ...], like: Any, path: str, n
     return np.asarray(made, dtype_of(like))
 
 
+def factor_names(axes: Axes, path: str) -> dict[str, str]:
+    """Which factors of PyTorch's second moment are ours; it is factored over the last two axes on both sides.
+
+    Raises:
+      ValueError: they are other axes there.
+    """
+    ndim = len(axes)
+    if ndim < 2:
+        return {"v": "variance"}
+    if {*axes[-2:]} != {ndim - 2, ndim - 1}:
+        raise ValueError(
+            f"{path}: PyTorch's second moment is factored over the last two of its own axes, which are others here: it is another "
+            "optimizer"
+        )
+    rows, columns = ("row_var", "col_var") if axes[-1] == ndim - 1 else ("col_var", "row_var")
+    return {"v_row": rows, "v_col": columns}
+
+
 def native(array: np.ndarray) -> np.ndarray:
     """A fresh array that PyTorch takes: in order, and float32 where NumPy's dtype is none of its own."""
     wide = array.dtype if array.dtype.isbuiltin == 1 else np.float32
