@@ -56,6 +56,7 @@ from optchain.rules.rprop import scale_by_rprop as scale_by_rprop
 from optchain.rules.trust_ratio import scale_by_trust_ratio as scale_by_trust_ratio
 from optchain.training.callbacks import EarlyStopping as EarlyStopping
 from optchain.training.callbacks import ReduceLROnPlateau as ReduceLROnPlateau
+from optchain.training.coordinates import coordinate_sizes as coordinate_sizes
 from optchain.training.sharding import init_sharded as init_sharded
 from optchain.training.sharding import state_shardings as state_shardings
 from optchain.training.step import make_step as make_step
@@ -71,6 +72,8 @@ from optchain.transforms.clipping import clip_by_norm as clip_by_norm
 from optchain.transforms.clipping import clip_by_value as clip_by_value
 from optchain.transforms.decay import decay_weights as decay_weights
 from optchain.transforms.decay_by_path import decay_by_path as decay_by_path
+from optchain.transforms.factors_by_path import depth_factors as depth_factors
+from optchain.transforms.factors_by_path import width_factors as width_factors
 from optchain.transforms.learning_rate import scale_by_learning_rate as scale_by_learning_rate
 from optchain.transforms.learning_rate import scale_by_relative_step as scale_by_relative_step
 from optchain.transforms.monitoring import monitor as monitor
