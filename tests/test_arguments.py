@@ -80,6 +80,7 @@ ALLOWED |= {
     "WarmupStableDecay.decay_steps": "a finite number >= 0",
     "zclip.decay": "a number in [0, 1)",
     "presets.torch.asgd.alpha": "a finite number >= 0",
+    "depth_factors.decay": "a number in (0, 1]",
     "scale_by_asgd.alpha": "a finite number >= 0",
     "presets.torch.ReduceLROnPlateau.factor": "a number in [0, 1)",
     "presets.torch.ReduceLROnPlateau.threshold": "a finite number >= 0",
@@ -139,6 +140,10 @@ OTHERS: dict[str, list[tuple[Any, type[Exception], str]]] = {
     "coefficients": [
         (value, TypeError, f"coefficients must be three numbers; got {value!r}") for value in ((1.5, -0.5), 3, "abc")
     ],
+    "depth_factors.layers": [
+        ("embed", TypeError, "layers must be a sequence of patterns; got 'embed'"),
+        (["a", "a"], ValueError, "layers must not have a pattern twice"),
+    ],
     "adjust_lr_fn": [("adam", ValueError, "adjust_lr_fn must be 'original' or 'match_rms_adamw'; got 'adam'")],
     "ns_coefficients": [
         (value, TypeError, f"ns_coefficients must be three numbers; got {value!r}") for value in ((1.5, -0.5), 3, "abc")
@@ -158,8 +163,8 @@ OTHERS: dict[str, list[tuple[Any, type[Exception], str]]] = {
         ((-1.0, 1e-3), ValueError, "eps[0] must be a finite number >= 0; got -1.0"),
         ((None, None), TypeError, "eps[1] must be a finite number >= 0; got None"),
     ],
-    "presets.torch.muon.output_axis": [(2, ValueError, "output_axis must be -1, 0 or 1; got 2")],
-    "scale_by_muon_average.output_axis": [(2, ValueError, "output_axis must be -1, 0 or 1; got 2")],
+    "presets.torch.muon.output_axis": [(2, ValueError, "output_axis must be an integer <= 1; got 2")],
+    "scale_by_muon_average.output_axis": [(2, ValueError, "output_axis must be an integer <= 1; got 2")],
     "exclude_from_weight_decay": [
         ("bias", TypeError, "exclude_from_weight_decay must be a list of patterns, not a single string; got 'bias'"),
         ([], ValueError, "at least one pattern"),
@@ -270,6 +275,7 @@ REQUIRED: dict[str, Any] = {
     "values": [0.1, 0.2],
     "weight_decays": {"kernel": (0.0, 0.1)},
     "LinearWarmupDecay.warmup_steps": 0.0,
+    "layers": ["embed", "head"],
     "OneCycleLR.total_steps": 10,
 }
 """What is given for an argument that must be given, while another is looked at; a number is one of those in its range."""
@@ -302,7 +308,7 @@ LEFT_OUT = {
         averaged_params finalize flush get_hyperparams metrics raise_if_nonfinite raise_if_spiking schedule_free_params scale_loss set_hyperparams wide_params
         steps_taken sweep
     """,
-    "takes arrays, and trees of them": "RowGradient as_mask matrices rows_of",
+    "takes arrays, and trees of them": "RowGradient as_mask coordinate_sizes matrices rows_of width_factors",
     "takes a config, or makes one": "from_config to_config",
     "makes links of one's own": "ParameterLink Slot Transformation register rule",
     "has no arguments of its own": "Schedule",
@@ -523,7 +529,16 @@ def test_what_an_argument_cannot_be_names_it(argument):
             argument.give(value)
 
 
-CHOICES = {"anneal_strategy", "mode", "scale_mode", "threshold_mode", "moments", "average", "accumulator"}
+CHOICES = {
+    "adjust_lr_fn",
+    "anneal_strategy",
+    "mode",
+    "scale_mode",
+    "threshold_mode",
+    "moments",
+    "average",
+    "accumulator",
+}
 """Whose refusal of None is that of any other value."""
 ALTERNATIVES = {"OneCycleLR.total_steps", "OneCycleLR.epochs", "OneCycleLR.steps_per_epoch"}
 """Which may be None only where others are not."""

@@ -53,8 +53,7 @@ def scale_by_muon_average(
       ns_steps: the number of iterations, in [1, 99].
       adjust_lr_fn: the scale of the update, see above.
       output_axis: which axis of a matrix is that of the outputs: -1 (or 1) in Flax and Keras, 0 in PyTorch and Equinox.
-      iteration_dtype: the dtype of the iteration, bfloat16 as in PyTorch; that of the gradient, float32 or wider, if None.
-        Complex matrices are iterated as they are.
+      iteration_dtype: the floating-point dtype of the iteration, bfloat16 as in PyTorch. Complex matrices are iterated as they are.
       moment_dtype: the dtype in which the average is stored; float32 or wider if None.
 
     Returns:
@@ -68,7 +67,7 @@ def scale_by_muon_average(
 
     Example:
       >>> import jax.numpy as jnp, optchain
-      >>> tx = optchain.scale_by_muon_average(ns_coefficients=(1.5, -0.5, 0.0), ns_steps=10, iteration_dtype=None)
+      >>> tx = optchain.scale_by_muon_average(ns_coefficients=(1.5, -0.5, 0.0), ns_steps=10, iteration_dtype="float32")
       >>> grads = jnp.array([[3.0, 0.0], [0.0, -1.0]])
       >>> tx.update(grads, tx.init(grads))[0].round(3) + 0.0
       Array([[ 1.,  0.],
@@ -82,8 +81,10 @@ def scale_by_muon_average(
     arguments.check_number("eps", eps, arguments.NON_NEGATIVE)
     ns_steps = arguments.check_integer("ns_steps", ns_steps, minimum=1, maximum=99)
     arguments.check_choice("adjust_lr_fn", adjust_lr_fn, SCALES)
-    outputs = arguments.check_choice("output_axis", output_axis, (-1, 0, 1))
+    outputs = arguments.check_integer("output_axis", output_axis, minimum=-1, maximum=1)
     dtype = arguments.check_dtype("iteration_dtype", iteration_dtype)
+    if dtype is None:
+        raise TypeError("iteration_dtype must be a floating-point dtype; got None")
     slot = (slots := stored(SLOTS, moment_dtype))["mu"]
 
     def init(params: Tree) -> dict[str, Any]:
@@ -107,7 +108,7 @@ def scale_by_muon_average(
         def leaf(g: jax.Array, mu: jax.Array) -> tuple[jax.Array, ...]:
             mu = average(mu, g, momentum)
             x = average(mu, g, momentum) if nesterov else mu
-            own = None if trees.is_complex(x) else dtype
+            own = None if trees.is_complex(x) else dtype  # there is no narrower complex dtype
             u = orthogonalize(x, ns_coefficients, ns_steps, least_norm=eps, dtype=own)
             return u * scale_of(g.shape), mu
 

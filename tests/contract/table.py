@@ -183,7 +183,7 @@ ROWS = [
     Row("polyak_average", lambda: oc.chain(oc.sgd(0.1), oc.polyak_average(1))),
     Row(
         "scale_by_muon_average",
-        lambda: oc.masked(oc.scale_by_muon_average(eps=1e-3, iteration_dtype=None), only_matrices),
+        lambda: oc.masked(oc.scale_by_muon_average(eps=1e-3, iteration_dtype="float32"), only_matrices),
     ),
     Row("scale_by_factored_rms_least", lambda: oc.scale_by_factored_rms(-0.8, None, epsilon_in_average=False)),
     Row("torch_sgd", lambda: oc.presets.torch.sgd(0.1, 0.9, 0.5, weight_decay=0.1, maximize=True)),

@@ -44,11 +44,11 @@ def in_full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.clone)
 
 
-def wide(arguments: dict[str, Any]) -> optchain.Transformation:
+def wide(arguments: dict[str, Any], dtype: str = "float32") -> optchain.Transformation:
     """The chain of the preset, with the iteration in the dtype of the gradient."""
     given = {"momentum": 0.95, "weight_decay": 0.1} | arguments
     decay = given.pop("weight_decay")
-    rule = optchain.scale_by_muon_average(**given, output_axis=0, iteration_dtype=None)
+    rule = optchain.scale_by_muon_average(**given, output_axis=0, iteration_dtype=dtype)
     links = [rule, optchain.scale_by_learning_rate(), optchain.decay_weights(decay)]
     return optchain.chain(*links, learning_rate=0.01)
 
@@ -63,7 +63,7 @@ def test_muon_equals_torch_step_for_step_where_both_iterate_in_float32(name, mon
 def test_muon_equals_torch_in_float64(monkeypatch):
     in_full_precision(monkeypatch)
     with jax.enable_x64(True):
-        for theirs, ours in zip(*both({}, np.float64, wide({})), strict=True):
+        for theirs, ours in zip(*both({}, np.float64, wide({}, "float64")), strict=True):
             np.testing.assert_allclose(ours, theirs, atol=1e-10)
 
 
