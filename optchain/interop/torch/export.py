@@ -39,7 +39,7 @@ def to_state_dict(
       names: our paths in the order in which PyTorch's optimizer was given its parameters, group by group; or a table of
         our paths to PyTorch's names, in that order: then the groups have `param_names`.
       transforms: as in `load_state_dict`.
-      step: the number of steps made, for RMSprop and Adagrad, of which our state has none; 0 if None. Nothing depends
+      step: the number of steps made, for RMSprop, Adagrad, Adadelta and Rprop, of which our state has none; 0 if None. Nothing depends
         on it but Adagrad's `lr_decay`, with which our state does have it.
       lossy: whether what PyTorch's optimizers have no place for, such as an average of the parameters, may be left
         behind.
@@ -143,7 +143,7 @@ def _slots(
     if kind in ("SGD", "Muon"):
         return slots
     scalars.setdefault(COUNT, float(step))
-    numbers = {name: torch.tensor(value) for name, value in scalars.items()}
+    numbers: dict[str, Any] = {name: torch.tensor(value) for name, value in scalars.items()}
     if kind == "SparseAdam":
         numbers[COUNT] = int(scalars[COUNT])
     return {path: slot | numbers if slot else {} for path, slot in slots.items()}
