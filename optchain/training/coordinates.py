@@ -34,6 +34,9 @@ def coordinate_sizes(
     Returns:
       For each name the means after steps 1, 2, …, an array of shape (steps,).
 
+    Raises:
+      TypeError, ValueError: a `steps` out of range, something that is no function or no transformation.
+
     Source: Yang et al., "Tensor Programs V", 2022, arXiv:2203.03466, appendix D.1.
 
     Example:

@@ -1,5 +1,6 @@
 """What PyTorch's optimizers keep, in and out, and what is refused."""
 
+import inspect
 import os
 import pickle
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 import optchain
 from optchain.interop import torch as interop
+from tests.sampling import others_thorough
 
 torch = pytest.importorskip("torch", reason="PyTorch parity tests were left out: pip install torch==2.13.0")
 
@@ -93,7 +95,7 @@ def test_a_state_before_the_first_step_moves_too(name):
         np.testing.assert_array_equal(a, b)
 
 
-@every_optimizer
+@pytest.mark.parametrize("name", others_thorough(OPTIMIZERS, "Adadelta", "Adafactor", "ASGD", "Rprop"))
 def test_a_run_goes_on_to_the_same_numbers(name):
     optimizer = optimizer_of(name, steps=3)
     tx, leaves = interop.from_torch(optimizer), optimizer.param_groups[0]["params"]
@@ -156,13 +158,42 @@ def test_the_factors_of_a_convolution_are_those_of_other_axes():
     params = {"kernel": jnp.zeros((3, 3, 2, 4))}
     tx = presets.adafactor()
     with pytest.raises(ValueError, match="factored over the last two of its own axes"):
-        interop.to_state_dict(tx, *tx.apply(params, tx.init(params), grads=params), ["kernel"])
+        interop.to_state_dict(tx, params, tx.init(params), ["kernel"])
 
 
-def test_what_chooses_an_implementation_has_no_effect():
-    for options in ({"foreach": True}, {"differentiable": True}, {"fused": True}):
-        assert interop.from_torch(torch.optim.SGD(torch_leaves(), lr=0.1, **options)) == presets.sgd(0.1)
-    assert interop.from_torch(torch.optim.Rprop(torch_leaves(), capturable=True)) == presets.rprop()
+EVERY_CLASS = [*OPTIMIZERS, "Muon", "SparseAdam"]
+
+
+@pytest.mark.parametrize("name", EVERY_CLASS)
+def test_what_chooses_an_implementation_has_no_effect(name):
+    kind = getattr(torch.optim, name)
+    leaves = torch_leaves()[: 1 if name == "Muon" else 2]
+    preset = interop.from_torch(kind(leaves))
+    for switch in {"foreach", "fused", "capturable", "differentiable"} & inspect.signature(kind).parameters.keys():
+        assert interop.from_torch(kind(leaves, **{switch: True})) == preset, switch
+
+
+def test_every_optimizer_of_torch_but_lbfgs_has_a_preset():
+    classes = {name for name, kind in vars(torch.optim).items() if isinstance(kind, type)} - {"Optimizer", "LBFGS"}
+    assert classes == {*EVERY_CLASS}
+
+
+@pytest.mark.parametrize("axis", [-1, 0])
+def test_muon_must_find_the_outputs_where_they_are(axis):
+    """As PyTorch's first axis: the last of a kernel, the first of a weight of Equinox's."""
+    there = matrix_optimizer(1).state_dict()
+    right, wrong = ("kernel", "weight") if axis else ("weight", "kernel")
+    shapes = {"kernel": (3, 2), "weight": (2, 3)}
+    tx = presets.muon(weight_decay=0.2, momentum=0.8, output_axis=axis)
+    params = {right: jnp.zeros(shapes[right])}
+    back = interop.to_state_dict(tx, params, interop.load_state_dict(tx, params, there, [right]), [right])
+    assert_same_state_dict(back, there)
+    params = {wrong: jnp.zeros(shapes[wrong])}
+    message = rf"{wrong}: PyTorch's outputs are axis {0 if axis else 1} of it here, and Muon's output_axis is {axis}"
+    with pytest.raises(ValueError, match=message):
+        interop.load_state_dict(tx, params, there, [wrong])
+    with pytest.raises(ValueError, match=message):
+        interop.to_state_dict(tx, params, tx.init(params), [wrong])
 
 
 def test_parameters_are_matched_by_the_names_that_an_optimizer_knows():

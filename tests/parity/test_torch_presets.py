@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import optchain
 
-from .helpers import DTYPES, few
+from .helpers import DTYPES, few, fewer
 from .recipes import floats32, log_uniform
 from .torch_runs import STEPS, check, torch
 
@@ -122,11 +122,13 @@ OPTIMIZERS = [
     optimizer(presets.adamax, "Adamax", **ADAMAX),
     optimizer(presets.rmsprop, "RMSprop", **RMSPROP),
     optimizer(presets.adagrad, "Adagrad", **ADAGRAD),
+    Optimizer(presets.sgd, "SGD", st.fixed_dictionaries(SGD).filter(is_valid_sgd)),
+]
+RARER = [
     optimizer(presets.adadelta, "Adadelta", **ADADELTA),
     optimizer(presets.rprop, "Rprop", **RPROP),
     optimizer(presets.asgd, "ASGD", **ASGD),
     optimizer(presets.adafactor, "Adafactor", **ADAFACTOR),
-    Optimizer(presets.sgd, "SGD", st.fixed_dictionaries(SGD).filter(is_valid_sgd)),
 ]
 
 
@@ -137,6 +139,21 @@ OPTIMIZERS = [
 def test_a_preset_equals_torch_step_for_step(
     optimizer: Optimizer, dtype: str, data: st.DataObject, seed: int, record_error: Callable
 ) -> None:
+    check_preset(optimizer, dtype, data, seed, record_error)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("optimizer", RARER, ids=str)
+@given(data=st.data(), seed=st.integers(0, 2**32 - 1))
+@fewer
+def test_a_rarer_preset_equals_torch_step_for_step(
+    optimizer: Optimizer, dtype: str, data: st.DataObject, seed: int, record_error: Callable
+) -> None:
+    check_preset(optimizer, dtype, data, seed, record_error)
+
+
+def check_preset(optimizer: Optimizer, dtype: str, data: st.DataObject, seed: int, record_error: Callable) -> None:
     arguments = data.draw(optimizer.arguments)
 
     def build(leaves: list[Any]) -> Any:
@@ -149,7 +166,7 @@ SWITCHES = {"self", "params", "foreach", "capturable", "differentiable", "fused"
 """What chooses an implementation, or is no argument of ours."""
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=str)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS + RARER, ids=str)
 def test_names_defaults_and_order_are_torchs(optimizer: Optimizer) -> None:
     def positional_first(parameters: list[inspect.Parameter]) -> list[tuple[str, Any]]:
         ordered = sorted(parameters, key=lambda p: p.kind is p.KEYWORD_ONLY)

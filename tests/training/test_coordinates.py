@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import optchain
+from tests.sampling import others_thorough
 
-WIDTHS, BASE = (64, 256, 1024), 64
+WIDTHS, BASE = (32, 512), 32
 X = np.random.default_rng(0).normal(size=(16, 8)).astype(np.float32)
 Y = np.random.default_rng(1).normal(size=(16, 1)).astype(np.float32)
 
@@ -32,11 +33,15 @@ def layers(params: Any, head: float) -> dict[str, jax.Array]:
     return h | {"out": list(h.values())[-1] @ params["head"] * head}
 
 
-def sizes(width: int, *, mup: bool) -> dict[str, float]:
+RATES = {"adam": 2e-3, "sgd": 0.1}
+
+
+def sizes(width: int, rule: str, *, mup: bool) -> dict[str, float]:
     params = params_of(width)
-    factors = optchain.width_factors(params, params_of(BASE))
-    scaling = [optchain.scale_by_path(factors)] if mup and factors else []
-    tx = optchain.chain(optchain.scale_by_adam(), *scaling, optchain.scale_by_learning_rate(), learning_rate=2e-3)
+    factors = optchain.width_factors(params, params_of(BASE), rule)
+    links = [optchain.scale_by_adam()] if rule == "adam" else []
+    links += [optchain.scale_by_learning_rate(), *([optchain.scale_by_path(factors)] if mup else [])]
+    tx = optchain.chain(*links, learning_rate=RATES[rule])
     head = 1 / width if mup else width**-0.5
 
     def loss(params: Any) -> jax.Array:
@@ -46,24 +51,79 @@ def sizes(width: int, *, mup: bool) -> dict[str, float]:
     return {name: float(values[-1]) for name, values in made.items()}
 
 
-@pytest.mark.parametrize("mup", [True, False])
-def test_activations_move_alike_at_all_widths_with_mup_and_grow_without(mup):
-    moved = [sizes(width, mup=mup) for width in WIDTHS]
-    growth = {name: moved[-1][name] / moved[0][name] for name in moved[0]}
-    if mup:
-        assert all(0.5 < factor < 2 for factor in growth.values()), growth
-    else:  # sixteen times the width; tanh bounds the hidden ones, not the output
-        assert growth["out"] > 3, growth
-        assert growth["hidden/0"] > 2, growth
+def growth(rule: str, *, mup: bool) -> dict[str, float]:
+    """How much more the activations move at sixteen times the width."""
+    narrow, wide = (sizes(width, rule, mup=mup) for width in WIDTHS)
+    return {name: wide[name] / narrow[name] for name in wide}
 
 
-def test_only_weights_that_grow_on_both_sides_have_a_factor():
-    assert optchain.width_factors(params_of(256), params_of(64)) == {r"^hidden/0$": 0.25, r"^hidden/1$": 0.25}
-    assert optchain.width_factors(params_of(64), params_of(64)) == {}
-    with pytest.raises(ValueError, match="structure of params"):
-        optchain.width_factors({"a": jnp.ones(1)}, {"b": jnp.ones(1)})
-    with pytest.raises(ValueError, match="as many axes"):
-        optchain.width_factors({"a": jnp.ones(1)}, {"a": jnp.ones((1, 1))})
+@pytest.mark.parametrize("rule", others_thorough(RATES, "adam"))
+def test_activations_move_alike_at_all_widths_with_mup(rule):
+    assert all(0.5 < factor < 2 for factor in growth(rule, mup=True).values())
+
+
+@pytest.mark.thorough
+def test_activations_move_more_or_less_in_a_wide_network_without_mup():
+    adam, sgd = growth("adam", mup=False), growth("sgd", mup=False)
+    assert adam["out"] > 3  # tanh bounds the hidden ones, not the output
+    assert adam["hidden/0"] > 2
+    assert sgd["embed"] < 0.5
+
+
+ONE, TWO = (
+    {
+        "embed": jnp.zeros((8, n)),
+        "hidden": [jnp.zeros((n, n))],
+        "bias": jnp.zeros(n),
+        "head": jnp.zeros((n, 3)),
+        "t": 0.0,
+    }
+    for n in (4, 8)
+)
+
+
+def test_the_factors_are_those_of_table_8():
+    ones = {"^bias$": 1.0, "^embed$": 1.0, "^head$": 1.0, "^hidden/0$": 1.0, "^t$": 1.0}
+    assert optchain.width_factors(TWO, ONE) == ones | {"^hidden/0$": 0.5}
+    assert optchain.width_factors(TWO, ONE, "sgd") == ones | {"^bias$": 2.0, "^embed$": 2.0, "^head$": 2.0}
+    assert optchain.width_factors(ONE, ONE) == ones  # so that the recipe of the base width is the same chain
+    optchain.scale_by_path(optchain.width_factors(ONE, ONE)).init(ONE)
+
+
+def test_inputs_and_outputs_of_more_than_one_axis_are_told():
+    def attention(heads: int) -> Any:
+        return {"query": jnp.zeros((4 * heads, heads, 4)), "out": jnp.zeros((heads, 4, 4 * heads))}
+
+    with pytest.raises(
+        ValueError, match=r"out has \(2, 4, 8\) in base and \(6, 4, 24\) in params: axis 0 differs, .* matrices="
+    ):
+        optchain.width_factors(attention(6), attention(2))
+    told = {"query": (0, (1, 2)), "out": ((0, 1), 2)}
+    factors = optchain.width_factors(attention(6), attention(2), matrices=told)
+    assert factors == pytest.approx({"^out$": 1 / 3, "^query$": 1 / 3})
+
+
+@pytest.mark.parametrize(
+    ("params", "base", "options", "error", "message"),
+    [
+        ({"a": jnp.ones(1)}, {"b": jnp.ones(1)}, {}, ValueError, "structure of params"),
+        ({"a": jnp.ones(1)}, {"a": jnp.ones((1, 1))}, {}, ValueError, r"as many axes as params: a has \(1, 1\)"),
+        ({"a": jnp.ones((0, 1))}, {"a": jnp.ones((1, 1))}, {}, ValueError, "a has no numbers"),
+        (TWO, ONE, {"rule": "lion"}, ValueError, "rule must be 'adam' or 'sgd'; got 'lion'"),
+        (TWO, ONE, {"matrices": {"embed": 1}}, TypeError, r"matrices\['embed'\] must be \(axes in, axes out\)"),
+        (
+            TWO,
+            ONE,
+            {"matrices": {"bias": (0, 1)}},
+            ValueError,
+            r"gives bias the axes \(0,\), \(1,\), and it has the shape \(8,\)",
+        ),
+        (TWO, ONE, {"matrices": {"tail": (0, 1)}}, ValueError, "'tail' decides for no parameter"),
+    ],
+)
+def test_bad_widths_are_refused(params, base, options, error, message):
+    with pytest.raises(error, match=message):
+        optchain.width_factors(params, base, **options)
 
 
 def test_decay_before_the_factors_is_that_of_torchs_groups():
@@ -82,13 +142,14 @@ def test_decay_before_the_factors_is_that_of_torchs_groups():
     groups = [{"params": [leaves[name]], "lr": 0.1 * factors[f"^{name}$"]} for name in names]
     optimizer = torch.optim.AdamW(groups, weight_decay=0.5)
     params = {name: jnp.ones(3) for name in names}
-    state, rng = tx.init(params), np.random.default_rng(0)
+    state, step = tx.init(params), jax.jit(lambda p, s, g: tx.apply(p, s, grads=g))
+    rng = np.random.default_rng(0)
     for _ in range(3):
         grads = {name: rng.normal(size=3).astype(np.float32) for name in names}
         for name, leaf in leaves.items():
             leaf.grad = torch.tensor(grads[name])
         optimizer.step()
-        params, state = tx.apply(params, state, grads=grads)
+        params, state = step(params, state, grads)
     for name, leaf in leaves.items():
         np.testing.assert_allclose(params[name], leaf.detach().numpy(), rtol=2e-5)
 
@@ -97,6 +158,7 @@ def test_decay_before_the_factors_is_that_of_torchs_groups():
     ("call", "error", "message"),
     [
         (lambda: optchain.depth_factors("embed", 0.5), TypeError, "layers must be a sequence of patterns; got 'embed'"),
+        (lambda: optchain.depth_factors([], 0.5), ValueError, "layers needs at least one pattern"),
         (lambda: optchain.depth_factors(["a", "a"], 0.5), ValueError, "a pattern twice"),
         (lambda: optchain.depth_factors(["a"], 0.0), ValueError, r"decay must be a number in \(0, 1\]; got 0.0"),
     ],

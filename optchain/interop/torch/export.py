@@ -14,7 +14,7 @@ from optchain.interop.links import Place, places, without_place
 from optchain.interop.mapping import Entry, match, parameter_entries
 from optchain.interop.merging import by_names
 from optchain.interop.report import Names, join_paths
-from optchain.interop.torch.layouts import Axes, Transforms, factor_names, inverse, layouts, native
+from optchain.interop.torch.layouts import Axes, Transforms, check_outputs, factor_names, inverse, layouts, native
 from optchain.interop.torch.recipes import class_name, to_group
 from optchain.interop.torch.rules import COUNT, FACTORS, HYPERPARAMS, SCALARS, join_betas, names_in_torch, split_betas
 from optchain.interop.torch.state import Correspondence
@@ -120,6 +120,8 @@ def _slots(
             if entry not in SCALARS:
                 for path, leaf in by_names(own[entry]).items():
                     array = np.asarray(leaf)
+                    if place.rule == "scale_by_muon_average":
+                        check_outputs(place.link.config, axes[path], array.shape, "/".join(path))
                     if entry in FACTORS:
                         names = factor_names(axes[path], "/".join(path))
                         if entry not in names:
@@ -132,7 +134,7 @@ def _slots(
             if entry in known:
                 scalars[entry] = float(own[entry])
         if place.rule == "polyak_average":
-            scalars["mu"] = 1 / max(1.0, float(own["count"]) - dict(preset.link.config)["t0"])
+            scalars["mu"] = 1 / max(1.0, float(own["count"]) - place.link.config["t0"])
         if "count" in own and (known or place.link.hyperparams.schedules):
             scalars[COUNT] = float(own["count"])
     if scalars.get(COUNT) == 0:

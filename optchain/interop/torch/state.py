@@ -20,7 +20,7 @@ from optchain.interop.links import Place, places, schedule_entries
 from optchain.interop.mapping import Entry, match, parameter_entries
 from optchain.interop.merging import check_choice, merge_entries
 from optchain.interop.report import Choice, Names, Report, join_paths
-from optchain.interop.torch.layouts import Transforms, factor_names, layouts, to_array, transposed
+from optchain.interop.torch.layouts import Transforms, check_outputs, factor_names, layouts, to_array, transposed
 from optchain.interop.torch.recipes import INITIAL, class_name, plain
 from optchain.interop.torch.rules import (
     COUNT,
@@ -258,6 +258,9 @@ def _rule_entries(place: Place, fresh: State, source: _Source) -> dict[Names, An
         if entry in SCALARS:
             continue
         for path in place.parameters:
+            if place.rule == "scale_by_muon_average":
+                shape = tuple(np.shape(source.params[path]))
+                check_outputs(place.link.config, source.axes[path], shape, "/".join(path))
             if entry in FACTORS:
                 own = factor_names(source.axes[path], "/".join(path)).get(entry)
                 array = None if own is None else source.array(path, own, entry)
