@@ -61,12 +61,12 @@ def test_muon_equals_torch_in_float64(name, monkeypatch):
 
 @pytest.mark.thorough
 def test_muon_in_bfloat16_is_as_near_to_torch_as_bfloat16_is_to_float32():
-    narrow = both({}, np.float32, optchain.presets.torch.muon(0.01, output_axis=0), 5)
-    exact = both({}, np.float32, wide({}, "float32"), 5)
+    narrow = both({}, np.float32, optchain.presets.torch.muon(0.01, output_axis=0), 20)
+    exact = both({}, np.float32, wide({}, "float32"), 20)
     for (theirs, ours), (_, exactly) in zip(narrow, exact, strict=True):
         rounding = max(np.abs(theirs - exactly).max(), np.abs(ours - exactly).max())
         assert np.abs(theirs - ours).max() <= 2 * rounding
-        np.testing.assert_allclose(ours, theirs, atol=2e-3)  # of steps that sum to about 0.05
+        np.testing.assert_allclose(ours, theirs, atol=8e-3)  # of steps that sum to about 0.2
 
 
 def test_names_defaults_and_order_are_torchs():

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import optchain
 
-from .helpers import DTYPES, few, fewer
+from .helpers import DTYPES, few
 from .recipes import floats32, log_uniform
 from .torch_runs import STEPS, check, torch
 
@@ -146,7 +146,7 @@ def test_a_preset_equals_torch_step_for_step(
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("optimizer", RARER, ids=str)
 @given(data=st.data(), seed=st.integers(0, 2**32 - 1))
-@fewer
+@few
 def test_a_rarer_preset_equals_torch_step_for_step(
     optimizer: Optimizer, dtype: str, data: st.DataObject, seed: int, record_error: Callable
 ) -> None:
