@@ -35,7 +35,8 @@ def width_factors(
     | neither | 1 | 1 |
 
     So the rate that was best at the base width is best at the other. It is half of muP: the network does the rest. Hidden
-    weights begin with variance 1 / fan-in, and the output of the last layer is multiplied by base width / width.
+    weights begin with variance 1 / fan-in, those of the last layer with one that is the same at every width, and its output is
+    multiplied by base width / width.
 
     `"adam"` is for every rule whose steps do not grow with the gradient: Adam's kin, Lion, Adafactor, RMSprop, Rprop; `"sgd"` for
     steps in proportion to it, with momentum or without.
