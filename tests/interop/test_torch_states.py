@@ -84,6 +84,16 @@ def test_a_state_dict_comes_back_as_it_went_in(name):
 
 
 @every_optimizer
+def test_parameters_share_no_tensor_on_the_way_out(name):
+    """PyTorch counts in place, each parameter by itself."""
+    tx = interop.from_torch(optimizer_of(name))
+    state = interop.load_state_dict(tx, PARAMS, optimizer_of(name).state_dict(), ORDER, step=2)
+    slots = interop.to_state_dict(tx, PARAMS, state, ORDER)["state"].values()
+    tensors = [value for slot in slots for value in slot.values()]
+    assert len({tensor.data_ptr() for tensor in tensors}) == len(tensors)
+
+
+@every_optimizer
 def test_a_state_before_the_first_step_moves_too(name):
     optimizer = optimizer_of(name, steps=0)
     tx = interop.from_torch(optimizer)

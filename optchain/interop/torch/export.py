@@ -145,10 +145,13 @@ def _slots(
     if kind in ("SGD", "Muon"):
         return slots
     scalars.setdefault(COUNT, float(step))
-    numbers: dict[str, Any] = {name: torch.tensor(value) for name, value in scalars.items()}
-    if kind == "SparseAdam":
-        numbers[COUNT] = int(scalars[COUNT])
-    return {path: slot | numbers if slot else {} for path, slot in slots.items()}
+
+    def numbers() -> dict[str, Any]:
+        """Tensors of each parameter's own, since PyTorch counts in place."""
+        made: dict[str, Any] = {name: torch.tensor(value) for name, value in scalars.items()}
+        return made | {COUNT: int(scalars[COUNT])} if kind == "SparseAdam" else made
+
+    return {path: slot | numbers() if slot else {} for path, slot in slots.items()}
 
 
 def _group(preset: Place, found: list[Place], state: State) -> dict[str, Any]:
