@@ -37,10 +37,11 @@ NUMBERS = {
     "a finite number": Numbers("baseline factor muon_a muon_b muon_c", (), (-1.0, 0, 1.0)),
     "a finite number >= 0": Numbers(
         """
-        adam_lr_ratio adam_weight_decay base_lr beta decay end end_learning_rate eps eps_root epsilon epsilon_1 epsilon_2 epsilon_root eta eta_max eta_min
+        adam_lr_ratio adam_weight_decay base_lr beta decay end end_learning_rate eps eps_root epsilon epsilon_1
+        epsilon_2 epsilon_root eta eta_max eta_min
         gamma initial_accumulator_value initial_learning_rate l1_regularization_strength l2_regularization_strength
-        l2_shrinkage_regularization_strength learning_rate lr lr_decay max_lr min_delta min_learning_rate min_lr min_scale min_value
-        momentum_decay peak rms_rate schedule_decay stable_steps warmup_steps warmup_target weight_decay
+        l2_shrinkage_regularization_strength lambd learning_rate lr lr_decay max_lr min_delta min_learning_rate min_lr min_scale min_value
+        momentum_decay peak rms_rate schedule_decay stable_steps t0 warmup_steps warmup_target weight_decay
         """,
         (-1e-7, -1e-3, -0.1, -0.55, -1.0),
         (0.0, 0, 1.0),
@@ -53,7 +54,7 @@ NUMBERS = {
         (0.0, 0, -0.1, -1.0, -1, -2.0),
         (1e-3, 1, 2.0),
     ),
-    "a finite number <= 0": Numbers("beta_2_decay learning_rate_power", (1e-7, 0.1), (-1.0, 0.0)),
+    "a finite number <= 0": Numbers("beta2_decay beta_2_decay learning_rate_power", (1e-7, 0.1), (-1.0, 0.0)),
     "a number in [0, 1]": Numbers(
         "base_momentum dampening ema_momentum end_factor max_momentum momentum pct_start rate",
         (-0.1, 1.1),
@@ -62,6 +63,7 @@ NUMBERS = {
     "a number in [0, 1)": Numbers(
         "adam_beta_1 adam_beta_2 alpha b1 b2 beta_1 beta_2 betas[0] betas[1] rho", (-0.1, 1.0, 1), (0.0, 0, 0.999)
     ),
+    "a finite number >= 1": Numbers("d", (0.0, 0.99, -1.0), (1.0, 1, 2.0)),
     "a number in (0, 1]": Numbers("start_factor", (0.0, 0, -0.1, 1.1), (1e-3, 1, 1.0)),
     "a number in (0, 1)": Numbers("", (0.0, 0, 1.0, 1), (1e-3, 0.999)),
     "a number in [5.96046e-08, 1.70141e+38]": Numbers("initial_scale", (0.0, -1.0, 2.0**-25), (2.0**-24, 1, 2.0**127)),
@@ -78,6 +80,9 @@ ALLOWED |= {
     "Scaled.factor": "a finite number >= 0",
     "WarmupStableDecay.decay_steps": "a finite number >= 0",
     "zclip.decay": "a number in [0, 1)",
+    "presets.torch.asgd.alpha": "a finite number >= 0",
+    "depth_factors.decay": "a number in (0, 1]",
+    "scale_by_asgd.alpha": "a finite number >= 0",
     "presets.optax.rmsprop.decay": "a number in [0, 1)",
     "presets.optax.rmsprop.initial_scale": "a finite number >= 0",
     "presets.torch.ReduceLROnPlateau.factor": "a number in [0, 1)",
@@ -138,6 +143,31 @@ OTHERS: dict[str, list[tuple[Any, type[Exception], str]]] = {
     "coefficients": [
         (value, TypeError, f"coefficients must be three numbers; got {value!r}") for value in ((1.5, -0.5), 3, "abc")
     ],
+    "depth_factors.layers": [
+        ("embed", TypeError, "layers must be a sequence of patterns; got 'embed'"),
+        (["a", "a"], ValueError, "layers must not have a pattern twice"),
+    ],
+    "adjust_lr_fn": [("adam", ValueError, "adjust_lr_fn must be 'original' or 'match_rms_adamw'; got 'adam'")],
+    "ns_coefficients": [
+        (value, TypeError, f"ns_coefficients must be three numbers; got {value!r}") for value in ((1.5, -0.5), 3, "abc")
+    ],
+    "etas": [
+        (0.5, TypeError, "etas must be a pair of numbers; got 0.5"),
+        ((0.0, 1.2), ValueError, "etas[0] must be a number in (0, 1); got 0.0"),
+        ((0.5, 1.0), ValueError, "etas[1] must be a finite number > 1; got 1.0"),
+    ],
+    "step_sizes": [
+        ("ab", TypeError, "step_sizes must be a pair of numbers; got 'ab'"),
+        ((0.0, 1.0), ValueError, "step_sizes[0] must be a finite number > 0; got 0.0"),
+        ((2.0, 1.0), ValueError, "step_sizes must be a pair, the smallest first; got (2.0, 1.0)"),
+    ],
+    "presets.torch.adafactor.eps": [
+        (1e-3, TypeError, "eps must be a pair: a number >= 0 or None, and a number >= 0; got 0.001"),
+        ((-1.0, 1e-3), ValueError, "eps[0] must be a finite number >= 0; got -1.0"),
+        ((None, None), TypeError, "eps[1] must be a finite number >= 0; got None"),
+    ],
+    "presets.torch.muon.output_axis": [(2, ValueError, "output_axis must be an integer <= 1; got 2")],
+    "scale_by_muon_average.output_axis": [(2, ValueError, "output_axis must be an integer <= 1; got 2")],
     "exclude_from_weight_decay": [
         ("bias", TypeError, "exclude_from_weight_decay must be a list of patterns, not a single string; got 'bias'"),
         ([], ValueError, "at least one pattern"),
@@ -248,6 +278,7 @@ REQUIRED: dict[str, Any] = {
     "values": [0.1, 0.2],
     "weight_decays": {"kernel": (0.0, 0.1)},
     "LinearWarmupDecay.warmup_steps": 0.0,
+    "layers": ["embed", "head"],
     "OneCycleLR.total_steps": 10,
 }
 """What is given for an argument that must be given, while another is looked at; a number is one of those in its range."""
@@ -273,6 +304,7 @@ GOES_WITH: dict[str, dict[str, Any]] = {
     "OneCycleLR.epochs": {"steps_per_epoch": 10, "total_steps": None},
     "OneCycleLR.steps_per_epoch": {"epochs": 10, "total_steps": None},
     "PowerDecay.warmup_steps": {"stable_steps": 10.0},
+    "scale_by_factored_rms.epsilon": {"epsilon_in_average": False},
     "use_cosine_annealing": {"total_iterations": 10},
 }
 """What must be given with an argument for it to have an effect, of what the factory takes."""
@@ -282,7 +314,7 @@ LEFT_OUT = {
         averaged_params finalize flush get_hyperparams metrics raise_if_nonfinite raise_if_spiking schedule_free_params scale_loss set_hyperparams wide_params
         steps_taken sweep
     """,
-    "takes arrays, and trees of them": "RowGradient as_mask matrices rows_of",
+    "takes arrays, and trees of them": "RowGradient as_mask coordinate_sizes matrices rows_of width_factors",
     "takes a config, or makes one": "from_config to_config",
     "makes links of one's own": "ParameterLink Slot Transformation register rule",
     "has no arguments of its own": "Schedule",
@@ -503,7 +535,16 @@ def test_what_an_argument_cannot_be_names_it(argument):
             argument.give(value)
 
 
-CHOICES = {"anneal_strategy", "mode", "scale_mode", "threshold_mode", "moments", "average", "accumulator"}
+CHOICES = {
+    "adjust_lr_fn",
+    "anneal_strategy",
+    "mode",
+    "scale_mode",
+    "threshold_mode",
+    "moments",
+    "average",
+    "accumulator",
+}
 """Whose refusal of None is that of any other value."""
 ALTERNATIVES = {"OneCycleLR.total_steps", "OneCycleLR.epochs", "OneCycleLR.steps_per_epoch"}
 """Which may be None only where others are not."""

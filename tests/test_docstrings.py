@@ -40,6 +40,17 @@ OWN_MEANING = {
         ("adamax", "betas"): "the second is the decay of a maximum",
         ("adamax", "eps"): "added to the gradient, not to the denominator",
         ("adamw", "weight_decay"): "decoupled, where the others add an L2 penalty",
+        ("adafactor", "weight_decay"): "decoupled",
+        ("muon", "weight_decay"): "decoupled",
+        ("adafactor", "eps"): "two least values",
+        ("adadelta", "eps"): "under the roots",
+        ("sparse_adam", "eps"): "before the bias correction",
+        ("muon", "eps"): "a least norm",
+        ("muon", "momentum"): "of an average",
+        ("muon", "nesterov"): "goes with any momentum",
+        ("asgd", "alpha"): "a power of the falling rate",
+        ("asgd", "lr"): "has its effect one step later",
+        ("rprop", "lr"): "the first step size alone",
     },
 }
 """Arguments that mean something else in one preset, and what."""

@@ -55,6 +55,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         if made is not None:
             picture = pictures.draw(made, code)
             files.append(File.generated(config, f"transformations/{name}.svg", content=picture))
+    files.append(File.generated(config, "guide/coordinates.svg", content=pictures.coordinates()))
     files.append(File.generated(config, "transformations/index.md", content=_index(pages)))
     listed = [{group: [{name: f"transformations/{name}.md"} for name, _ in pages[group]]} for group in ORDER]
     config.nav = [

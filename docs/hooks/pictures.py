@@ -36,8 +36,6 @@ def draw(tx: optchain.Transformation, code: str) -> str:
     before, after = _projected(tx) if projects else _updates(tx)
     figure = Figure((7.6, 3.0))
     figure.subplots_adjust(left=0.05, right=0.93, top=0.92, bottom=0.17, wspace=0.28)
-    FigureCanvasSVG(figure)
-    figure.patch.set_alpha(0)
     values, calls = figure.subplots(1, 2, width_ratios=(1, 1.35))
     names = ("parameter before", "after") if projects else ("gradient in", "update out")
     order = np.argsort(before[0])
@@ -52,9 +50,53 @@ def draw(tx: optchain.Transformation, code: str) -> str:
     )
     _finish(calls, "one value, forty calls")
     figure.legend([incoming, outgoing], names, loc="lower center", ncols=2, frameon=False, fontsize=8, labelcolor=INK)
+    return _svg(figure, code)
+
+
+def coordinates() -> str:
+    """The coordinate check of muP: how far activations move in four Adam steps, over the widths, without its factors and with them."""
+    widths, inputs = [2**n for n in range(5, 10)], np.random.default_rng(1).normal(size=(16, 8)).astype(np.float32)
+
+    def network(width: int) -> dict[str, np.ndarray]:
+        rng = np.random.default_rng(0)
+        shapes = {"embed": (8, width), "hidden": (width, width), "head": (width, 1)}
+        made = {name: rng.normal(size=shape) / shape[0] ** 0.5 for name, shape in shapes.items()}
+        return {name: value.astype(np.float32) for name, value in made.items()}
+
+    def moved(width: int, mup: bool) -> dict[str, float]:
+        params, factors, head = network(width), {"hidden": 1.0}, 1.0
+        if mup:  # the head's numbers are as large as at the base width
+            factors, head = optchain.width_factors(params, network(32)), 32 / width
+            params["head"] *= head**-0.5
+
+        def activations(params: dict[str, jax.Array]) -> dict[str, jax.Array]:
+            embed = jnp.tanh(inputs @ params["embed"])
+            hidden = jnp.tanh(embed @ params["hidden"])
+            return {"embed": embed, "hidden": hidden, "out": hidden @ params["head"] * head}
+
+        tx = optchain.chain(optchain.adam(2e-3), optchain.scale_by_path(factors))
+        loss = lambda params: jnp.mean((activations(params)["out"] - 1.0) ** 2)  # noqa: E731
+        return {name: size[-1] for name, size in optchain.coordinate_sizes(tx, params, loss, activations).items()}
+
+    figure = Figure((7.6, 3.0), layout="constrained")
+    for axes, mup in zip(figure.subplots(1, 2, sharey=True), (False, True), strict=True):
+        sizes = [moved(width, mup) for width in widths]
+        for name, color in zip(sizes[0], (IN, OUT, "#e08e0b"), strict=True):
+            axes.loglog(widths, [size[name] for size in sizes], color=color, marker=".", label=name)
+        _finish(axes, "with width_factors" if mup else "one rate for all")
+        axes.set_xticks(widths, map(str, widths), minor=False)
+        axes.minorticks_off()
+        axes.set_xlabel("width", fontsize=8, color=INK)
+    axes.legend(frameon=False, fontsize=8, labelcolor=INK)
+    return _svg(figure, "coordinate check")
+
+
+def _svg(figure: Figure, title: str) -> str:
+    FigureCanvasSVG(figure)
+    figure.patch.set_alpha(0)
     out = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "font.family": "sans-serif"}):
-        figure.savefig(out, format="svg", metadata={"Date": None, "Title": code})
+        figure.savefig(out, format="svg", metadata={"Date": None, "Title": title})
     return out.getvalue()
 
 

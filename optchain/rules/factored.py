@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +40,9 @@ SLOTS = declare(
 
 
 @register
-def scale_by_factored_rms(beta_2_decay: float = -0.8, epsilon: Hyperparam = 1e-30) -> Transformation:
+def scale_by_factored_rms(
+    beta_2_decay: float = -0.8, epsilon: Hyperparam | None = 1e-30, *, epsilon_in_average: bool = True
+) -> Transformation:
     """Divides gradients by the root of the average of their squares, which is factored over the last two axes:
 
         β_t = 1 − t^beta_2_decay, with t counting updates from 1
@@ -52,9 +54,14 @@ def scale_by_factored_rms(beta_2_decay: float = -0.8, epsilon: Hyperparam = 1e-3
     quotient is taken a factor at a time; Keras multiplies first, and where a row and a column both had no gradient the
     product of two `ε` is 0 in float32, and its update NaN.
 
+    PyTorch has no `ε` in the averages: it is a least value. There `mean(v_row)` is at least ε, and the square by whose root `g`
+    is divided at least `ε²`.
+
     Args:
       beta_2_decay: the exponent that takes the decay towards 1, a number <= 0.
-      epsilon: what is added to the squares, >= 0.
+      epsilon: what is added to the squares, >= 0; without `epsilon_in_average` the least root, and None for the distance from 1
+        to the next number of the dtype of the arithmetic, float32 or wider.
+      epsilon_in_average: whether it is added to the squares, or is a least value as in PyTorch.
 
     Returns:
       A transformation with state `count, v_row, v_col, v`: n + m numbers for a matrix of n · m.
@@ -71,6 +78,10 @@ def scale_by_factored_rms(beta_2_decay: float = -0.8, epsilon: Hyperparam = 1e-3
              [1., 1.]], dtype=float32)
     """
     arguments.check_number("beta_2_decay", beta_2_decay, arguments.RANGES["beta_2_decay"])
+    epsilon_in_average = arguments.check_bool("epsilon_in_average", epsilon_in_average)
+    if epsilon is None and epsilon_in_average:
+        raise TypeError("epsilon must be a finite number >= 0 where it is added to the squares; got None")
+    own = {} if epsilon is None else {"epsilon": epsilon}
 
     def init(params: Tree) -> ScaleByFactoredRmsState:
         def zeros(p: jax.Array) -> tuple[jax.Array, ...]:
@@ -85,20 +96,24 @@ def scale_by_factored_rms(beta_2_decay: float = -0.8, epsilon: Hyperparam = 1e-3
         return {"count": jnp.zeros((), jnp.int32), "v_row": v_row, "v_col": v_col, "v": v}
 
     def update(
-        updates: Tree, state: ScaleByFactoredRmsState, params: Tree, *, epsilon: jax.Array
+        updates: Tree, state: ScaleByFactoredRmsState, params: Tree, *, epsilon: Any = None
     ) -> tuple[Tree, ScaleByFactoredRmsState]:
         count = trees.increment(state["count"])
         columns = [state[name] for name in ("v_row", "v_col", "v")]
-        updates, v_row, v_col, v = each_leaf(step, updates, *columns, outputs=4, t=count, epsilon=epsilon)
+        updates, v_row, v_col, v = each_leaf(
+            step, updates, *columns, outputs=4, t=count, **({} if epsilon is None else {"epsilon": epsilon})
+        )
         return updates, {"count": count, "v_row": v_row, "v_col": v_col, "v": v}
 
-    def step(t: jax.Array, epsilon: jax.Array) -> Callable[..., tuple[jax.Array, ...]]:
+    def step(t: jax.Array, epsilon: Any = None) -> Callable[..., tuple[jax.Array, ...]]:
         beta = 1 - t**beta_2_decay
 
         def average(old: jax.Array, new: jax.Array) -> jax.Array:
             return unless_infinite(old, beta * old + (1 - beta) * new)
 
         def leaf(g: jax.Array, v_row: jax.Array, v_col: jax.Array, v: jax.Array) -> tuple[jax.Array, ...]:
+            if not epsilon_in_average:
+                return with_least(g, v_row, v_col, v)
             square = trees.abs_square(g) + epsilon
             if not _is_factored(g.shape):
                 v = average(v, square)
@@ -112,6 +127,20 @@ def scale_by_factored_rms(beta_2_decay: float = -0.8, epsilon: Hyperparam = 1e-3
             of_columns = trees.root(v_col)
             return g / of_rows[..., :, None] / of_columns[..., None, :], v_row, v_col, v
 
+        def with_least(g: jax.Array, v_row: jax.Array, v_col: jax.Array, v: jax.Array) -> tuple[jax.Array, ...]:
+            square = trees.abs_square(g)
+            least = jnp.finfo(square.dtype).eps if epsilon is None else epsilon
+            if not _is_factored(g.shape):
+                v = average(v, square)
+                return _quotient(g, jnp.maximum(trees.root(v), least)), v_row, v_col, v
+            v_row = average(v_row, _mean(square, -1))
+            v_col = average(v_col, _mean(square, -2))
+            # Roots of the factors, and their product: the squares of 1e-7 are near the smallest numbers of float32.
+            mean = jnp.maximum(_mean(v_row, -1)[..., None], least)
+            of_rows = unless_infinite(mean, _quotient(trees.root(v_row), trees.root(mean)))
+            root = of_rows[..., :, None] * trees.root(v_col)[..., None, :]
+            return _quotient(g, jnp.maximum(root, least)), v_row, v_col, v
+
         return leaf
 
     return Transformation(
@@ -119,9 +148,15 @@ def scale_by_factored_rms(beta_2_decay: float = -0.8, epsilon: Hyperparam = 1e-3
         update,
         fields=["count"],
         slots=SLOTS,
-        hyperparams=Hyperparams(epsilon=epsilon),
+        hyperparams=Hyperparams(**own),
         stage="second_moment",
     )
+
+
+def _quotient(x: jax.Array, y: jax.Array) -> jax.Array:
+    """`x / y`, and 0 where `y` is: nothing but zeros came there."""
+    zero = y == 0
+    return jnp.where(zero, 0, x / jnp.where(zero, 1, y))
 
 
 def _mean(x: jax.Array, axis: int) -> jax.Array:

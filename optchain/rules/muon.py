@@ -200,8 +200,19 @@ def _warn_of_stacks(params: Tree, chosen: Tree) -> None:
         )
 
 
-def orthogonalize(x: jax.Array, coefficients: Sequence[float] = QUINTIC, steps: int = 5) -> jax.Array:
-    """A matrix with all singular values brought near 1, by the Newton-Schulz iteration of :func:`scale_by_muon`."""
+def orthogonalize(
+    x: jax.Array,
+    coefficients: Sequence[float] = QUINTIC,
+    steps: int = 5,
+    *,
+    least_norm: float | None = None,
+    dtype: Any = None,
+) -> jax.Array:
+    """A matrix with all singular values brought near 1, by the Newton-Schulz iteration of :func:`scale_by_muon`.
+
+    With `least_norm` the matrix is divided by its norm, or by that if it is less, in the place of `‖X‖ + 1e-7`. The
+    iteration is done in `dtype`, that of `x` if None.
+    """
     a, b, c = coefficients
 
     def iterate(x: jax.Array) -> jax.Array:
@@ -209,14 +220,16 @@ def orthogonalize(x: jax.Array, coefficients: Sequence[float] = QUINTIC, steps: 
         peak = Factor.of(jnp.max(jnp.abs(x), initial=0))
         power = Factor(jnp.ones_like(peak.significand), -peak.exponent)
         x = power.times(x)
-        epsilon = power.times(jnp.full_like(power.significand, 1e-7))
-        x = x / (trees.root(trees.sum_of_squares(x)) + epsilon)
+        epsilon = power.times(jnp.full_like(power.significand, 1e-7 if least_norm is None else least_norm))
+        norm = trees.root(trees.sum_of_squares(x))
+        x = x / (norm + epsilon if least_norm is None else _at_least(norm, epsilon))
+        x = x if dtype is None else x.astype(dtype)
         for _ in range(steps):
             square = x @ x.conj().T
             x = a * x + (b * square + c * square @ square) @ x
-        return x
+        return x.astype(wide)
 
-    tall = x.shape[0] > x.shape[1]
+    wide, tall = x.dtype, x.shape[0] > x.shape[1]
     x = x.conj().T if tall else x
     # Along explicit axes of a mesh a product of split matrices has no one type: the compiler chooses what lies between.
     sharding = jax.typeof(x).sharding
@@ -224,3 +237,9 @@ def orthogonalize(x: jax.Array, coefficients: Sequence[float] = QUINTIC, steps: 
     automatic: Any = jax.sharding.auto_axes(iterate, out_sharding=sharding) if is_split else iterate
     x = automatic(x)
     return x.conj().T if tall else x
+
+
+def _at_least(norm: jax.Array, least: jax.Array) -> jax.Array:
+    """The larger of both; 1 where both are 0, so that nothing is divided by 0."""
+    larger = jnp.maximum(norm, least)
+    return jnp.where(larger == 0, 1.0, larger)

@@ -190,8 +190,17 @@ TORCH_RECIPES: dict[str, dict[str, dict[str, Any]]] = {
     "Adamax": {"defaults": {}, "L2 penalty": {"weight_decay": 0.1}},
     "RMSprop": {"defaults": {}, "centered, momentum": {"centered": True, "momentum": 0.9, "weight_decay": 0.1}},
     "Adagrad": {"defaults": {}, "decays": {"lr_decay": 0.1, "weight_decay": 0.1}},
+    "Adadelta": {"defaults": {}, "L2 penalty": {"weight_decay": 0.1}},
+    "Adafactor": {"defaults": {}, "decay, maximize": {"weight_decay": 0.1, "maximize": True}},
+    "ASGD": {"defaults": {}, "faster": {"lambd": 0.1, "alpha": 0.5, "weight_decay": 0.1}},
+    "Rprop": {"defaults": {}, "other factors": {"etas": (0.6, 1.3), "step_sizes": (1e-4, 1.0)}},
     "SGD": {"defaults": {}, "Nesterov": {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1}},
 }
+LEFT_OUT = {
+    "torch.muon": "takes matrices alone, and PyTorch rounds to bfloat16 on the way",
+    "torch.sparse_adam": "takes gradients of rows",
+}
+"""The presets that have no case, by the reason."""
 
 
 def _torch_cases() -> Iterator[Case]:

@@ -84,6 +84,35 @@ ADAGRAD = {
     "eps": EPSILONS,
     "maximize": FLAGS,
 }
+ADADELTA = {
+    "lr": log_uniform(-2, 0),
+    "rho": floats32(0.5, 0.99),
+    "eps": log_uniform(-6, -2),
+    "weight_decay": DECAYS,
+    "maximize": FLAGS,
+}
+RPROP = {
+    "lr": log_uniform(-4, -1),
+    "etas": st.tuples(floats32(0.1, 0.9), floats32(1.1, 2)),
+    "step_sizes": st.tuples(log_uniform(-6, -4), log_uniform(-1, 1)),
+    "maximize": FLAGS,
+}
+ASGD = {
+    "lr": RATES,
+    "lambd": st.just(0.0) | log_uniform(-4, 0),
+    "alpha": floats32(0, 1),
+    "t0": st.sampled_from([0, 3.5, 20, 1e6]),
+    "weight_decay": DECAYS,
+    "maximize": FLAGS,
+}
+ADAFACTOR = {
+    "lr": log_uniform(-4, -1),
+    "beta2_decay": floats32(-1, 0),
+    "eps": st.tuples(st.none() | EPSILONS, EPSILONS),
+    "d": floats32(1, 4),
+    "weight_decay": DECAYS,
+    "maximize": FLAGS,
+}
 
 OPTIMIZERS = [
     optimizer(presets.adamw, "AdamW", **ADAM),
@@ -95,6 +124,12 @@ OPTIMIZERS = [
     optimizer(presets.adagrad, "Adagrad", **ADAGRAD),
     Optimizer(presets.sgd, "SGD", st.fixed_dictionaries(SGD).filter(is_valid_sgd)),
 ]
+RARER = [
+    optimizer(presets.adadelta, "Adadelta", **ADADELTA),
+    optimizer(presets.rprop, "Rprop", **RPROP),
+    optimizer(presets.asgd, "ASGD", **ASGD),
+    optimizer(presets.adafactor, "Adafactor", **ADAFACTOR),
+]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -104,6 +139,21 @@ OPTIMIZERS = [
 def test_a_preset_equals_torch_step_for_step(
     optimizer: Optimizer, dtype: str, data: st.DataObject, seed: int, record_error: Callable
 ) -> None:
+    check_preset(optimizer, dtype, data, seed, record_error)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("optimizer", RARER, ids=str)
+@given(data=st.data(), seed=st.integers(0, 2**32 - 1))
+@few
+def test_a_rarer_preset_equals_torch_step_for_step(
+    optimizer: Optimizer, dtype: str, data: st.DataObject, seed: int, record_error: Callable
+) -> None:
+    check_preset(optimizer, dtype, data, seed, record_error)
+
+
+def check_preset(optimizer: Optimizer, dtype: str, data: st.DataObject, seed: int, record_error: Callable) -> None:
     arguments = data.draw(optimizer.arguments)
 
     def build(leaves: list[Any]) -> Any:
@@ -116,7 +166,7 @@ SWITCHES = {"self", "params", "foreach", "capturable", "differentiable", "fused"
 """What chooses an implementation, or is no argument of ours."""
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=str)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS + RARER, ids=str)
 def test_names_defaults_and_order_are_torchs(optimizer: Optimizer) -> None:
     def positional_first(parameters: list[inspect.Parameter]) -> list[tuple[str, Any]]:
         ordered = sorted(parameters, key=lambda p: p.kind is p.KEYWORD_ONLY)

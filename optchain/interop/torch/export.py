@@ -14,9 +14,9 @@ from optchain.interop.links import Place, places, without_place
 from optchain.interop.mapping import Entry, match, parameter_entries
 from optchain.interop.merging import by_names
 from optchain.interop.report import Names, join_paths
-from optchain.interop.torch.layouts import Axes, Transforms, inverse, layouts, native
+from optchain.interop.torch.layouts import Axes, Transforms, check_outputs, factor_names, inverse, layouts, native
 from optchain.interop.torch.recipes import class_name, to_group
-from optchain.interop.torch.rules import COUNT, HYPERPARAMS, SCALARS, join_betas, names_in_torch, split_betas
+from optchain.interop.torch.rules import COUNT, FACTORS, HYPERPARAMS, SCALARS, join_betas, names_in_torch, split_betas
 from optchain.interop.torch.state import Correspondence
 
 
@@ -39,7 +39,7 @@ def to_state_dict(
       names: our paths in the order in which PyTorch's optimizer was given its parameters, group by group; or a table of
         our paths to PyTorch's names, in that order: then the groups have `param_names`.
       transforms: as in `load_state_dict`.
-      step: the number of steps made, for RMSprop and Adagrad, of which our state has none; 0 if None. Nothing depends
+      step: the number of steps made, for RMSprop, Adagrad, Adadelta and Rprop, of which our state has none; 0 if None. Nothing depends
         on it but Adagrad's `lr_decay`, with which our state does have it.
       lossy: whether what PyTorch's optimizers have no place for, such as an average of the parameters, may be left
         behind.
@@ -119,19 +119,39 @@ def _slots(
         for entry, field in known.items():
             if entry not in SCALARS:
                 for path, leaf in by_names(own[entry]).items():
-                    array = np.asarray(leaf).transpose(inverse(axes[path]))
+                    array = np.asarray(leaf)
+                    if place.rule == "scale_by_muon_average":
+                        check_outputs(place.link.config, axes[path], array.shape, "/".join(path))
+                    if entry in FACTORS:
+                        names = factor_names(axes[path], "/".join(path))
+                        if entry not in names:
+                            continue
+                        field = names[entry]
+                        array = array if entry == "v" else np.expand_dims(array, -1 if entry == "v_row" else -2)
+                    array = array.transpose(inverse(axes[path]))
                     slots[path][field] = torch.from_numpy(native(array))
-        if "mu_product" in known:
-            scalars["mu_product"] = float(own["mu_product"])
+        for entry in ("mu_product", "eta"):
+            if entry in known:
+                scalars[entry] = float(own[entry])
+        if place.rule == "polyak_average":
+            scalars["mu"] = 1 / max(1.0, float(own["count"]) - place.link.config["t0"])
         if "count" in own and (known or place.link.hyperparams.schedules):
             scalars[COUNT] = float(own["count"])
     if scalars.get(COUNT) == 0:
         return {path: {} for path in slots}
-    if class_name(preset.link) == "SGD":
-        scalars = {}
-    else:
-        scalars.setdefault(COUNT, float(step))
-    return {path: slot | {name: torch.tensor(value) for name, value in scalars.items()} for path, slot in slots.items()}
+    kind = class_name(preset.link)
+    if kind == "Rprop":  # a step size of 0 is none yet
+        slots = {path: slot if slot["step_size"].any() else {} for path, slot in slots.items()}
+    if kind in ("SGD", "Muon"):
+        return slots
+    scalars.setdefault(COUNT, float(step))
+
+    def numbers() -> dict[str, Any]:
+        """Tensors of each parameter's own, since PyTorch counts in place."""
+        made: dict[str, Any] = {name: torch.tensor(value) for name, value in scalars.items()}
+        return made | {COUNT: int(scalars[COUNT])} if kind == "SparseAdam" else made
+
+    return {path: slot | numbers() if slot else {} for path, slot in slots.items()}
 
 
 def _group(preset: Place, found: list[Place], state: State) -> dict[str, Any]:

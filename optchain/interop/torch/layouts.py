@@ -99,6 +99,38 @@ def transposed(value: np.ndarray, axes: tuple[int, ...], like: Any, path: str, n
     return np.asarray(made, dtype_of(like))
 
 
+def factor_names(axes: Axes, path: str) -> dict[str, str]:
+    """Which factors of PyTorch's second moment are ours; it is factored over the last two axes on both sides.
+
+    Raises:
+      ValueError: they are other axes there.
+    """
+    ndim = len(axes)
+    if ndim < 2:
+        return {"v": "variance"}
+    if {*axes[-2:]} != {ndim - 2, ndim - 1}:
+        raise ValueError(
+            f"{path}: PyTorch's second moment is factored over the last two of its own axes, which are others here: it is another "
+            "optimizer"
+        )
+    rows, columns = ("row_var", "col_var") if axes[-1] == ndim - 1 else ("col_var", "row_var")
+    return {"v_row": rows, "v_col": columns}
+
+
+def check_outputs(config: Mapping[str, Any], axes: Axes, shape: tuple[int, ...], path: str) -> None:
+    """Requires Muon to find a matrix's outputs where they are here; PyTorch has them first.
+
+    Raises:
+      ValueError: it takes its inputs for them, and scales by their numbers.
+    """
+    own = axes.index(0)
+    if config["adjust_lr_fn"] == "original" and config["output_axis"] % 2 != own and shape[0] != shape[1]:
+        raise ValueError(
+            f"{path}: PyTorch's outputs are axis {own} of it here, and Muon's output_axis is {config['output_axis']}: give "
+            f"presets.torch.muon(…, output_axis={own}), to this weight's group if there are others"
+        )
+
+
 def native(array: np.ndarray) -> np.ndarray:
     """A fresh array that PyTorch takes: in order, and float32 where NumPy's dtype is none of its own."""
     wide = array.dtype if array.dtype.isbuiltin == 1 else np.float32

@@ -8,6 +8,7 @@ from typing import Any
 from optchain.core.hyperparams import Hyperparam
 from optchain.core.masks import matching
 from optchain.core.transformation import Transformation
+from optchain.core.values import NAME
 from optchain.interop.torch.layouts import to_array
 from optchain.presets import torch as presets
 from optchain.wrappers.multi_optimizer import multi_optimizer
@@ -20,17 +21,27 @@ PRESETS: dict[str, Callable[..., Transformation]] = {
     "Adamax": presets.adamax,
     "RMSprop": presets.rmsprop,
     "Adagrad": presets.adagrad,
+    "Adadelta": presets.adadelta,
+    "Adafactor": presets.adafactor,
+    "ASGD": presets.asgd,
+    "Muon": presets.muon,
+    "Rprop": presets.rprop,
     "SGD": presets.sgd,
+    "SparseAdam": presets.sparse_adam,
 }
 SWITCHES: dict[str, dict[str, Any]] = {
-    "foreach": dict.fromkeys(PRESETS),
+    "foreach": dict.fromkeys(PRESETS.keys() - {"Muon", "SparseAdam"}),
     "fused": dict.fromkeys(["AdamW", "Adam", "Adagrad", "SGD"]),
-    "capturable": dict.fromkeys(["AdamW", "Adam", "NAdam", "RAdam", "Adamax", "RMSprop"], False),
-    "differentiable": dict.fromkeys(PRESETS, False),
+    "capturable": dict.fromkeys(
+        ["AdamW", "Adam", "NAdam", "RAdam", "Adamax", "RMSprop", "Adadelta", "ASGD", "Rprop"], False
+    ),
+    "differentiable": dict.fromkeys(PRESETS.keys() - {"Muon", "SparseAdam", "Adafactor"}, False),
 }
 """What chooses one of PyTorch's implementations and changes no number, with the default of each class that has it."""
 
 
+OURS = "output_axis"
+"""An argument of Muon's that PyTorch has no need of: its matrices have one layout."""
 INITIAL = "initial_lr"
 """What a scheduler leaves in the groups that it drives: the rate that it began from."""
 
@@ -48,7 +59,7 @@ def from_torch(
     in `optchain.schedules`.
 
     Args:
-      optimizer: a `torch.optim` `AdamW`, `Adam`, `SGD`, `NAdam`, `RAdam`, `RMSprop`, `Adagrad` or `Adamax`.
+      optimizer: one of `torch.optim`'s but `LBFGS`. `foreach`, `fused`, `capturable` and `differentiable` have no effect.
       names: with several groups, which parameters are in them: our paths, `dense/kernel`, in the order of the
         optimizer's parameters, group by group; or a table of our paths to PyTorch's names, in that order.
       lr: in the place of the groups' learning rates: the counterpart of the scheduler that drove them, such as
@@ -125,9 +136,8 @@ def _warn_of_schedulers(groups: Sequence[Mapping[str, Any]]) -> None:
 def to_group(preset: Transformation) -> dict[str, Any]:
     """The arguments of a preset as PyTorch has them in `param_groups`, without the parameters."""
     kind = class_name(preset)
-    group = {name: list(value) if isinstance(value, list) else value for name, value in preset.config.items()}
-    if "betas" in group:
-        group["betas"] = tuple(group["betas"])
+    group = preset.config
+    group = {name: tuple(value) if isinstance(value, list) else value for name, value in group.items() if name != OURS}
     if kind == "AdamW":
         group["decoupled_weight_decay"] = True
     switches = {name: defaults[kind] for name, defaults in SWITCHES.items() if kind in defaults}
@@ -137,7 +147,7 @@ def to_group(preset: Transformation) -> dict[str, Any]:
 def class_name(link: Transformation) -> str | None:
     """The name of the class in `torch.optim` that a preset has the numbers of; None for anything else."""
     name = link.registered_name if link.is_registered else ""
-    return next((kind for kind in PRESETS if name == f"presets.torch.{kind.lower()}"), None)
+    return next((kind for kind, preset in PRESETS.items() if name == getattr(preset, NAME)), None)
 
 
 def _arguments(kind: str, group: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:

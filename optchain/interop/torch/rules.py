@@ -15,10 +15,21 @@ ENTRIES: dict[str, dict[str, str]] = {
     "scale_by_adamax": MOMENTS | {"nu": "exp_inf"},
     "scale_by_rms": {"nu": "square_avg", "mu": "grad_avg", "count": COUNT},
     "scale_by_rss": {"sum_of_squares": "sum"},
+    "scale_by_adadelta": {"e_g": "square_avg", "e_x": "acc_delta"},
+    "scale_by_rprop": {"previous": "prev", "step_size": "step_size"},
+    "scale_by_asgd": {"eta": "eta", "count": COUNT},
+    "polyak_average": {"average": "ax", "count": COUNT},
+    "scale_by_muon_average": {"mu": "momentum_buffer"},
+    "scale_by_factored_rms": {"v_row": "row_var", "v_col": "col_var", "v": "variance", "count": COUNT},
+    "scale_by_relative_step": {"count": COUNT},
     "apply_momentum": {"velocity": "momentum_buffer", "count": COUNT},
 }
 """By the function that builds the link."""
-SCALARS = ("count", "mu_product")
+SCALARS = ("count", "mu_product", "eta")
+FACTORS = ("v_row", "v_col", "v")
+"""The entries that have not the parameter's shape."""
+DERIVED = ("mu",)
+"""What PyTorch keeps and we compute: of ASGD, the share of a step in the average."""
 OPTIONAL = ("momentum_buffer",)
 """What PyTorch makes in the first step with a gradient, and what is zero for us until then."""
 
@@ -30,7 +41,7 @@ HYPERPARAMS = {
     "beta_2": "betas[1]",
     "momentum": "momentum",
     "dampening": "dampening",
-    "rho": "alpha",
+    "rho": "alpha",  # of RMSprop; Adadelta has it by our name
     "momentum_decay": "momentum_decay",
 }
 

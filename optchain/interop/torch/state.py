@@ -20,9 +20,18 @@ from optchain.interop.links import Place, places, schedule_entries
 from optchain.interop.mapping import Entry, match, parameter_entries
 from optchain.interop.merging import check_choice, merge_entries
 from optchain.interop.report import Choice, Names, Report, join_paths
-from optchain.interop.torch.layouts import Transforms, layouts, to_array, transposed
+from optchain.interop.torch.layouts import Transforms, check_outputs, factor_names, layouts, to_array, transposed
 from optchain.interop.torch.recipes import INITIAL, class_name, plain
-from optchain.interop.torch.rules import COUNT, HYPERPARAMS, OPTIONAL, SCALARS, names_in_torch, split_betas
+from optchain.interop.torch.rules import (
+    COUNT,
+    DERIVED,
+    FACTORS,
+    HYPERPARAMS,
+    OPTIONAL,
+    SCALARS,
+    names_in_torch,
+    split_betas,
+)
 
 DRIVEN = "a scheduler drove"
 
@@ -179,8 +188,11 @@ class _Source:
             return None
         name, value = f"{field} of {self.labels[path]}", slot[field]
         value, param = to_array(value, name), self.params[path]
+        shape = np.shape(param)
+        if entry in FACTORS and entry != "v":
+            shape = (*shape[:-1], 1) if entry == "v_row" else (*shape[:-2], 1, shape[-1])
         # As wide as a moment can be kept, which may be wider than the parameter.
-        like = jax.ShapeDtypeStruct(np.shape(param), jnp.promote_types(dtype_of(param), trees.default_float()))
+        like = jax.ShapeDtypeStruct(shape, jnp.promote_types(dtype_of(param), trees.default_float()))
         checks.kind(f"{name} of PyTorch's", value.dtype, like.dtype)
         checks.moment(name, entry, value, like.dtype)
         return transposed(value, self.axes[path], like, "/".join(path), name)
@@ -246,7 +258,15 @@ def _rule_entries(place: Place, fresh: State, source: _Source) -> dict[Names, An
         if entry in SCALARS:
             continue
         for path in place.parameters:
-            array = source.array(path, field, entry)
+            if place.rule == "scale_by_muon_average":
+                shape = tuple(np.shape(source.params[path]))
+                check_outputs(place.link.config, source.axes[path], shape, "/".join(path))
+            if entry in FACTORS:
+                own = factor_names(source.axes[path], "/".join(path)).get(entry)
+                array = None if own is None else source.array(path, own, entry)
+                array = array if array is None or entry == "v" else array.squeeze(-1 if entry == "v_row" else -2)
+            else:
+                array = source.array(path, field, entry)
             if array is not None:
                 saved[(*place.path, entry, *path)] = array
     if "count" in known:
@@ -259,11 +279,14 @@ def _rule_entries(place: Place, fresh: State, source: _Source) -> dict[Names, An
                 )
             steps = int(bool(made))
         saved[(*place.path, "count")] = steps
-    if "mu_product" in known and (slot := source.slots[place.parameters[0]]):
-        product = to_array(slot["mu_product"])
-        checks.number(f"mu_product of {source.labels[place.parameters[0]]}", product, arguments.FRACTION)
-        saved[(*place.path, "mu_product")] = float(product)
-        source.used |= {(path, "mu_product") for path in place.parameters}
+    for entry, allowed in (("mu_product", arguments.FRACTION), ("eta", arguments.NON_NEGATIVE)):
+        if entry in known and (slot := source.slots[place.parameters[0]]):
+            number = to_array(slot[entry])
+            checks.number(f"{entry} of {source.labels[place.parameters[0]]}", number, allowed)
+            saved[(*place.path, entry)] = float(number)
+            source.used |= {(path, entry) for path in place.parameters}
+    if place.rule == "polyak_average":
+        source.used |= {(path, field) for path in place.parameters for field in DERIVED}
     return saved
 
 
@@ -386,5 +409,6 @@ def _labels(groups: Sequence[Mapping[str, Any]], names: Correspondence, count: i
 
 
 def _shape(slot: Mapping[str, Any]) -> tuple[int, ...]:
-    shapes = [tuple(np.shape(value)) for field, value in slot.items() if field not in (COUNT, "mu_product")]
+    without = (COUNT, *SCALARS, *DERIVED, "row_var", "col_var")
+    shapes = [tuple(np.shape(value)) for field, value in slot.items() if field not in without]
     return next(iter(shapes), ())

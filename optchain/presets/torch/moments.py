@@ -1,4 +1,4 @@
-"""PyTorch's optimizers with two moments: AdamW, Adam, NAdam, RAdam, Adamax."""
+"""PyTorch's optimizers with two moments: AdamW, Adam, SparseAdam, NAdam, RAdam, Adamax."""
 
 from collections.abc import Sequence
 
@@ -6,6 +6,7 @@ from optchain.core.hyperparams import Hyperparam
 from optchain.core.registry import register
 from optchain.core.transformation import Transformation
 from optchain.presets.torch.shared import assemble, check, pair
+from optchain.rows.lazy_rows import lazy_rows
 from optchain.rules.adam import scale_by_adam
 from optchain.rules.adamax import scale_by_adamax
 from optchain.rules.nadam import scale_by_nadam
@@ -211,3 +212,42 @@ def adamax(
     check(eps=eps)
     rule = scale_by_adamax(*pair(betas), eps, epsilon_in_maximum=True)
     return assemble(lr, [rule], weight_decay, maximize=maximize)
+
+
+@register(name="presets.torch.sparse_adam")
+def sparse_adam(
+    lr: Hyperparam = 1e-3,
+    betas: Sequence[Hyperparam] = (0.9, 0.999),
+    eps: Hyperparam = 1e-8,
+    maximize: bool = False,
+) -> Transformation:
+    """PyTorch's SparseAdam: Adam on the rows that a `RowGradient` names, as if there were no others (see `lazy_rows`).
+
+        p ← p − lr · √(1 − β₂ᵗ) / (1 − β₁ᵗ) · mu / (√nu + ε), with t counting updates of the whole table from 1
+
+    A parameter whose gradient is an array is updated whole, where PyTorch refuses it.
+
+    Args:
+      lr: a number >= 0, an array, a schedule of the count of calls, or a callable of no arguments.
+      betas: the decays of the first and second moment, each in [0, 1).
+      eps: added to the root of the second moment, >= 0.
+      maximize: whether to climb instead of descending.
+
+    Raises:
+      ValueError, TypeError: an argument out of range or of the wrong kind.
+
+    Source: Kingma & Ba, "Adam: A Method for Stochastic Optimization", 2015, arXiv:1412.6980, section 2;
+    `torch.optim.SparseAdam`.
+
+    Example:
+      >>> import jax.numpy as jnp, optchain
+      >>> tx = optchain.presets.torch.sparse_adam(0.1)
+      >>> table = jnp.zeros((3, 1))
+      >>> grads = optchain.RowGradient(jnp.array([2]), jnp.ones((1, 1)), shape=(3, 1))
+      >>> table, state = tx.apply(table, tx.init(table), grads=grads)
+      >>> table.ravel().round(3)
+      Array([ 0. ,  0. , -0.1], dtype=float32)
+    """
+    check(eps=eps)
+    rule = scale_by_adam(*pair(betas), eps)
+    return lazy_rows(assemble(lr, [rule], 0, maximize=maximize))

@@ -21,8 +21,12 @@ def assemble(
     maximize: bool,
     decoupled: bool = False,
     after: Sequence[Link] = (),
+    steps: Sequence[Transformation] | None = None,
 ) -> Transformation:
-    """The chain of a preset: `sign → L2 penalty → rule → learning rate → after → decoupled decay`."""
+    """The chain of a preset: `sign → L2 penalty → rule → learning rate → after → decoupled decay`.
+
+    `steps` stand in the place of the learning rate for optimizers that have a way of their own with it.
+    """
     check(lr=lr, weight_decay=weight_decay)
     sign: list[Link] = [("maximize", scale(-1.0))] if arguments.check_bool("maximize", maximize) else []
     penalty, decay = [], []
@@ -30,7 +34,8 @@ def assemble(
         decay = [] if is_zero(weight_decay) else [decay_weights(weight_decay)]
     else:
         penalty = [] if is_zero(weight_decay) else [add_l2_penalty(weight_decay)]
-    return chain(*sign, *penalty, *rule, scale_by_learning_rate(), *after, *decay, learning_rate=lr)
+    rate = [scale_by_learning_rate()] if steps is None else steps
+    return chain(*sign, *penalty, *rule, *rate, *after, *decay, learning_rate=lr)
 
 
 def pair(betas: Any) -> tuple[Hyperparam, Hyperparam]:

@@ -1,10 +1,11 @@
-"""PyTorch's optimizers that divide by the size of past gradients: RMSprop, Adagrad."""
+"""PyTorch's optimizers that divide by the size of past gradients: RMSprop, Adagrad, Adadelta."""
 
 from optchain.core.arguments import NON_NEGATIVE, check_number
 from optchain.core.hyperparams import Hyperparam
 from optchain.core.registry import register
 from optchain.core.transformation import Transformation
 from optchain.presets.torch.shared import assemble, check, is_zero
+from optchain.rules.adadelta import scale_by_adadelta
 from optchain.rules.adagrad import scale_by_rss
 from optchain.rules.momentum import momentum_unless_zero
 from optchain.rules.rms import scale_by_rms
@@ -99,3 +100,37 @@ def adagrad(
     slowing = [] if is_zero(lr_decay) else [("lr_decay", scale(legacy_decay(1.0, lr_decay)))]
     rule = scale_by_rss(initial_accumulator_value, eps, epsilon_in_root=False)
     return assemble(lr, [rule], weight_decay, maximize=maximize, after=slowing)
+
+
+@register(name="presets.torch.adadelta")
+def adadelta(
+    lr: Hyperparam = 1.0,
+    rho: Hyperparam = 0.9,
+    eps: Hyperparam = 1e-6,
+    weight_decay: Hyperparam = 0,
+    *,
+    maximize: bool = False,
+) -> Transformation:
+    """PyTorch's Adadelta: `p ← p − lr · √(e_x + ε) / √(e_g + ε) · g`, with the averages of `scale_by_adadelta`.
+
+    Args:
+      lr: a number >= 0, an array, a schedule of the count of calls, or a callable of no arguments.
+      rho: decay of the averages, in [0, 1).
+      eps: added to the squares under both roots, >= 0.
+      weight_decay: an L2 penalty, added to the gradient before the rule, >= 0 (see `add_l2_penalty`).
+      maximize: whether to climb instead of descending.
+
+    Raises:
+      ValueError, TypeError: an argument out of range or of the wrong kind.
+
+    Source: Zeiler, "ADADELTA: An Adaptive Learning Rate Method", 2012, arXiv:1212.5701; `torch.optim.Adadelta`.
+
+    Example:
+      >>> import jax.numpy as jnp, optchain
+      >>> tx = optchain.presets.torch.adadelta(1.0, rho=0.75, eps=1e-4)
+      >>> params, state = tx.apply(jnp.zeros(1), tx.init(jnp.zeros(1)), grads=jnp.full(1, 10.0))
+      >>> round(float(params[0]), 3)
+      -0.02
+    """
+    check(eps=eps)
+    return assemble(lr, [scale_by_adadelta(rho, eps)], weight_decay, maximize=maximize)

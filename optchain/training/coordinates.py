@@ -1,0 +1,64 @@
+"""The coordinate check of muP: whether activations move as much in a wide network as in a narrow one."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optchain.core import arguments
+from optchain.core.optax_link import as_transformation
+from optchain.core.trees import Tree
+
+
+def coordinate_sizes(
+    tx: optax.GradientTransformation,
+    params: Tree,
+    loss_fn: Callable[[Tree], Any],
+    activations: Callable[[Tree], Mapping[str, jax.Array]],
+    steps: int = 4,
+) -> dict[str, jax.Array]:
+    """How far the numbers of each activation have moved after each step: `mean |h_t − h_0|`.
+
+    Under muP they are about the same at all widths. What grows with the width would blow up in a large network, what falls
+    does not learn. Call it once a width, and draw the results over the widths.
+
+    Args:
+      tx: the recipe at this width.
+      params: the parameters at this width.
+      loss_fn: the loss, a function of the parameters: always on the same batch.
+      activations: from the parameters to arrays by name, on a batch of one's choice.
+      steps: the number of steps, >= 1.
+
+    Returns:
+      For each name the means after steps 1, 2, …, an array of shape (steps,).
+
+    Raises:
+      TypeError, ValueError: a `steps` out of range, something that is no function or no transformation.
+
+    Source: Yang et al., "Tensor Programs V", 2022, arXiv:2203.03466, appendix D.1.
+
+    Example:
+      >>> import jax.numpy as jnp, optchain
+      >>> sizes = optchain.coordinate_sizes(optchain.sgd(0.5), jnp.ones(3), lambda p: p.sum(), lambda p: {"out": p}, steps=2)
+      >>> sizes["out"]
+      Array([0.5, 1. ], dtype=float32)
+    """
+    steps = arguments.check_integer("steps", steps, minimum=1)
+    arguments.check_function("loss_fn", loss_fn)
+    arguments.check_function("activations", activations)
+    link = as_transformation(tx, "tx")
+
+    @jax.jit
+    def run(params: Tree, state: Tree) -> dict[str, jax.Array]:
+        before = dict(activations(params))
+
+        def step(carry: tuple[Tree, Tree], _: None) -> tuple[tuple[Tree, Tree], dict[str, jax.Array]]:
+            params, state = link.apply(*carry, grads=jax.grad(loss_fn)(carry[0]))
+            after = activations(params)
+            return (params, state), {name: jnp.mean(jnp.abs(after[name] - before[name])) for name in before}
+
+        return jax.lax.scan(step, (params, state), length=steps)[1]
+
+    return run(params, link.init(params))
