@@ -56,6 +56,7 @@ from optchain.training.callbacks import ReduceLROnPlateau as ReduceLROnPlateau
 from optchain.training.sharding import init_sharded as init_sharded
 from optchain.training.sharding import state_shardings as state_shardings
 from optchain.training.step import make_step as make_step
+from optchain.transforms.adagc import adagc as adagc
 from optchain.transforms.adaptive_clipping import adaptive_grad_clip as adaptive_grad_clip
 from optchain.transforms.averaging import average_params as average_params
 from optchain.transforms.averaging import averaged_params as averaged_params

@@ -77,6 +77,7 @@ ALLOWED |= {
     "ReduceLROnPlateau.factor": "a number in (0, 1)",
     "Scaled.factor": "a finite number >= 0",
     "WarmupStableDecay.decay_steps": "a finite number >= 0",
+    "adagc.decay": "a number in [0, 1)",
     "zclip.decay": "a number in [0, 1)",
     "presets.torch.ReduceLROnPlateau.factor": "a number in [0, 1)",
     "presets.torch.ReduceLROnPlateau.threshold": "a finite number >= 0",
@@ -84,7 +85,7 @@ ALLOWED |= {
 
 LEAST = dict.fromkeys(["cooldown", "patience", "start_from", "t_cur", "total_iterations", "warmup_steps"], 0)
 """The least that a count may be, where that is not 1."""
-LEAST |= {"CosineMultiplier.total_iterations": 2, "skip_spikes.window": 4, "zclip.warmup_steps": 2}
+LEAST |= {"CosineMultiplier.total_iterations": 2, "skip_spikes.window": 4, "zclip.warmup_steps": 2, "adagc.warmup_steps": 1}
 
 NO_PATTERN = "pattern '(' is not a regular expression"
 MAPPING = [(["a"], TypeError, "must be a mapping of patterns"), ({"(": 1.0}, ValueError, NO_PATTERN)]

@@ -47,6 +47,7 @@ ROWS = [
     Row("clip_by_global_norm", lambda: oc.clip_by_global_norm(0.5)),
     Row("clip_by_global_norm_array", lambda: oc.clip_by_global_norm(jnp.array(0.5))),
     Row("zclip", lambda: oc.zclip(1.0, 0.5, 2)),
+    Row("adagc", lambda: oc.adagc(1.01, 0.5, 2, max_norm=0.5)),
     Row("clip_by_block_rms", lambda: oc.clip_by_block_rms(0.5)),
     Row("adaptive_grad_clip", lambda: oc.adaptive_grad_clip(0.5, jnp.array(0.1))),
     Row("adaptive_grad_clip_axis", lambda: oc.masked(oc.adaptive_grad_clip(0.5, axis=[0, -1]), only_matrices)),
