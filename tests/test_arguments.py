@@ -85,7 +85,12 @@ ALLOWED |= {
 
 LEAST = dict.fromkeys(["cooldown", "patience", "start_from", "t_cur", "total_iterations", "warmup_steps"], 0)
 """The least that a count may be, where that is not 1."""
-LEAST |= {"CosineMultiplier.total_iterations": 2, "skip_spikes.window": 4, "zclip.warmup_steps": 2, "adagc.warmup_steps": 1}
+LEAST |= {
+    "CosineMultiplier.total_iterations": 2,
+    "skip_spikes.window": 4,
+    "zclip.warmup_steps": 2,
+    "adagc.warmup_steps": 1,
+}
 
 NO_PATTERN = "pattern '(' is not a regular expression"
 MAPPING = [(["a"], TypeError, "must be a mapping of patterns"), ({"(": 1.0}, ValueError, NO_PATTERN)]

@@ -4,6 +4,7 @@ MATRICES = "lambda params: {'kernel': True, 'bias': False}"
 
 CALLS = {
     "accumulate": "accumulate(optchain.scale_by_learning_rate(1.0), 4)",
+    "adagc": "adagc(warmup_steps=10, max_norm=10.0)",
     "adaptive_grad_clip": "adaptive_grad_clip(0.5)",
     "add_l2_penalty": "add_l2_penalty(0.5)",
     "add_noise": "add_noise(0.3)",
