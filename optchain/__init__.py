@@ -42,6 +42,7 @@ from optchain.rules.adadelta import scale_by_adadelta as scale_by_adadelta
 from optchain.rules.adagrad import scale_by_rss as scale_by_rss
 from optchain.rules.adam import scale_by_adam as scale_by_adam
 from optchain.rules.adamax import scale_by_adamax as scale_by_adamax
+from optchain.rules.ademamix import scale_by_ademamix as scale_by_ademamix
 from optchain.rules.factored import scale_by_factored_rms as scale_by_factored_rms
 from optchain.rules.ftrl import apply_ftrl as apply_ftrl
 from optchain.rules.lion import scale_by_lion as scale_by_lion

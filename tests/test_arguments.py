@@ -40,7 +40,7 @@ NUMBERS = {
         adam_lr_ratio adam_weight_decay base_lr beta decay end end_learning_rate eps epsilon epsilon_1 epsilon_2 eta eta_max eta_min
         gamma initial_accumulator_value initial_learning_rate l1_regularization_strength l2_regularization_strength
         l2_shrinkage_regularization_strength learning_rate lr lr_decay max_lr min_delta min_learning_rate min_lr min_scale min_value
-        momentum_decay peak rms_rate schedule_decay stable_steps warmup_steps warmup_target weight_decay
+        momentum_decay peak rms_rate schedule_decay slow_weight stable_steps warmup_steps warmup_target weight_decay
         """,
         (-1e-7, -1e-3, -0.1, -0.55, -1.0),
         (0.0, 0, 1.0),
@@ -60,7 +60,7 @@ NUMBERS = {
         (0.0, 1, 1.0),
     ),
     "a number in [0, 1)": Numbers(
-        "adam_beta_1 adam_beta_2 alpha beta_1 beta_2 betas[0] betas[1] rho", (-0.1, 1.0, 1), (0.0, 0, 0.999)
+        "adam_beta_1 adam_beta_2 alpha beta_1 beta_2 beta_3 betas[0] betas[1] rho", (-0.1, 1.0, 1), (0.0, 0, 0.999)
     ),
     "a number in (0, 1]": Numbers("start_factor", (0.0, 0, -0.1, 1.1), (1e-3, 1, 1.0)),
     "a number in (0, 1)": Numbers("", (0.0, 0, 1.0, 1), (1e-3, 0.999)),
@@ -90,6 +90,7 @@ LEAST |= {
     "skip_spikes.window": 4,
     "zclip.warmup_steps": 2,
     "adagc.warmup_steps": 1,
+    "scale_by_ademamix.warmup_steps": 1,
 }
 
 NO_PATTERN = "pattern '(' is not a regular expression"

@@ -62,6 +62,8 @@ RANGES: dict[str, Range] = {
     "decay": NON_NEGATIVE,
     "beta_1": BELOW_ONE,
     "beta_2": BELOW_ONE,
+    "beta_3": BELOW_ONE,
+    "slow_weight": NON_NEGATIVE,
     "rho": BELOW_ONE,
     "epsilon": NON_NEGATIVE,
     "adam_beta_1": BELOW_ONE,

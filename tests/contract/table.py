@@ -58,6 +58,8 @@ ROWS = [
     Row("scale_by_adam_torch", lambda: oc.scale_by_adam(epsilon=1e-3, epsilon_hat=False)),
     Row("scale_by_adam_bfloat16", lambda: oc.scale_by_adam(moment_dtype="bfloat16")),
     Row("scale_by_adam_arrays", lambda: oc.scale_by_adam(jnp.array(0.9), half_schedule, jnp.array(1e-3))),
+    Row("scale_by_ademamix", lambda: oc.scale_by_ademamix(beta_3=jnp.array(0.99), epsilon=1e-3)),
+    Row("scale_by_ademamix_warmup", lambda: oc.scale_by_ademamix(beta_3=0.99, warmup_steps=3)),
     Row("apply_momentum", lambda: oc.apply_momentum(0.9)),
     Row("apply_momentum_dampening", lambda: oc.apply_momentum(0.9, dampening=0.5)),
     Row("apply_momentum_nesterov", lambda: oc.apply_momentum(0.9, nesterov=True, moment_dtype=jnp.bfloat16)),
