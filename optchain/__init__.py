@@ -85,6 +85,7 @@ from optchain.transforms.scaling import scale_by_path as scale_by_path
 from optchain.transforms.zclip import zclip as zclip
 from optchain.wrappers.accumulation import accumulate as accumulate
 from optchain.wrappers.accumulation import flush as flush
+from optchain.wrappers.cautious import cautious as cautious
 from optchain.wrappers.compact import compact as compact
 from optchain.wrappers.compact import narrow as narrow
 from optchain.wrappers.compact import wide_params as wide_params

@@ -48,7 +48,7 @@ NUMBERS = {
     "a finite number > 0": Numbers(
         """
         clip_threshold clipnorm clipping clipvalue decay_rate decay_steps div_factor final_div_factor first_decay_steps
-        deviations global_clipnorm loss_scale loss_scale_factor m_mul max_norm max_value power t_mul threshold timescale total_steps
+        deviations global_clipnorm max_learning_rate loss_scale loss_scale_factor m_mul max_norm max_value power t_mul threshold timescale total_steps
         """,
         (0.0, 0, -0.1, -1.0, -1, -2.0),
         (1e-3, 1, 2.0),

@@ -10,6 +10,7 @@ CALLS = {
     "add_noise": "add_noise(0.3)",
     "apply_momentum": "apply_momentum(0.9)",
     "average_params": "chain(optchain.sgd(0.3), optchain.average_params(0.9))",
+    "cautious": "cautious(optchain.apply_momentum(0.9))",
     "chain": "chain(optchain.clip_by_value(1.0), optchain.apply_momentum(0.5))",
     "clip_by_block_rms": "clip_by_block_rms(0.5)",
     "clip_by_global_norm": "clip_by_global_norm(3.0)",

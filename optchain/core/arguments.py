@@ -58,6 +58,7 @@ WEIGHTS = Range(2.0**-64, 2.0**64)
 
 RANGES: dict[str, Range] = {
     "learning_rate": NON_NEGATIVE,
+    "max_learning_rate": POSITIVE,
     "weight_decay": NON_NEGATIVE,
     "decay": NON_NEGATIVE,
     "beta_1": BELOW_ONE,

@@ -67,6 +67,14 @@ ROWS = [
     Row("scale_by_learning_rate_schedule", lambda: oc.scale_by_learning_rate(HALVED)),
     Row("decay_weights", lambda: oc.decay_weights(0.1, learning_rate=0.5)),
     Row("decay_weights_masked", lambda: oc.decay_weights(jnp.array(0.1), learning_rate=HALVED, mask=only_matrices)),
+    Row(
+        "decay_weights_cautious",
+        lambda: oc.chain(
+            oc.scale_by_learning_rate(),
+            oc.decay_weights(0.1, cautious=True, max_learning_rate=jnp.array(0.2)),
+            learning_rate=HALVED,
+        ),
+    ),
     Row("decay_by_path", lambda: oc.decay_by_path({"": (0.1, 0.1)}, learning_rate=HALVED)),
     Row("add_l2_penalty", lambda: oc.add_l2_penalty(jnp.array(0.1), mask=only_matrices)),
     Row("scale_negative", lambda: oc.scale(-1.0)),
@@ -79,6 +87,8 @@ ROWS = [
     Row("skip_nonfinite", lambda: oc.skip_nonfinite(_body(), 2)),
     Row("skip_spikes", lambda: oc.skip_spikes(_body(), 4, 2.0, 2)),
     Row("dynamic_loss_scale", lambda: oc.dynamic_loss_scale(oc.accumulate(_body(), 2), 8.0, 2)),
+    Row("cautious", lambda: oc.cautious(oc.chain(oc.clip_by_norm(0.5), oc.scale_by_adam(amsgrad=True)))),
+    Row("cautious_rate", lambda: oc.cautious(oc.chain(oc.scale_by_learning_rate(0.1), oc.apply_momentum(0.9)))),
     Row("masked", lambda: oc.masked(oc.clip_by_global_norm(0.5), only_matrices)),
     Row("compact", lambda: oc.compact(_body(amsgrad=True), moments="bfloat16", min_size=1)),
     Row(
