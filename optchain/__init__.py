@@ -75,6 +75,7 @@ from optchain.transforms.learning_rate import scale_by_relative_step as scale_by
 from optchain.transforms.monitoring import monitor as monitor
 from optchain.transforms.noise import add_noise as add_noise
 from optchain.transforms.penalty import add_l2_penalty as add_l2_penalty
+from optchain.transforms.projections import project_initial_norm as project_initial_norm
 from optchain.transforms.projections import project_max_norm as project_max_norm
 from optchain.transforms.projections import project_min_max_norm as project_min_max_norm
 from optchain.transforms.projections import project_non_negative as project_non_negative

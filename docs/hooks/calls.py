@@ -25,6 +25,7 @@ CALLS = {
     "loss_scale_optimizer": "loss_scale_optimizer(optchain.sgd(0.3), initial_scale=4.0, dynamic_growth_steps=8)",
     "masked": f"masked(optchain.clip_by_value(0.5), {MATRICES})",
     "multi_optimizer": "multi_optimizer(('biases', 'bias', optchain.adam(0.1)), default=optchain.sgd(0.3, 0.5))",
+    "project_initial_norm": "project_initial_norm()",
     "project_max_norm": "project_max_norm(2.0)",
     "project_min_max_norm": "project_min_max_norm(0.5, 2.0)",
     "project_unit_norm": "project_unit_norm()",
