@@ -54,6 +54,7 @@ from optchain.rules.rms import scale_by_rms as scale_by_rms
 from optchain.rules.trust_ratio import scale_by_trust_ratio as scale_by_trust_ratio
 from optchain.training.callbacks import EarlyStopping as EarlyStopping
 from optchain.training.callbacks import ReduceLROnPlateau as ReduceLROnPlateau
+from optchain.training.posthoc import posthoc_average as posthoc_average
 from optchain.training.sharding import init_sharded as init_sharded
 from optchain.training.sharding import state_shardings as state_shardings
 from optchain.training.step import make_step as make_step

@@ -63,6 +63,7 @@ NUMBERS = {
         "adam_beta_1 adam_beta_2 alpha beta_1 beta_2 beta_3 betas[0] betas[1] rho", (-0.1, 1.0, 1), (0.0, 0, 0.999)
     ),
     "a number in (0, 1]": Numbers("start_factor", (0.0, 0, -0.1, 1.1), (1e-3, 1, 1.0)),
+    "a number in (0, 0.2886]": Numbers("width", (0.0, 0, -0.1, 0.3), (1e-3, 0.1, 0.2886)),
     "a number in (0, 1)": Numbers("", (0.0, 0, 1.0, 1), (1e-3, 0.999)),
     "a number in [5.96046e-08, 1.70141e+38]": Numbers("initial_scale", (0.0, -1.0, 2.0**-25), (2.0**-24, 1, 2.0**127)),
 }
@@ -78,12 +79,13 @@ ALLOWED |= {
     "Scaled.factor": "a finite number >= 0",
     "WarmupStableDecay.decay_steps": "a finite number >= 0",
     "adagc.decay": "a number in [0, 1)",
+    "DebiasedEMA.momentum": "a number in [0, 1)",
     "zclip.decay": "a number in [0, 1)",
     "presets.torch.ReduceLROnPlateau.factor": "a number in [0, 1)",
     "presets.torch.ReduceLROnPlateau.threshold": "a finite number >= 0",
 }
 
-LEAST = dict.fromkeys(["cooldown", "patience", "start_from", "t_cur", "total_iterations", "warmup_steps"], 0)
+LEAST = dict.fromkeys(["cooldown", "start", "patience", "start_from", "t_cur", "total_iterations", "warmup_steps"], 0)
 """The least that a count may be, where that is not 1."""
 LEAST |= {
     "CosineMultiplier.total_iterations": 2,
@@ -281,7 +283,7 @@ GOES_WITH: dict[str, dict[str, Any]] = {
 
 LEFT_OUT = {
     "takes a state": """
-        averaged_params finalize flush get_hyperparams metrics raise_if_nonfinite raise_if_spiking schedule_free_params scale_loss set_hyperparams wide_params
+        averaged_params finalize flush get_hyperparams metrics posthoc_average raise_if_nonfinite raise_if_spiking schedule_free_params scale_loss set_hyperparams wide_params
         steps_taken sweep
     """,
     "takes arrays, and trees of them": "RowGradient as_mask matrices rows_of",
