@@ -182,7 +182,7 @@ def project_initial_norm(axis: Axis | None = None, *, mask: Mask | None = None) 
 
         W ← R · normalize(W − learning_rate · R · normalize(u)),    R = ‖W₀‖
 
-    Biases and gains, whose norm is not to be kept, are left out by the mask. A weight of norm 0 stays as it is, and so does one that was
+    Both take an `axis`, for stacks of matrices. Biases and gains, whose norm is not to be kept, are left out by the mask. A weight of norm 0 stays as it is, and so does one that was
     all zero then.
 
     Args:

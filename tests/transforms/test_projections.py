@@ -120,6 +120,22 @@ def test_hyperball_is_that_of_the_paper():
     assert float(jnp.linalg.norm(made["b"][-1])) < 0.5  # which the mask leaves out
 
 
+def test_a_stack_of_matrices_is_trained_as_each_by_itself():
+    rng = np.random.default_rng(0)
+    stack = jnp.asarray(rng.normal(size=(3, 4, 2)) * [[[1.0]], [[5.0]], [[0.1]]], jnp.float32)
+    grads = jnp.asarray(rng.normal(size=(3, 4, 2)) * [[[9.0]], [[0.5]], [[1.0]]], jnp.float32)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def stepped(axis, params, grads):
+        links = oc.scale_by_trust_ratio(axis=axis), oc.scale_by_learning_rate(0.3), oc.project_initial_norm(axis)
+        tx = oc.chain(*links)
+        return tx.apply(params, tx.init(params), grads=grads)[0]
+
+    together = stepped((-2, -1), stack, grads)
+    for matrix, g, after in zip(stack, grads, together, strict=True):
+        np.testing.assert_allclose(after, stepped(None, matrix, g), rtol=1e-6)
+
+
 def test_each_matrix_of_a_stack_keeps_its_own_norm():
     stack = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4, 2)) * [[[1.0]], [[5.0]], [[1e-20]]], jnp.float32)
     moved = jax.tree.map(lambda p: 1.5 * p.at[0].multiply(3.0) + 1e-22, stack)
