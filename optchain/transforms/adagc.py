@@ -31,7 +31,8 @@ class AdaGCState(TypedDict):
 
 
 SLOTS = declare(
-    usual_norm=Slot(real=True, nonnegative=True, full=False),  # the average of a leaf's norms after clipping, a scalar
+    # The average of a leaf's norms after clipping, a scalar.
+    usual_norm=Slot(real=True, nonnegative=True, full=False, narrowest="float32"),
 )
 
 

@@ -26,9 +26,8 @@ EPSILON = 1e-7  # keras.config.epsilon()
 Axis = int | Sequence[int]
 
 SLOTS = declare(
-    initial_norm=Slot(
-        real=True, nonnegative=True, full=False
-    ),  # of each weight, or along its axes, a number for each norm
+    # Of each weight, or along its axes: a number for each norm. Rounded, it would be another norm that weights are brought to.
+    initial_norm=Slot(real=True, nonnegative=True, full=False, narrowest="float32"),
 )
 
 
@@ -182,8 +181,8 @@ def project_initial_norm(axis: Axis | None = None, *, mask: Mask | None = None) 
 
         W ← R · normalize(W − learning_rate · R · normalize(u)),    R = ‖W₀‖
 
-    Both take an `axis`, for stacks of matrices. Biases and gains, whose norm is not to be kept, are left out by the mask. A weight of norm 0 stays as it is, and so does one that was
-    all zero then.
+    Both take an `axis`, for stacks of matrices. Biases and gains, whose norm is not to be kept, are left out by the mask. A weight of
+    norm 0 stays as it is, and so does one that was all zero then.
 
     Args:
       axis: the axis or axes over which norms are taken: `(-2, -1)` for a stack of matrices; None for the whole of each weight.

@@ -83,6 +83,6 @@ class Cautious(Composite):
 
     def _masked(self, u: jax.Array, g: jax.Array) -> jax.Array:
         agrees = trees.agreement(u, self._sign * g) > 0
-        share = jnp.count_nonzero(agrees) / max(u.size, 1)
-        factor = 1 / jnp.maximum(trees.astype(share, trees.real_dtype(u.dtype)), LEAST_SHARE)
+        share = jnp.sum(agrees, dtype=trees.real_dtype(u.dtype)) / max(u.size, 1)  # an integer's count could wrap round
+        factor = 1 / jnp.maximum(share, LEAST_SHARE)
         return u * jnp.where(agrees, factor, 0)  # times 0: what is NaN stays NaN

@@ -124,6 +124,20 @@ def test_an_average_of_any_width_is_made_of_two_that_were_kept(snapshots, width,
         assert np.abs(made - exact).max() < 0.3 * np.abs(nearest[2]["w"] - exact).max()
 
 
+def test_the_combination_is_the_one_whose_profile_is_nearest(snapshots):
+    """Equations 8 to 13 of the paper's appendix C, the integrals by the midpoint rule."""
+    grid = np.arange(0.5, 400 * 40) / 40
+
+    def profile(width, t):
+        gamma = PowerEMA(width).exponent
+        return np.where(grid < t, (gamma + 1) * (grid / t) ** gamma / t, 0.0)
+
+    among = np.array([profile(width, t) for width, t, _ in snapshots])
+    shares = np.linalg.lstsq(among.T, profile(0.07, 320), rcond=None)[0]
+    expected = shares @ np.array([average["w"] for _, _, average in snapshots], float)
+    np.testing.assert_allclose(oc.posthoc_average(snapshots, 0.07, 320)["w"], expected, rtol=1e-3, atol=1e-3)
+
+
 def test_what_was_kept_is_made_of_itself(snapshots):
     for width, updates, average in snapshots[::5]:
         np.testing.assert_allclose(
