@@ -137,8 +137,15 @@ ROWS = [
     Row("monitor", lambda: oc.monitor(per_subtree=True)),
     Row("project_non_negative", lambda: oc.project_non_negative(), refuses_complex=True),
     Row("project_unit_norm", lambda: oc.project_unit_norm(mask=only_matrices)),
-    Row("project_initial_norm", lambda: oc.chain(oc.sgd(0.1), oc.project_initial_norm(mask=only_matrices))),
-    Row("project_initial_norm_axis", lambda: oc.project_initial_norm([0, -1], mask=only_matrices)),
+    Row("project_initial_norm", lambda: oc.project_initial_norm(mask=only_matrices)),
+    Row(
+        "hyperball",
+        lambda: oc.chain(
+            oc.masked(oc.scale_by_trust_ratio(axis=[0, -1]), only_matrices),
+            oc.scale_by_learning_rate(0.1),
+            oc.project_initial_norm([0, -1], mask=only_matrices),
+        ),
+    ),
     Row("project_max_norm", lambda: oc.project_max_norm(jnp.array(0.5), [0, 1], mask=only_matrices)),
     Row(
         "project_min_max_norm",

@@ -232,7 +232,7 @@ def test_links_of_one_optax_object_are_equal():
     "source",
     [
         optax.contrib.prodigy(weight_decay=0.1),
-        optax.contrib.momo(),
+        pytest.param(optax.contrib.momo(), marks=pytest.mark.thorough),
         pytest.param(optax.contrib.mechanize(optax.sgd(0.1)), marks=pytest.mark.thorough),
         pytest.param(optax.contrib.dog(1.0), marks=pytest.mark.thorough),
     ],

@@ -78,6 +78,7 @@ def test_a_leaf_without_a_gradient_during_the_warmup_is_not_held_at_zero():
     np.testing.assert_allclose(lengths[:, 1], [*[0.0] * 12, *[0.1] * 27, 0.105], rtol=1e-5)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("unit", [1e-30, 1e-3, 1e15, 1e30])
 def test_what_is_clipped_does_not_depend_on_the_units(unit):
     norms = np.random.default_rng(0).lognormal(0.0, 0.5, (CALLS, 2)).astype(np.float32)
@@ -97,6 +98,7 @@ def test_what_is_not_finite_turns_its_leaf_to_nan_and_is_not_learned_from(bad):
     np.testing.assert_allclose(state["usual_norm"]["a"], 0.5, rtol=1e-5)
 
 
+@pytest.mark.thorough
 def test_it_clips_under_a_loss_scale_as_without_one():
     def lengths(scale):
         tx = oc.chain(oc.unscale_gradients(scale), oc.adagc(warmup_steps=1))

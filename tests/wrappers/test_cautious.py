@@ -83,6 +83,7 @@ def test_the_corrected_decay_of_adamc_is_the_papers():
     check(recipe(rate=rate, max_learning_rate=0.2), expected)
 
 
+@pytest.mark.thorough
 def test_both_kinds_of_caution_go_together():
     both = recipe(oc.cautious(ADAM), cautious=True, max_learning_rate=0.4)
     check(both, of_the_papers(masked=True, decay=lambda t, u, p: 0.5 * (u * p >= 0) / 4))
@@ -132,6 +133,7 @@ def test_signs_agree_where_the_product_would_underflow():
     np.testing.assert_allclose(masked(jnp.full(6, 1e-30), jnp.full(6, 1e-30)), 2e-30, rtol=1e-6)
 
 
+@pytest.mark.thorough
 def test_of_complex_numbers_what_is_within_a_right_angle_agrees():
     tx = oc.cautious(oc.apply_momentum(1.0))
     g = jnp.array([1.0 + 0j, 1j, -1.0 + 0j, 1.0 - 1j])
