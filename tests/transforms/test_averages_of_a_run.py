@@ -177,21 +177,21 @@ def test_what_cannot_be_combined_is_named(arguments, message):
 # What an update is ----------------------------------------------------------------------------------------------------
 
 
-def test_a_flush_is_an_update_to_an_average_within_the_gate_and_no_call_to_one_around_it():
-    within = oc.accumulate(oc.chain(oc.sgd(1.0), oc.average_params(TailAverage(0))), 2)
-    around = oc.chain(oc.accumulate(oc.sgd(1.0), 2), oc.average_params(TailAverage(0)))
-    preset = oc.sgd(1.0, gradient_accumulation_steps=2, use_ema=True, ema_momentum=TailAverage(0))
+def test_within_the_gate_an_average_and_its_schedule_count_updates_a_flush_too_and_around_it_calls():
+    within = oc.accumulate(oc.chain(oc.sgd(1.0), oc.average_params(TailAverage(1))), 2)
+    around = oc.chain(oc.accumulate(oc.sgd(1.0), 2), oc.average_params(TailAverage(1)))
+    preset = oc.sgd(1.0, gradient_accumulation_steps=2, use_ema=True, ema_momentum=TailAverage(1))
     found = {}
     for name, tx in {"within": within, "around": around, "preset": preset}.items():
 
         def run(params, tx=tx):
             calls = (params, tx.init(params))
-            calls, _ = jax.lax.scan(lambda c, g: (tx.apply(*c, grads=g), None), calls, -jnp.ones((3, 1)))
-            return oc.flush(tx, *calls)  # after an update and half a window
+            calls, _ = jax.lax.scan(lambda c, g: (tx.apply(*c, grads=g), None), calls, -jnp.ones((5, 1)))
+            return oc.flush(tx, *calls)  # after two updates and half a window
 
         params, state = jax.jit(run)(jnp.zeros(1))
-        assert float(params[0]) == 2.0
+        assert float(params[0]) == 3.0
         found[name] = float(oc.averaged_params(state)[0])
-    assert found["within"] == pytest.approx(1.5)  # the mean of 1 and 2, the parameters of both updates
-    assert found["around"] == pytest.approx(2 / 3)  # the mean of 0, 1, 1, those of the three calls
-    assert found["preset"] == 1.0  # which counts calls too, and as Keras begins anew at each up to the first update
+    assert found["within"] == pytest.approx(2.5)  # the mean of 2 and 3, the parameters of all updates but the first
+    assert found["around"] == pytest.approx(1.5)  # of 1, 1, 2, 2, those of all calls but the first
+    assert found["preset"] == pytest.approx(1.5)  # which counts as Keras does
