@@ -28,6 +28,7 @@ def posthoc_average(snapshots: Sequence[tuple[float, int, Tree]], width: float, 
       A tree of fresh arrays in the dtypes of the first snapshot.
 
     Raises:
+      TypeError: a snapshot that is none.
       ValueError: no snapshots; a width out of range; an update of no snapshot; averages of different parameters.
 
     Source: Karras et al., "Analyzing and Improving the Training Dynamics of Diffusion Models", 2024, arXiv:2312.02696, section 3.2
@@ -53,6 +54,9 @@ def posthoc_average(snapshots: Sequence[tuple[float, int, Tree]], width: float, 
     """
     if not snapshots:
         raise ValueError("snapshots must have at least one (width, updates, average); got none")
+    for place, snapshot in enumerate(snapshots):
+        if not isinstance(snapshot, tuple | list) or len(snapshot) != 3:
+            raise TypeError(f"snapshots[{place}] must be (width, updates, average); got {type(snapshot).__name__}")
     kept = [(PowerEMA(own).exponent, arguments.check_integer("updates", at, minimum=1)) for own, at, _ in snapshots]
     times = sorted({at for _, at in kept})
     at = times[-1] if updates is None else arguments.check_integer("updates", updates, minimum=1)

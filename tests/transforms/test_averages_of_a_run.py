@@ -159,6 +159,7 @@ def test_dtypes_and_containers_are_those_of_the_first_snapshot():
     ("arguments", "message"),
     [
         (([], 0.1), r"snapshots must have at least one \(width, updates, average\)"),
+        (([{"w": np.ones(2)}], 0.1), r"snapshots\[0\] must be \(width, updates, average\); got dict"),
         (([(0.1, 0, {})], 0.1), "updates must be an integer >= 1; got 0"),
         (([(0.5, 1, {})], 0.1), r"width must be a number in \(0, 0.2886\]; got 0.5"),
         (([(0.1, 5, {})], 0.0), r"width must be a number in \(0, 0.2886\]; got 0.0"),
@@ -170,7 +171,7 @@ def test_dtypes_and_containers_are_those_of_the_first_snapshot():
     ],
 )
 def test_what_cannot_be_combined_is_named(arguments, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         oc.posthoc_average(*arguments)
 
 
