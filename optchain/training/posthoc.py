@@ -28,7 +28,7 @@ def posthoc_average(snapshots: Sequence[tuple[float, int, Tree]], width: float, 
       A tree of fresh arrays in the dtypes of the first snapshot.
 
     Raises:
-      TypeError: a snapshot that is none.
+      TypeError: a snapshot that is no such triple.
       ValueError: no snapshots; a width out of range; an update of no snapshot; averages of different parameters.
 
     Source: Karras et al., "Analyzing and Improving the Training Dynamics of Diffusion Models", 2024, arXiv:2312.02696, section 3.2
