@@ -139,6 +139,7 @@ def test_a_stack_of_matrices_is_trained_as_each_by_itself():
         np.testing.assert_allclose(after, stepped(None, matrix, g), rtol=1e-6)
 
 
+@pytest.mark.thorough
 def test_each_matrix_of_a_stack_keeps_its_own_norm():
     stack = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4, 2)) * [[[1.0]], [[5.0]], [[1e-20]]], jnp.float32)
     moved = jax.tree.map(lambda p: 1.5 * p.at[0].multiply(3.0) + 1e-22, stack)
