@@ -228,13 +228,14 @@ def test_links_of_one_optax_object_are_equal():
 # Those that keep the parameters, and those that ask for the loss --------------------------------------------------------
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "source",
     [
         optax.contrib.prodigy(weight_decay=0.1),
-        pytest.param(optax.contrib.momo(), marks=pytest.mark.thorough),
-        pytest.param(optax.contrib.mechanize(optax.sgd(0.1)), marks=pytest.mark.thorough),
-        pytest.param(optax.contrib.dog(1.0), marks=pytest.mark.thorough),
+        optax.contrib.momo(),
+        optax.contrib.mechanize(optax.sgd(0.1)),
+        optax.contrib.dog(1.0),
     ],
     ids=["prodigy", "momo", "mechanize", "dog"],
 )
