@@ -42,6 +42,7 @@ from optchain.rules.adadelta import scale_by_adadelta as scale_by_adadelta
 from optchain.rules.adagrad import scale_by_rss as scale_by_rss
 from optchain.rules.adam import scale_by_adam as scale_by_adam
 from optchain.rules.adamax import scale_by_adamax as scale_by_adamax
+from optchain.rules.ademamix import scale_by_ademamix as scale_by_ademamix
 from optchain.rules.asgd import scale_by_asgd as scale_by_asgd
 from optchain.rules.factored import scale_by_factored_rms as scale_by_factored_rms
 from optchain.rules.ftrl import apply_ftrl as apply_ftrl
@@ -57,9 +58,11 @@ from optchain.rules.trust_ratio import scale_by_trust_ratio as scale_by_trust_ra
 from optchain.training.callbacks import EarlyStopping as EarlyStopping
 from optchain.training.callbacks import ReduceLROnPlateau as ReduceLROnPlateau
 from optchain.training.coordinates import coordinate_sizes as coordinate_sizes
+from optchain.training.posthoc import posthoc_average as posthoc_average
 from optchain.training.sharding import init_sharded as init_sharded
 from optchain.training.sharding import state_shardings as state_shardings
 from optchain.training.step import make_step as make_step
+from optchain.transforms.adagc import adagc as adagc
 from optchain.transforms.adaptive_clipping import adaptive_grad_clip as adaptive_grad_clip
 from optchain.transforms.averaging import average_params as average_params
 from optchain.transforms.averaging import averaged_params as averaged_params
@@ -80,6 +83,7 @@ from optchain.transforms.monitoring import monitor as monitor
 from optchain.transforms.noise import add_noise as add_noise
 from optchain.transforms.penalty import add_l2_penalty as add_l2_penalty
 from optchain.transforms.polyak import polyak_average as polyak_average
+from optchain.transforms.projections import project_initial_norm as project_initial_norm
 from optchain.transforms.projections import project_max_norm as project_max_norm
 from optchain.transforms.projections import project_min_max_norm as project_min_max_norm
 from optchain.transforms.projections import project_non_negative as project_non_negative
@@ -90,6 +94,7 @@ from optchain.transforms.scaling import scale_by_path as scale_by_path
 from optchain.transforms.zclip import zclip as zclip
 from optchain.wrappers.accumulation import accumulate as accumulate
 from optchain.wrappers.accumulation import flush as flush
+from optchain.wrappers.cautious import cautious as cautious
 from optchain.wrappers.compact import compact as compact
 from optchain.wrappers.compact import narrow as narrow
 from optchain.wrappers.compact import wide_params as wide_params

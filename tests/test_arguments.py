@@ -41,7 +41,7 @@ NUMBERS = {
         epsilon_2 epsilon_root eta eta_max eta_min
         gamma initial_accumulator_value initial_learning_rate l1_regularization_strength l2_regularization_strength
         l2_shrinkage_regularization_strength lambd learning_rate lr lr_decay max_lr min_delta min_learning_rate min_lr min_scale min_value
-        momentum_decay peak rms_rate schedule_decay stable_steps t0 warmup_steps warmup_target weight_decay
+        momentum_decay peak rms_rate schedule_decay slow_weight stable_steps t0 warmup_steps warmup_target weight_decay
         """,
         (-1e-7, -1e-3, -0.1, -0.55, -1.0),
         (0.0, 0, 1.0),
@@ -49,7 +49,7 @@ NUMBERS = {
     "a finite number > 0": Numbers(
         """
         clip_threshold clipnorm clipping clipvalue decay_rate decay_steps div_factor final_div_factor first_decay_steps
-        deviations global_clipnorm loss_scale loss_scale_factor m_mul max_norm max_value power t_mul threshold timescale total_steps
+        deviations global_clipnorm max_learning_rate loss_scale loss_scale_factor m_mul max_norm max_value power t_mul threshold timescale total_steps
         """,
         (0.0, 0, -0.1, -1.0, -1, -2.0),
         (1e-3, 1, 2.0),
@@ -61,10 +61,13 @@ NUMBERS = {
         (0.0, 1, 1.0),
     ),
     "a number in [0, 1)": Numbers(
-        "adam_beta_1 adam_beta_2 alpha b1 b2 beta_1 beta_2 betas[0] betas[1] rho", (-0.1, 1.0, 1), (0.0, 0, 0.999)
+        "adam_beta_1 adam_beta_2 alpha b1 b2 beta_1 beta_2 beta_3 betas[0] betas[1] rho",
+        (-0.1, 1.0, 1),
+        (0.0, 0, 0.999),
     ),
     "a finite number >= 1": Numbers("d", (0.0, 0.99, -1.0), (1.0, 1, 2.0)),
     "a number in (0, 1]": Numbers("start_factor", (0.0, 0, -0.1, 1.1), (1e-3, 1, 1.0)),
+    "a number in (0, 0.2886]": Numbers("width", (0.0, 0, -0.1, 0.3), (1e-3, 0.1, 0.2886)),
     "a number in (0, 1)": Numbers("", (0.0, 0, 1.0, 1), (1e-3, 0.999)),
     "a number in [5.96046e-08, 1.70141e+38]": Numbers("initial_scale", (0.0, -1.0, 2.0**-25), (2.0**-24, 1, 2.0**127)),
 }
@@ -79,6 +82,8 @@ ALLOWED |= {
     "ReduceLROnPlateau.factor": "a number in (0, 1)",
     "Scaled.factor": "a finite number >= 0",
     "WarmupStableDecay.decay_steps": "a finite number >= 0",
+    "adagc.decay": "a number in [0, 1)",
+    "DebiasedEMA.momentum": "a number in [0, 1)",
     "zclip.decay": "a number in [0, 1)",
     "presets.torch.asgd.alpha": "a finite number >= 0",
     "depth_factors.decay": "a number in (0, 1]",
@@ -89,9 +94,15 @@ ALLOWED |= {
     "presets.torch.ReduceLROnPlateau.threshold": "a finite number >= 0",
 }
 
-LEAST = dict.fromkeys(["cooldown", "patience", "start_from", "t_cur", "total_iterations", "warmup_steps"], 0)
+LEAST = dict.fromkeys(["cooldown", "start", "patience", "start_from", "t_cur", "total_iterations", "warmup_steps"], 0)
 """The least that a count may be, where that is not 1."""
-LEAST |= {"CosineMultiplier.total_iterations": 2, "skip_spikes.window": 4, "zclip.warmup_steps": 2}
+LEAST |= {
+    "CosineMultiplier.total_iterations": 2,
+    "skip_spikes.window": 4,
+    "zclip.warmup_steps": 2,
+    "adagc.warmup_steps": 1,
+    "scale_by_ademamix.warmup_steps": 1,
+}
 
 NO_PATTERN = "pattern '(' is not a regular expression"
 MAPPING = [(["a"], TypeError, "must be a mapping of patterns"), ({"(": 1.0}, ValueError, NO_PATTERN)]
@@ -311,7 +322,7 @@ GOES_WITH: dict[str, dict[str, Any]] = {
 
 LEFT_OUT = {
     "takes a state": """
-        averaged_params finalize flush get_hyperparams metrics raise_if_nonfinite raise_if_spiking schedule_free_params scale_loss set_hyperparams wide_params
+        averaged_params finalize flush get_hyperparams metrics posthoc_average raise_if_nonfinite raise_if_spiking schedule_free_params scale_loss set_hyperparams wide_params
         steps_taken sweep
     """,
     "takes arrays, and trees of them": "RowGradient as_mask coordinate_sizes matrices rows_of width_factors",

@@ -78,6 +78,10 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     """Shows the benchmarks' charts, which lie outside of the site, and puts their own notes into the page on costs."""
     if "{{ race }}" in markdown:
         markdown = markdown.replace("{{ race }}", _race())
+    for folder in ("spikes", "additions"):
+        if (place := f"{{{{ {folder} }}}}") in markdown:
+            markdown = markdown.replace(place, (RESULTS / folder / "table.md").read_text(encoding="utf-8"))
+    markdown = markdown.replace("](../../benchmarks/results/", "](../images/")
     markdown = markdown.replace("](../benchmarks/results/", "](images/")
     if "{{ benchmarks }}" not in markdown:
         return markdown

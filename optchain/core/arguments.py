@@ -58,10 +58,13 @@ WEIGHTS = Range(2.0**-64, 2.0**64)
 
 RANGES: dict[str, Range] = {
     "learning_rate": NON_NEGATIVE,
+    "max_learning_rate": POSITIVE,
     "weight_decay": NON_NEGATIVE,
     "decay": NON_NEGATIVE,
     "beta_1": BELOW_ONE,
     "beta_2": BELOW_ONE,
+    "beta_3": BELOW_ONE,
+    "slow_weight": NON_NEGATIVE,
     "rho": BELOW_ONE,
     "epsilon": NON_NEGATIVE,
     "epsilon_root": NON_NEGATIVE,

@@ -57,6 +57,11 @@ class Factor:
         significand = jnp.where(condition, self.significand, _like(other.significand, self))
         return Factor(significand, jnp.where(condition, self.exponent, other.exponent))
 
+    def nan_unless_finite(self, norm: "Factor") -> "Factor":
+        """This, or NaN where the norm is not finite."""
+        nothing = norm.significand - norm.significand  # 0 for a finite norm, NaN for any other
+        return Factor(self.significand + _like(nothing, self), self.exponent)
+
     @property
     def value(self) -> jax.Array:
         """The number as a float: infinite or 0 where it is beyond them."""

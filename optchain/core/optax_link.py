@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from optchain.core import memory, trees
@@ -42,7 +43,7 @@ class OptaxLink(Transformation):
 
     def run_init(self, params: Tree) -> State:
         state = self.inner.init(jax.tree.map(lambda p: trees.astype(p, trees.dtype_of(p)), params))
-        return {} if state == optax.EmptyState() else state
+        return {} if state == optax.EmptyState() else _with_own_buffers(state, params)
 
     def run_update(
         self, updates: Tree, state: State, params: Tree | None, extra: Mapping[str, Any]
@@ -67,7 +68,7 @@ class OptaxLink(Transformation):
         """The state as Optax's `init` makes it, whatever a checkpoint made of it, and the way back."""
         if not may_be_restored(state):
             return state, lambda new_state: new_state
-        structs = jax.tree.map(lambda p: jax.ShapeDtypeStruct(jax.numpy.shape(p), trees.dtype_of(p)), params)
+        structs = jax.tree.map(lambda p: jax.ShapeDtypeStruct(jnp.shape(p), trees.dtype_of(p)), params)
         template = jax.eval_shape(self.inner.init, structs)
         if isinstance(state, dict) and not state and jax.tree.leaves(template):
             raise ValueError(f"the state has no entry {self.name!r}: it is another transformation's")
@@ -83,6 +84,22 @@ class OptaxLink(Transformation):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (OptaxLink, (self.source, self.name)) if self._factory is None else super().__reduce__()
+
+
+def _with_own_buffers(state: State, params: Tree) -> State:
+    """The state with a copy of each array that the parameters have too, or that it has twice: no buffer can be donated twice.
+
+    Some of Optax's keep the parameters that they began with.
+    """
+    seen = set(map(id, jax.tree.leaves(params)))
+
+    def own(leaf: Any) -> Any:
+        if id(leaf) in seen and hasattr(leaf, "dtype"):
+            return jnp.array(leaf, copy=True)
+        seen.add(id(leaf))
+        return leaf
+
+    return jax.tree.map(own, state)
 
 
 def is_transformation(tx: Any) -> bool:

@@ -15,7 +15,7 @@ from optchain.interop.report import Names, is_field, split
 
 SQUARES = frozenset({"nu", "nu_max", "adam_nu", "sum_of_squares", "e_g", "e_x", "v", "v_row", "v_col"})
 """The entries of a link's state that are means or sums of squares, or the largest of absolute values."""
-MOMENTS = SQUARES | {"mu", "velocity", "linear_term", "previous", "step_size"}
+MOMENTS = SQUARES | {"mu", "mu_slow", "velocity", "linear_term", "previous", "step_size"}
 """The entries that are means or sums of gradients, or of their squares: once infinite or NaN they stay so."""
 COUNTS = frozenset({"count", "updates", "good_steps", "skipped_steps", "consecutive"})
 

@@ -6,6 +6,10 @@ arguments and values are Keras's where Keras has the schedule; those whose names
 `CosineAnnealingWarmRestarts` and `ChainedScheduler` are PyTorch's. They work in Optax too, and Optax's schedules work here.
 """
 
+from optchain.schedules.averages import DebiasedEMA as DebiasedEMA
+from optchain.schedules.averages import PowerEMA as PowerEMA
+from optchain.schedules.averages import TailAverage as TailAverage
+from optchain.schedules.averages import WarmedUpEMA as WarmedUpEMA
 from optchain.schedules.base import Scaled as Scaled
 from optchain.schedules.base import Schedule as Schedule
 from optchain.schedules.base import register as register

@@ -37,7 +37,8 @@ def average_params(
         params ← average,   where (updates + 1) is a multiple of overwrite_every
 
     Keras's `use_ema`, `ema_momentum`, `ema_overwrite_frequency`. Outside a gate it runs at every call, inside it at every
-    update. `averaged_params(state)` and `finalize(params, state)` give the average.
+    update, a `flush` included. `averaged_params(state)` and `finalize(params, state)` give the average. As the momentum
+    `schedules.DebiasedEMA`, `WarmedUpEMA`, `TailAverage` and `PowerEMA` make other averages of it.
 
     In an `optax.chain` it must be the last link, to see the whole update.
 

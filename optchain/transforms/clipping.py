@@ -141,9 +141,7 @@ def clip_by_global_norm(max_norm: Hyperparam, *, axis_name: str | tuple[str, ...
         norm = size.value
         devices.check_same("clip_by_global_norm", "the norm of the gradients", norm, axis_name)
         bound = Factor.of(jnp.asarray(max_norm, norm.dtype))
-        factor = bound / size.at_least(bound)
-        nan = size.significand - size.significand  # 0 for a finite norm, NaN for any other
-        factor = Factor(factor.significand + nan, factor.exponent)
+        factor = (bound / size.at_least(bound)).nan_unless_finite(size)
         count = trees.increment(state["count"])
         clipped = jnp.where(size.above(bound), trees.increment(state["clipped"]), state["clipped"])
         fraction = trees.astype(clipped, norm.dtype) / trees.astype(count, norm.dtype)

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from optchain.core import arguments
+from optchain.core import arguments, trees
 from optchain.core.each_leaf import each_leaf
 from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.masks import Mask, check_mask, resolve_mask
@@ -17,7 +17,12 @@ from optchain.core.trees import Tree
 
 @register
 def decay_weights(
-    weight_decay: Hyperparam, *, learning_rate: Hyperparam | None = None, mask: Mask | None = None
+    weight_decay: Hyperparam,
+    *,
+    learning_rate: Hyperparam | None = None,
+    mask: Mask | None = None,
+    cautious: bool = False,
+    max_learning_rate: Hyperparam | None = None,
 ) -> Transformation:
     """Subtracts a fraction of the parameters: `u ← u − learning_rate · weight_decay · params`.
 
@@ -26,6 +31,11 @@ def decay_weights(
     Loshchilov & Hutter, "Decoupled Weight Decay Regularization", 2019, arXiv:1711.05101); a schedule as `weight_decay`
     then gives the paper's multiplier η.
 
+    With `cautious` it decays only what the step makes smaller anyway, or leaves alone: where `u · params <= 0`. With a
+    `max_learning_rate`, the highest of the run, the decay falls faster than a learning rate that falls:
+    `u ← u − learning_rate² / max_learning_rate · weight_decay · params`. That is for weights whose size a normalization cancels: of
+    these the gradient, and the effective step, would else grow towards the end.
+
     Args:
       weight_decay: the fraction, >= 0, without unit. A schedule is followed, and multiplied by the rate of the step, as a number
         is. With 0, a number or an array, `update` needs no parameters; if an array is set to another value later, a call
@@ -33,9 +43,14 @@ def decay_weights(
       learning_rate: None for the rate of the chain; or a rate of its own.
       mask: which parameters decay: a tree of bools (or a prefix of one), or a callable of the parameters that returns one,
         such as `~matching("bias")`. None for all.
+      cautious: whether only that decays which the update does not make larger.
+      max_learning_rate: the highest learning rate of the run, > 0; None for a decay that is proportional to the rate.
 
     Raises:
       ValueError: when called without parameters that it needs, or with a mask that does not fit them.
+
+    Source: `cautious`: Chen et al., "Cautious Weight Decay", 2025, arXiv:2510.12402, Algorithm 1; `max_learning_rate`: Defazio,
+    "Why Gradients Rapidly Increase Near the End of Training", 2025, arXiv:2506.02285, whose AdamC it makes of Adam.
 
     Example:
       >>> import jax.numpy as jnp, optchain
@@ -63,8 +78,11 @@ def decay_weights(
           learning_rate=0.001,
       )
     """
-    own = {} if learning_rate is None else {"learning_rate": learning_rate}
-    hyperparams = Hyperparams(weight_decay=weight_decay, **own)
+    given = {"learning_rate": learning_rate, "max_learning_rate": max_learning_rate}
+    hyperparams = Hyperparams(
+        weight_decay=weight_decay, **{name: value for name, value in given.items() if value is not None}
+    )
+    cautious = arguments.check_bool("cautious", cautious)
     if mask is not None:
         check_mask("mask", mask)
 
@@ -73,18 +91,36 @@ def decay_weights(
         return {}
 
     def update(
-        updates: Tree, state: dict, params: Tree, *, learning_rate: jax.Array, weight_decay: jax.Array
+        updates: Tree,
+        state: dict,
+        params: Tree,
+        *,
+        learning_rate: jax.Array,
+        weight_decay: jax.Array,
+        max_learning_rate: jax.Array | None = None,
     ) -> tuple[Tree, dict]:
         if params is None:
             return check_still_zero(weight_decay, updates), state
 
         flags = resolve_mask("mask", mask, params)
-        updates = each_leaf(step, updates, params, flags, learning_rate=learning_rate, weight_decay=weight_decay)
-        return updates, state
+        values: dict[str, Any] = {"learning_rate": learning_rate, "weight_decay": weight_decay}
+        if max_learning_rate is not None:
+            values["max_learning_rate"] = max_learning_rate
+        return each_leaf(step, updates, params, flags, **values), state
 
-    def step(learning_rate: jax.Array, weight_decay: jax.Array) -> Callable[..., jax.Array]:
+    def step(
+        learning_rate: jax.Array, weight_decay: jax.Array, max_learning_rate: jax.Array | None = None
+    ) -> Callable[..., jax.Array]:
         rate = learning_rate * weight_decay
-        return lambda u, p, decays: u - rate * p if decays else u
+        if max_learning_rate is not None:
+            rate = rate * (learning_rate / max_learning_rate)
+
+        def leaf(u: jax.Array, p: jax.Array, decays: bool) -> jax.Array:
+            if not decays:
+                return u
+            return u - rate * (jnp.where(trees.agreement(u, p) <= 0, p, 0) if cautious else p)
+
+        return leaf
 
     return Transformation(
         init, update, hyperparams=hyperparams, stage="decay", needs_params=not is_zero(weight_decay), rowwise=True

@@ -12,16 +12,23 @@ import jax.numpy as jnp
 
 from optchain.core import arguments, trees
 from optchain.core.each_leaf import each_leaf
+from optchain.core.factors import Factor, is_factor
 from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.masks import Mask
 from optchain.core.parameter_link import ParameterLink
 from optchain.core.part import of_some
 from optchain.core.registry import register
+from optchain.core.slot import Slot, declare
 from optchain.core.transformation import Transformation
 from optchain.core.trees import Tree
 
 EPSILON = 1e-7  # keras.config.epsilon()
 Axis = int | Sequence[int]
+
+SLOTS = declare(
+    # Of each weight, or along its axes: a number for each norm. Rounded, it would be another norm that weights are brought to.
+    initial_norm=Slot(real=True, nonnegative=True, full=False, narrowest="float32"),
+)
 
 
 @register
@@ -164,6 +171,73 @@ def project_min_max_norm(
         return lambda norm: rate * jnp.clip(norm, min_value, max_value) + (1 - rate) * norm
 
     return _norm_projection("project_min_max_norm", axis, desired, hyperparams)
+
+
+@register
+def project_initial_norm(axis: Axis | None = None, *, mask: Mask | None = None) -> Transformation:
+    """Keeps the norm of each weight what it was when the state was made: `p ← p · ‖p₀‖ / ‖p‖`. A parameter link.
+
+    With `scale_by_trust_ratio`, which makes the update as long as the weight, it is Hyperball, in the place of weight decay:
+
+        W ← R · normalize(W − learning_rate · R · normalize(u)),    R = ‖W₀‖
+
+    Both take an `axis`, for stacks of matrices. Biases and gains, whose norm is not to be kept, are left out by the mask. A weight of
+    norm 0 stays as it is, and so does one that was all zero then.
+
+    Args:
+      axis: the axis or axes over which norms are taken: `(-2, -1)` for a stack of matrices; None for the whole of each weight.
+      mask: which parameters: a tree of bools (or a prefix of one), or a callable of the parameters that returns one, such
+        as `matrices`. None for all.
+
+    Returns:
+      A transformation with state `initial_norm`, a number for each norm.
+
+    Raises:
+      ValueError: when called, a parameter that has no such axis.
+
+    Source: Wen et al., "Fantastic Pretraining Optimizers and Where to Find Them II: Hyperball Optimization", 2026, arXiv:2606.16899.
+
+    Example:
+      >>> import jax.numpy as jnp, optchain
+      >>> tx = optchain.chain(
+      ...     optchain.scale_by_adam(),
+      ...     optchain.scale_by_trust_ratio(),
+      ...     optchain.scale_by_learning_rate(0.1),
+      ...     optchain.project_initial_norm(mask=optchain.matrices),
+      ... )
+      >>> params = {"kernel": jnp.array([[3.0, 0.0], [0.0, 4.0]])}
+      >>> params, state = tx.apply(params, tx.init(params), grads={"kernel": jnp.ones((2, 2))})
+      >>> print(f"{jnp.linalg.norm(params['kernel']):.4f}")
+      5.0000
+    """
+    if mask is not None:
+        return of_some(project_initial_norm(axis), mask)
+    axes = None if axis is None else arguments.check_axes("axis", axis)
+
+    def norms(params: Tree) -> Tree:
+        along = None if axes is None else jax.tree.map(lambda _: axes, params)
+        return trees.norms(params, along)
+
+    def init(params: Tree) -> dict[str, Tree]:
+        for path, leaf in trees.leaves_with_paths(params):
+            if axes is not None:
+                trees.check_axes("project_initial_norm", path, leaf, axes)
+        kept = jax.tree.map(
+            lambda norm: trees.astype(norm.value, trees.default_float()), norms(params), is_leaf=is_factor
+        )
+        return {"initial_norm": kept}
+
+    def project(params: Tree, state: dict[str, Tree]) -> tuple[Tree, dict[str, Tree]]:
+        def factor(norm: Factor, initial: jax.Array) -> Factor:
+            keeps = (norm.significand > 0) & (initial > 0)
+            one = Factor.of(jnp.ones_like(norm.significand))
+            wanted = Factor.of(trees.astype(initial, norm.significand.dtype))
+            return (wanted / norm.where(keeps, one)).where(keeps, one).nan_unless_finite(norm)
+
+        factors = jax.tree.map(factor, norms(params), state["initial_norm"], is_leaf=is_factor)
+        return trees.scale_each(params, factors), state
+
+    return ParameterLink(project, init, slots=SLOTS, stage="projection")
 
 
 def _norm_projection(

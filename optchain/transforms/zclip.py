@@ -109,7 +109,6 @@ def zclip(
         seen = jnp.where(counted, trees.increment(seen), seen)
         fraction = trees.astype(clipped, norm.dtype) / jnp.maximum(trees.astype(seen, norm.dtype), 1)
         factor = Factor.of(jnp.where(clips, bound, 1)) / size.where(clips, Factor.of(jnp.ones_like(norm)))
-        nan = size.significand - size.significand  # 0 for a finite norm, NaN for any other
         new: ZClipState = {
             "seen": seen,
             "clipped": clipped,
@@ -117,7 +116,7 @@ def zclip(
             "variance": jnp.where(counted, new_variance, variance),
             "metrics": {"global_norm": norm, "clipped_fraction": fraction},
         }
-        return trees.scale(updates, Factor(factor.significand + nan, factor.exponent)), new
+        return trees.scale(updates, factor.nan_unless_finite(size)), new
 
     return Transformation(
         init,

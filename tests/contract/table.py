@@ -47,6 +47,7 @@ ROWS = [
     Row("clip_by_global_norm", lambda: oc.clip_by_global_norm(0.5)),
     Row("clip_by_global_norm_array", lambda: oc.clip_by_global_norm(jnp.array(0.5))),
     Row("zclip", lambda: oc.zclip(1.0, 0.5, 2)),
+    Row("adagc", lambda: oc.adagc(1.01, 0.5, 2, max_norm=0.5)),
     Row("clip_by_block_rms", lambda: oc.clip_by_block_rms(0.5)),
     Row("adaptive_grad_clip", lambda: oc.adaptive_grad_clip(0.5, jnp.array(0.1))),
     Row("adaptive_grad_clip_axis", lambda: oc.masked(oc.adaptive_grad_clip(0.5, axis=[0, -1]), only_matrices)),
@@ -57,6 +58,8 @@ ROWS = [
     Row("scale_by_adam_torch", lambda: oc.scale_by_adam(epsilon=1e-3, epsilon_hat=False)),
     Row("scale_by_adam_bfloat16", lambda: oc.scale_by_adam(moment_dtype="bfloat16")),
     Row("scale_by_adam_arrays", lambda: oc.scale_by_adam(jnp.array(0.9), half_schedule, jnp.array(1e-3))),
+    Row("scale_by_ademamix", lambda: oc.scale_by_ademamix(beta_3=jnp.array(0.99), epsilon=1e-3)),
+    Row("scale_by_ademamix_warmup", lambda: oc.scale_by_ademamix(beta_3=0.99, warmup_steps=3)),
     Row("apply_momentum", lambda: oc.apply_momentum(0.9)),
     Row("apply_momentum_dampening", lambda: oc.apply_momentum(0.9, dampening=0.5)),
     Row("apply_momentum_nesterov", lambda: oc.apply_momentum(0.9, nesterov=True, moment_dtype=jnp.bfloat16)),
@@ -64,6 +67,14 @@ ROWS = [
     Row("scale_by_learning_rate_schedule", lambda: oc.scale_by_learning_rate(HALVED)),
     Row("decay_weights", lambda: oc.decay_weights(0.1, learning_rate=0.5)),
     Row("decay_weights_masked", lambda: oc.decay_weights(jnp.array(0.1), learning_rate=HALVED, mask=only_matrices)),
+    Row(
+        "decay_weights_cautious",
+        lambda: oc.chain(
+            oc.scale_by_learning_rate(),
+            oc.decay_weights(0.1, cautious=True, max_learning_rate=jnp.array(0.2)),
+            learning_rate=HALVED,
+        ),
+    ),
     Row("decay_by_path", lambda: oc.decay_by_path({"": (0.1, 0.1)}, learning_rate=HALVED)),
     Row("add_l2_penalty", lambda: oc.add_l2_penalty(jnp.array(0.1), mask=only_matrices)),
     Row("scale_negative", lambda: oc.scale(-1.0)),
@@ -76,6 +87,8 @@ ROWS = [
     Row("skip_nonfinite", lambda: oc.skip_nonfinite(_body(), 2)),
     Row("skip_spikes", lambda: oc.skip_spikes(_body(), 4, 2.0, 2)),
     Row("dynamic_loss_scale", lambda: oc.dynamic_loss_scale(oc.accumulate(_body(), 2), 8.0, 2)),
+    Row("cautious", lambda: oc.cautious(oc.chain(oc.clip_by_norm(0.5), oc.scale_by_adam(amsgrad=True)))),
+    Row("cautious_rate", lambda: oc.cautious(oc.chain(oc.scale_by_learning_rate(0.1), oc.apply_momentum(0.9)))),
     Row("masked", lambda: oc.masked(oc.clip_by_global_norm(0.5), only_matrices)),
     Row("compact", lambda: oc.compact(_body(amsgrad=True), moments="bfloat16", min_size=1)),
     Row(
@@ -124,6 +137,15 @@ ROWS = [
     Row("monitor", lambda: oc.monitor(per_subtree=True)),
     Row("project_non_negative", lambda: oc.project_non_negative(), refuses_complex=True),
     Row("project_unit_norm", lambda: oc.project_unit_norm(mask=only_matrices)),
+    Row("project_initial_norm", lambda: oc.project_initial_norm(mask=only_matrices)),
+    Row(
+        "hyperball",
+        lambda: oc.chain(
+            oc.masked(oc.scale_by_trust_ratio(axis=[0, -1]), only_matrices),
+            oc.scale_by_learning_rate(0.1),
+            oc.project_initial_norm([0, -1], mask=only_matrices),
+        ),
+    ),
     Row("project_max_norm", lambda: oc.project_max_norm(jnp.array(0.5), [0, 1], mask=only_matrices)),
     Row(
         "project_min_max_norm",

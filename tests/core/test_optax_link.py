@@ -223,3 +223,52 @@ def test_links_of_one_optax_object_are_equal():
     for tx in (multi_steps(), optax.scale_by_adam()):
         assert oc.chain(tx) == oc.chain(tx)
         assert hash(oc.chain(tx)) == hash(oc.chain(tx))
+
+
+# Those that keep the parameters, and those that ask for the loss --------------------------------------------------------
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(
+    "source",
+    [
+        optax.contrib.prodigy(weight_decay=0.1),
+        optax.contrib.momo(),
+        optax.contrib.mechanize(optax.sgd(0.1)),
+        optax.contrib.dog(1.0),
+    ],
+    ids=["prodigy", "momo", "mechanize", "dog"],
+)
+def test_one_that_finds_its_own_rate_makes_the_steps_that_it_makes_in_optax(source):
+    features = jnp.arange(12.0).reshape(4, 3) / 12
+
+    def loss_fn(params):
+        return jnp.mean((features @ params["w"] + params["b"] - 1.0) ** 2)
+
+    params = theirs = {"w": jnp.ones((3, 2)), "b": jnp.zeros(2)}
+    tx, source = oc.chain(("found", source)), optax.with_extra_args_support(source)
+    params, state = jax.tree.map(jnp.copy, params), source.init(theirs)
+    step, ours = oc.make_step(loss_fn, tx), tx.init(params)  # which donates both
+
+    @jax.jit
+    def their_step(params, state):
+        loss, grads = jax.value_and_grad(loss_fn)(params)
+        updates, state = source.update(grads, state, params, value=loss)
+        return optax.apply_updates(params, updates), state
+
+    for _ in range(10):
+        params, ours, _ = step(params, ours)
+        theirs, state = their_step(theirs, state)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), params, theirs)
+
+
+def test_no_array_of_a_state_is_one_of_the_parameters_or_there_twice():
+    def init(params):
+        return {"start": params, "again": params, "zero": [zero := jnp.zeros(2), zero]}
+
+    tx = oc.chain(("keeper", optax.GradientTransformation(init, lambda u, s, p=None: (u, s))))
+    for make in (tx.init, jax.jit(tx.init)):
+        leaves = jax.tree.leaves((PARAMS, make(PARAMS)))
+        places = [leaf.unsafe_buffer_pointer() for leaf in leaves]
+        assert len(places) == len(set(places))
+    jax.tree.map(np.testing.assert_array_equal, tx.init(PARAMS)["keeper"]["start"], PARAMS)

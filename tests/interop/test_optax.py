@@ -289,3 +289,11 @@ def test_a_recipe_without_counterpart_in_optax_says_which_link():
         interop.to_optax(oc.chain(oc.clip_by_norm(1.0), oc.scale_by_adam(), oc.scale_by_learning_rate(0.1)))
     with pytest.raises(ValueError, match="Optax's adam has its epsilon inside the bias correction"):
         interop.to_optax(oc.adam(0.1))
+
+
+@pytest.mark.parametrize("own", [{"cautious": True}, {"max_learning_rate": 0.1}])
+def test_a_decay_that_optax_has_not_is_not_taken_for_its_own(own):
+    rule = oc.scale_by_adam(epsilon_hat=False), oc.scale_by_learning_rate()
+    tx = oc.chain(*rule, oc.decay_weights(0.1, **own), learning_rate=0.1)
+    with pytest.raises(ValueError, match="cautious or has a max_learning_rate, and Optax's adamw decays plainly"):
+        interop.to_optax(tx)

@@ -1,5 +1,7 @@
 """Projections as links: where they stand, what they leave alone."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -88,3 +90,83 @@ def test_a_list_and_a_tuple_of_axes_are_the_same():
         (0, 1), mask=KERNEL
     )
     assert oc.masked(oc.sgd(0.1), [True, False]) != oc.masked(oc.sgd(0.1), (True, False))
+
+
+# The norm that a weight began with ------------------------------------------------------------------------------------
+
+
+def test_hyperball_is_that_of_the_paper():
+    rng = np.random.default_rng(0)
+    w, grads = rng.normal(size=(4, 3)), rng.normal(size=(20, 4, 3))
+    tx = oc.chain(
+        oc.apply_momentum(0.9),
+        oc.scale_by_trust_ratio(),
+        oc.scale_by_learning_rate(),
+        oc.project_initial_norm(mask=oc.matrices),
+        learning_rate=0.1,
+    )
+
+    def call(carry, g):
+        params, state = carry
+        carry = tx.apply(params, state, grads={"w": g, "b": jnp.ones(3)})
+        return carry, carry[0]
+
+    params = {"w": jnp.asarray(w, jnp.float32), "b": jnp.ones(3)}
+    made = jax.jit(lambda g: jax.lax.scan(call, (params, tx.init(params)), g)[1])(jnp.asarray(grads, jnp.float32))
+    radius, velocity = np.linalg.norm(w), 0.0
+    for g, reached in zip(grads, made["w"], strict=True):
+        velocity = 0.9 * velocity + g
+        w = w - 0.1 * radius * velocity / np.linalg.norm(velocity)
+        w = radius * w / np.linalg.norm(w)
+        np.testing.assert_allclose(reached, w, rtol=1e-4, atol=1e-5)
+    assert float(jnp.linalg.norm(made["b"][-1])) < 0.5  # which the mask leaves out
+
+
+@pytest.mark.thorough
+def test_a_stack_of_matrices_is_trained_as_each_by_itself():
+    rng = np.random.default_rng(0)
+    stack = jnp.asarray(rng.normal(size=(3, 4, 2)) * [[[1.0]], [[5.0]], [[0.1]]], jnp.float32)
+    grads = jnp.asarray(rng.normal(size=(3, 4, 2)) * [[[9.0]], [[0.5]], [[1.0]]], jnp.float32)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def stepped(axis, params, grads):
+        links = oc.scale_by_trust_ratio(axis=axis), oc.scale_by_learning_rate(0.3), oc.project_initial_norm(axis)
+        tx = oc.chain(*links)
+        return tx.apply(params, tx.init(params), grads=grads)[0]
+
+    together = stepped((-2, -1), stack, grads)
+    for matrix, g, after in zip(stack, grads, together, strict=True):
+        np.testing.assert_allclose(after, stepped(None, matrix, g), rtol=1e-6)
+
+
+@pytest.mark.thorough
+def test_each_matrix_of_a_stack_keeps_its_own_norm():
+    stack = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4, 2)) * [[[1.0]], [[5.0]], [[1e-20]]], jnp.float32)
+    moved = jax.tree.map(lambda p: 1.5 * p.at[0].multiply(3.0) + 1e-22, stack)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def projected_from(tx, began, moved):
+        return tx.apply(moved, tx.init(began), grads=jnp.zeros_like(moved))[0]
+
+    made = projected_from(oc.project_initial_norm((-2, -1)), stack, moved)
+    for matrix, after, projected in zip(stack, moved, made, strict=True):
+        alone = projected_from(oc.project_initial_norm(), matrix, after)
+        np.testing.assert_allclose(projected, alone, rtol=1e-6)
+        units = float(jnp.abs(matrix).max())
+        np.testing.assert_allclose(jnp.linalg.norm(projected / units), jnp.linalg.norm(matrix / units), rtol=1e-5)
+
+
+def test_weights_that_begin_or_end_at_zero_are_left_alone():
+    params = {"zero": jnp.zeros(2), "other": jnp.ones(2), "empty": jnp.zeros((0, 2)), "none": None}
+
+    @jax.jit
+    def projected(params):
+        tx = oc.project_initial_norm()
+        opposite = jax.tree.map(lambda p: 1 - p, params)
+        return tx.apply(opposite, tx.init(params), grads=jax.tree.map(jnp.zeros_like, params))[0]
+
+    made = projected(params)
+    np.testing.assert_array_equal(made["zero"], 1.0)
+    np.testing.assert_array_equal(made["other"], 0.0)
+    assert made["empty"].shape == (0, 2)
+    assert made["none"] is None

@@ -39,6 +39,7 @@ RULES = {
     "adadelta": oc.scale_by_adadelta(),
     "adagrad": oc.scale_by_rss(),
     "muon": oc.scale_by_muon(),
+    "ademamix": oc.scale_by_ademamix(),
 }
 RECIPES = {
     "adamw": oc.adamw(1e-2, weight_decay=0.1),
@@ -95,6 +96,14 @@ def test_every_rule_goes_as_far_in_the_same_direction(name):
         assert abs(error) <= (1.5e-3 if name in ("radam", "lion") else 6e-4)
     assert abs(distances(RULES[name], 1.0)[1]) <= 1e-2
     assert distances(RULES[name], 2.0)[2] <= 3
+
+
+@pytest.mark.parametrize("link", [oc.adagc(), oc.project_initial_norm((-2, -1))], ids=["adagc", "project_initial_norm"])
+@pytest.mark.parametrize("moments", ["int8", "bfloat16"])
+def test_a_norm_that_gradients_or_weights_are_held_to_is_not_rounded(link, moments):
+    stack = jnp.ones((64, 4, 2))
+    packed = jax.eval_shape(oc.compact(link, moments=moments, min_size=1).init, stack)["inner"]
+    assert packed == jax.eval_shape(link.init, stack)
 
 
 @every_recipe

@@ -11,6 +11,7 @@ Two rules hold throughout:
 """
 
 from optchain.core.trees.arithmetic import add as add
+from optchain.core.trees.arithmetic import agreement as agreement
 from optchain.core.trees.arithmetic import copy as copy
 from optchain.core.trees.arithmetic import map_unzip as map_unzip
 from optchain.core.trees.arithmetic import updates_to as updates_to

@@ -71,3 +71,12 @@ def updates_to(new: Tree, applied: Tree, params: Tree, updates: Tree) -> Tree:
         return u if n is a else wide(n) - wide(p)
 
     return jax.tree.map(update_to, new, applied, params, updates)
+
+
+def agreement(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Above 0 where two arrays point the same way, below where they do not, 0 where one is 0; of complex numbers the cosine.
+
+    Their product would say the same, and underflow.
+    """
+    product = jnp.sign(x) * jnp.conj(jnp.sign(y))
+    return product.real if jnp.issubdtype(product.dtype, jnp.complexfloating) else product

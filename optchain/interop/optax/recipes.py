@@ -58,6 +58,10 @@ def _optimizer(links: list[Transformation], rate: Any) -> optax.GradientTransfor
             decay = by_rule["decay_weights"].config
             if decay["learning_rate"] is not None:
                 raise ValueError("decay_weights has a learning rate of its own, and Optax's adamw has one for all")
+            if decay["cautious"] or decay["max_learning_rate"] is not None:
+                raise ValueError(
+                    "decay_weights is cautious or has a max_learning_rate, and Optax's adamw decays plainly"
+                )
             return optax.adamw(_rate(by_rule, rate), **rule, weight_decay=decay["weight_decay"], mask=decay["mask"])
         case [*rest, "scale_by_learning_rate"] if rest in ([], ["apply_momentum"]):
             config = by_rule["apply_momentum"].config if rest else {}
