@@ -177,7 +177,8 @@ def scale_by_soap(
         def refresh(basis: Tree, mu: Tree, nu: Tree) -> tuple[Tree, Tree, Tree]:
             return _refreshed(count == 0, gram, basis, mu, nu, shapes)
 
-        basis, mu, nu = run_if(count % frequency == 0, refresh, state["basis"], mu, nu)
+        with jax.numpy_dtype_promotion("standard"):  # a real number becomes complex, no more
+            basis, mu, nu = run_if(count % frequency == 0, refresh, state["basis"], mu, nu)
         return directions, {"count": trees.increment(count), "mu": mu, "nu": nu, "gram": gram, "basis": basis}
 
     def step(
@@ -201,7 +202,8 @@ def scale_by_soap(
                 name: average(trees.astype(m, g.dtype), _gram(x, axis), beta_s) if m.ndim == 2 else m
                 for axis, (name, m) in enumerate(_in_order(gram))
             }
-            return u, mu, nu, new
+            # In the container of the old ones, which is a dict or what a library made of it.
+            return u, mu, nu, jax.tree.structure(gram).unflatten([new[name] for name in sorted(new)])
 
         return leaf
 
