@@ -60,7 +60,9 @@ NUMBERS = {
         (0.0, 1, 1.0),
     ),
     "a number in [0, 1)": Numbers(
-        "adam_beta_1 adam_beta_2 alpha beta_1 beta_2 betas[0] betas[1] rho shampoo_beta", (-0.1, 1.0, 1), (0.0, 0, 0.999)
+        "adam_beta_1 adam_beta_2 alpha beta_1 beta_2 betas[0] betas[1] rho shampoo_beta",
+        (-0.1, 1.0, 1),
+        (0.0, 0, 0.999),
     ),
     "a number in (0, 1]": Numbers("start_factor", (0.0, 0, -0.1, 1.1), (1e-3, 1, 1.0)),
     "a number in (0, 1)": Numbers("", (0.0, 0, 1.0, 1), (1e-3, 0.999)),

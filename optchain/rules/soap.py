@@ -7,6 +7,7 @@ from typing import Any, TypedDict
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import NamedSharding
 
 from optchain.core import arguments, trees
 from optchain.core.branch import run_if
@@ -144,25 +145,22 @@ def scale_by_soap(
     def init(params: Tree) -> ScaleBySoapState:
         chosen = resolve_mask("mask", mask, params)
 
-        def matrices(p: Any, flag: Any, start: Callable[..., jax.Array]) -> Axes:
-            dtype = trees.wide_dtype(trees.dtype_of(p))
+        def matrices(p: Any, flag: Any, diagonal: float) -> Axes:
+            dtype, sharding = trees.wide_dtype(trees.dtype_of(p)), _of_a_sum(p)
             # An axis without a matrix has one element: checkpoints need at least one.
             return {
-                f"axis_{i}": start(size, dtype) if has_basis else jnp.zeros((1,), dtype)
+                f"axis_{i}": lax.full((size, size), 0, dtype, sharding=sharding) + diagonal * jnp.eye(size, dtype=dtype)
+                if has_basis
+                else lax.full((1,), 0, dtype, sharding=sharding)
                 for i, (size, has_basis) in enumerate(shapes.axes(jnp.shape(p), flag))
             }
-
-        def zeros(size: int, dtype: Any) -> jax.Array:
-            return jnp.zeros((size, size), dtype)
 
         return {
             "count": jnp.zeros((), jnp.int32),
             "mu": slots["mu"].init(params),
             "nu": slots["nu"].init(params),
-            "gram": jax.tree.map(lambda p, flag: matrices(p, flag, zeros), params, chosen),
-            "basis": jax.tree.map(
-                lambda p, flag: matrices(p, flag, lambda n, dtype: jnp.eye(n, dtype=dtype)), params, chosen
-            ),
+            "gram": jax.tree.map(lambda p, flag: matrices(p, flag, 0), params, chosen),
+            "basis": jax.tree.map(lambda p, flag: matrices(p, flag, 1), params, chosen),
         }
 
     def update(updates: Tree, state: ScaleBySoapState, params: Tree, **extra: Any) -> tuple[Tree, ScaleBySoapState]:
@@ -174,8 +172,8 @@ def scale_by_soap(
         mu, nu = (jax.tree.map(slots[name].store, fresh, before) for fresh, before, name in moments)
         gram = jax.tree.map(lambda fresh, before: trees.astype(fresh, before.dtype), new[2], state["gram"])
 
-        def refresh(basis: Tree, mu: Tree, nu: Tree) -> tuple[Tree, Tree, Tree]:
-            return _refreshed(count == 0, gram, basis, mu, nu, shapes)
+        def refresh(*old: Tree) -> tuple[Tree, Tree, Tree]:
+            return _automatic(lambda *given: _refreshed(*given, shapes), old, count == 0, gram, *old)
 
         with jax.numpy_dtype_promotion("standard"):  # a real number becomes complex, no more
             basis, mu, nu = run_if(count % frequency == 0, refresh, state["basis"], mu, nu)
@@ -192,6 +190,14 @@ def scale_by_soap(
         beta_1, beta_2 = jnp.where(begun, beta_1, 1), jnp.where(begun, beta_2, 1)
 
         def leaf(g: jax.Array, mu: jax.Array, nu: jax.Array, gram: Axes, basis: Axes) -> tuple[Any, ...]:
+            return _automatic(
+                act, (g, mu, nu, gram), g, mu, nu, gram, basis, begun, factor, beta_1, beta_2, epsilon, beta_s
+            )
+
+        def act(
+            g: jax.Array, mu: jax.Array, nu: jax.Array, gram: Axes, basis: Axes, begun: jax.Array, factor: jax.Array,
+            beta_1: jax.Array, beta_2: jax.Array, epsilon: jax.Array, beta_s: jax.Array,
+        ) -> tuple[Any, ...]:  # fmt: skip
             shape = shapes.merged(g.shape)
             x = g.reshape(shape)
             turned = _rotated(x, basis).reshape(g.shape)
@@ -215,6 +221,27 @@ def scale_by_soap(
         hyperparams=hyperparams,
         stage="second_moment",
     ).with_labels(labels)
+
+
+def _of_a_sum(p: Any) -> Any:
+    """On a mesh of explicit axes where a matrix lies that is whole on every device; else None."""
+    sharding = jax.eval_shape(jnp.sum, p).sharding
+    if sharding is not None and not arguments.is_traced(
+        p
+    ):  # its mesh is abstract; outside of `jit` the devices must be known
+        sharding = NamedSharding(p.sharding.mesh, sharding.spec)
+    return sharding
+
+
+def _automatic(function: Callable[..., Any], like: Any, *given: Any) -> Any:
+    """`function(*given)`, whose results lie as `like`.
+
+    Along explicit axes of a mesh a product of split matrices has no one type: the compiler chooses what lies between.
+    """
+    shardings = jax.tree.map(lambda x: jax.typeof(x).sharding, like)
+    is_split = any(axis is not None for sharding in jax.tree.leaves(shardings) for axis in sharding.spec)
+    automatic: Any = jax.sharding.auto_axes(function, out_sharding=shardings) if is_split else function
+    return automatic(*given)
 
 
 class _Shapes:
@@ -303,7 +330,7 @@ def _next_basis(first: jax.Array, gram: jax.Array, basis: jax.Array) -> tuple[ja
     unchanged = jnp.broadcast_to(jnp.arange(gram.shape[-1]), gram.shape[:-1])
 
     def eigenvectors() -> tuple[jax.Array, jax.Array]:
-        return jnp.linalg.eigh(gram)[1][..., ::-1], unchanged
+        return _eigenvectors(gram), unchanged
 
     def power_iteration() -> tuple[jax.Array, jax.Array]:
         product = jnp.matmul(gram, basis, precision=lax.Precision.HIGHEST)
@@ -317,3 +344,22 @@ def _next_basis(first: jax.Array, gram: jax.Array, basis: jax.Array) -> tuple[ja
     new, order = lax.cond(first, eigenvectors, power_iteration)
     usable = jnp.all(jnp.isfinite(new), axis=(-2, -1))
     return jnp.where(usable[..., None, None], new, basis), jnp.where(usable[..., None], order, unchanged)
+
+
+def _eigenvectors(gram: jax.Array) -> jax.Array:
+    """The eigenvectors by falling eigenvalue, the same ones whatever rounding errors there are.
+
+    One gradient leaves most directions of the long axis of a matrix open: any basis of that space is one of eigenvectors, and
+    rounding errors would choose, others on eight devices than on one. There the axes of an ellipsoid that is fixed choose.
+    """
+    values, vectors = jnp.linalg.eigh(gram)
+    values, vectors = values[..., ::-1], vectors[..., ::-1]
+    size = gram.shape[-1]
+    is_open = values <= 8 * size * jnp.finfo(values.dtype).eps * jnp.max(values, axis=-1, keepdims=True)
+    numbers = jnp.arange(size, 0, -1, dtype=values.dtype)
+    exact = lax.Precision.HIGHEST
+    ellipsoid = jnp.matmul(jnp.swapaxes(vectors, -2, -1).conj() * numbers, vectors, precision=exact)
+    within = jnp.where(is_open[..., :, None] & is_open[..., None, :], ellipsoid, 0)
+    # What is not open keeps its place: before all that is.
+    ahead = jnp.where(is_open, 0, 2 * size + numbers)[..., None] * jnp.eye(size, dtype=gram.dtype)
+    return jnp.matmul(vectors, jnp.linalg.eigh(within + ahead)[1][..., ::-1], precision=exact)
