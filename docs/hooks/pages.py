@@ -33,7 +33,7 @@ PRESETS = {
     "presets.keras.": "Presets: Keras",
     "presets.torch.": "Presets: PyTorch",
     "presets.keras_adamw": "Presets: keras-adamw",
-    "presets.soap": "Presets: of papers",
+    "presets.soap": "Presets: from papers",
 }
 ORDER = [*reversed(GROUPS), "Around other transformations", *PRESETS.values()]
 

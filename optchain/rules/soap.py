@@ -1,5 +1,6 @@
 """SOAP's rule: Adam in the eigenbases of Shampoo's preconditioners."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, TypedDict
@@ -174,7 +175,7 @@ def scale_by_soap(
         gram = jax.tree.map(lambda fresh, before: trees.astype(fresh, before.dtype), new[2], state["gram"])
 
         def refresh(*old: Tree) -> tuple[Tree, Tree, Tree]:
-            return _automatic(lambda *given: _refreshed(*given, shapes), old, count == 0, gram, *old)
+            return _automatic(functools.partial(_refreshed, shapes), old, count == 0, gram, *old)
 
         with jax.numpy_dtype_promotion("standard"):  # a real number becomes complex, no more
             basis, mu, nu = run_if(count % frequency == 0, refresh, state["basis"], mu, nu)
@@ -297,7 +298,7 @@ def _gram(x: jax.Array, axis: int) -> jax.Array:
 
 
 def _refreshed(
-    first: jax.Array, gram: Tree, basis: Tree, mu: Tree, nu: Tree, shapes: _Shapes
+    shapes: _Shapes, first: jax.Array, gram: Tree, basis: Tree, mu: Tree, nu: Tree
 ) -> tuple[Tree, Tree, Tree]:
     """New bases, and the moments in them."""
     grams, bases = jax.tree.leaves(gram), jax.tree.leaves(basis)
@@ -361,10 +362,10 @@ def _eigenvectors(gram: jax.Array) -> jax.Array:
     values, vectors = values[..., ::-1], vectors[..., ::-1]
     size = gram.shape[-1]
     is_open = values <= 8 * size * jnp.finfo(values.dtype).eps * jnp.max(values, axis=-1, keepdims=True)
-    numbers = jnp.arange(size, 0, -1, dtype=values.dtype)
+    numbers = jnp.arange(size, 0, -1, dtype=values.dtype)[None]
     exact = lax.Precision.HIGHEST
-    ellipsoid = jnp.matmul(jnp.swapaxes(vectors, -2, -1).conj() * numbers, vectors, precision=exact)
+    ellipsoid = jnp.matmul(jnp.swapaxes(vectors, -2, -1).conj() * numbers[:, None], vectors, precision=exact)
     within = jnp.where(is_open[..., :, None] & is_open[..., None, :], ellipsoid, 0)
     # What is not open keeps its place: before all that is.
-    ahead = jnp.where(is_open, 0, 2 * size + numbers)[..., None] * jnp.eye(size, dtype=gram.dtype)
+    ahead = jnp.where(is_open, 0, 2 * size + numbers)[..., None] * jnp.eye(size, dtype=gram.dtype)[None]
     return jnp.matmul(vectors, jnp.linalg.eigh(within + ahead)[1][..., ::-1], precision=exact)
