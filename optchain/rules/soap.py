@@ -319,9 +319,11 @@ def _refreshed(
         exact = lax.Precision.HIGHEST
         m = trees.wide(mu).reshape(shape)
         m = _rotated(_rotated(m, old, back=True, precision=exact), new, precision=exact).reshape(mu.shape)
-        v = nu.reshape(shape)
-        for axis, (name, q) in enumerate(_in_order(new)):
-            v = jnp.take(v, order[name], axis=axis) if q.ndim == 2 else v
+        places = [
+            order[name] if q.ndim == 2 else jnp.arange(size)
+            for (name, q), size in zip(_in_order(new), shape, strict=True)
+        ]
+        v = nu.reshape(shape)[jnp.ix_(*places)] if places else nu
         return trees.astype(m, mu.dtype), v.reshape(nu.shape)
 
     return new, *trees.map_unzip(moments, 2, mu, nu, basis, new, order)
