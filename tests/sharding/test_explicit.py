@@ -11,6 +11,11 @@ from jax.sharding import PartitionSpec as P
 import optchain as oc
 
 SHAPE = (8, 16)
+MAKES = {
+    "muon": lambda: oc.muon(0.1),
+    "adafactor": lambda: oc.adafactor(0.1),
+    "soap": lambda: oc.soap(0.1, epsilon=1e-3, precondition_frequency=2),
+}
 LAYOUTS = [P(None, "model"), P("model", None), P("data", "model"), P(("data", "model"), None)]
 
 
@@ -42,7 +47,7 @@ def three_steps(tx, params, state=None):
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("shape", [SHAPE, SHAPE[::-1]], ids=["wide", "tall"])
-@pytest.mark.parametrize("make", [lambda: oc.muon(0.1), lambda: oc.adafactor(0.1)], ids=["muon", "adafactor"])
+@pytest.mark.parametrize("make", MAKES.values(), ids=MAKES)
 def test_rules_of_whole_matrices_run_on_split_ones_with_the_numbers_of_one_device(make, shape, layout):
     one, _ = jax.jit(three_steps, static_argnums=0)(make(), numbers(shape))
     many = placed(numbers(shape), layout)
@@ -54,7 +59,7 @@ def test_rules_of_whole_matrices_run_on_split_ones_with_the_numbers_of_one_devic
 @pytest.mark.thorough
 @pytest.mark.parametrize("begun", [True, False], ids=["init before the jit", "init inside"])
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-@pytest.mark.parametrize("make", [lambda: oc.muon(0.1), lambda: oc.adafactor(0.1)], ids=["muon", "adafactor"])
+@pytest.mark.parametrize("make", MAKES.values(), ids=MAKES)
 def test_where_a_mesh_is_set_a_scan_takes_the_state_of_any_init(make, layout, begun):
     tx, params = make(), placed(numbers(), layout)
     with jax.set_mesh(explicit_mesh()):
@@ -63,7 +68,7 @@ def test_where_a_mesh_is_set_a_scan_takes_the_state_of_any_init(make, layout, be
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("make", [lambda: oc.muon(0.1), lambda: oc.adafactor(0.1)], ids=["muon", "adafactor"])
+@pytest.mark.parametrize("make", MAKES.values(), ids=MAKES)
 def test_they_run_step_by_step_too_without_jit(make):
     tx, params = make(), placed(numbers(), P("data", "model"))
     state = tx.init(params)
