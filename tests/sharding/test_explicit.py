@@ -9,6 +9,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import optchain as oc
+from optchain.verification.keras_peer import precision
 
 SHAPE = (8, 16)
 MAKES = {
@@ -16,6 +17,7 @@ MAKES = {
     "adafactor": lambda: oc.adafactor(0.1),
     "soap": lambda: oc.soap(0.1, epsilon=1e-3, precondition_frequency=2),
 }
+DTYPES = {"muon": "float32", "adafactor": "float32", "soap": "float64"}
 LAYOUTS = [P(None, "model"), P("model", None), P("data", "model"), P(("data", "model"), None)]
 
 
@@ -47,13 +49,16 @@ def three_steps(tx, params, state=None):
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("shape", [SHAPE, SHAPE[::-1]], ids=["wide", "tall"])
-@pytest.mark.parametrize("make", MAKES.values(), ids=MAKES)
-def test_rules_of_whole_matrices_run_on_split_ones_with_the_numbers_of_one_device(make, shape, layout):
-    one, _ = jax.jit(three_steps, static_argnums=0)(make(), numbers(shape))
-    many = placed(numbers(shape), layout)
-    split, _ = jax.jit(three_steps, static_argnums=0)(make(), many)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6), split, one)
-    assert jax.tree.map(jax.typeof, split) == jax.tree.map(jax.typeof, many)
+@pytest.mark.parametrize("name", MAKES)
+def test_rules_of_whole_matrices_run_on_split_ones_with_the_numbers_of_one_device(name, shape, layout):
+    """Eigenvectors whose eigenvalues are close turn by more than a rounding of float32: SOAP's are compared in float64."""
+    with precision(DTYPES[name]):
+        params = {k: x.astype(DTYPES[name]) for k, x in numbers(shape).items()}
+        one, _ = jax.jit(three_steps, static_argnums=0)(MAKES[name](), params)
+        many = placed(params, layout)
+        split, _ = jax.jit(three_steps, static_argnums=0)(MAKES[name](), many)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6), split, one)
+        assert jax.tree.map(jax.typeof, split) == jax.tree.map(jax.typeof, many)
 
 
 @pytest.mark.thorough
