@@ -129,8 +129,8 @@ def test_which_axes_have_bases_stands_in_describe_and_in_the_state():
     assert labels(one_sided=True) == {"conv": [3], "wide": [4], "line": [6]}
     assert labels(precondition_1d=True)["vector"] == [5]
     assert labels(mask=~oc.matching("conv")) == {"wide": [4, 100], "line": [6]}
-    groups = oc.describe(oc.soap(0.1), {"kernel": jnp.zeros((4, 3)), "bias": jnp.zeros(3)}).groups
-    assert groups == {"bias": "soap/scale_by_soap: Adam", "kernel": "soap/scale_by_soap: bases of 4 and 3"}
+    rows = oc.describe(oc.soap(0.1), {"kernel": jnp.zeros((4, 3)), "bias": jnp.zeros(3)}).per_parameter
+    assert {row.path: row.group for row in rows} == {"bias": "Adam", "kernel": "bases of 4 and 3"}
 
 
 @pytest.mark.thorough
