@@ -236,7 +236,7 @@ def test_between_refreshes_no_matrix_is_decomposed():
     closed = jax.make_jaxpr(lambda params, state: tx.apply(params, state, grads=params))(params, tx.init(params))
     outside = {str(eqn.primitive) for eqn in closed.eqns}
     assert not outside & {"qr", "geqrf", "householder_product", "eigh", "sort"}
-    assert [str(eqn.primitive) for eqn in closed.eqns].count("run_if") == 1
+    assert [str(eqn.primitive) for eqn in closed.eqns].count("by_platform") == 1
 
 
 def test_compact_stores_the_moments_in_bytes_and_the_bases_wide():
