@@ -11,7 +11,8 @@ import optchain as oc
 from optchain.verification.keras_peer import precision
 
 STEPS = 100
-SHAPES = {"square": (6, 6), "tall": (7, 3), "cube": (3, 4, 5), "vector": (4,), "scalar": ()}
+QUICK = oc.soap(0.1, precondition_frequency=2)
+"""What several tests run, so that it is compiled once."""
 
 
 def random(shape, seed=0, steps=STEPS):
@@ -74,38 +75,46 @@ class Paper:
         return self.p
 
 
-def first_bases(states):
-    return {int(axis[-1]): np.asarray(q[0]) for axis, q in states["basis"].items() if q.ndim == 3}
-
-
-@pytest.mark.parametrize(
-    "shape",
-    [pytest.param(s, id=name, marks=() if name == "square" else pytest.mark.thorough) for name, s in SHAPES.items()],
-)
-def test_a_hundred_steps_are_those_of_the_paper(shape):
+def against_the_paper(tx, shapes, merged=None, **options):
+    """How far the parameters are apart in a hundred steps. Those of a tensor are compared in the shape to which it is `merged`."""
     with precision("float64"):
-        params, grads = jnp.asarray(random(shape, 1, 1)[0]), jnp.asarray(random(shape))
-        ours, states = run(oc.soap(0.01, weight_decay=None), params, grads)
-        bases = first_bases(states)
-        assert len(bases) == len(shape) * (len(shape) > 1)
-        paper = Paper(np.asarray(params), bases)
-        theirs = np.stack([paper.step(g) for g in np.asarray(grads)])
-        ours = np.asarray(ours)
-    assert np.max(np.abs(ours - theirs)) <= 1e-10
-    assert np.max(np.abs(theirs[-1] - theirs[0])) > 0.05
+        params = {name: jnp.asarray(random(shape, 1, 1)[0]) for name, shape in shapes.items()}
+        grads = {name: jnp.asarray(random(shape, seed)) for seed, (name, shape) in enumerate(shapes.items())}
+        history, states = run(tx, params, grads)
+        worst = 0.0
+        for name, shape in shapes.items():
+            bases = {int(k[-1]): np.asarray(q[0]) for k, q in states["basis"][name].items() if q.ndim == 3}
+            seen = merged or shape
+            assert len(bases) == len(seen) * (len(seen) > 1)
+            paper = Paper(np.asarray(params[name]).reshape(seen), bases, **options)
+            theirs = np.stack([paper.step(g.reshape(seen)) for g in np.asarray(grads[name])])
+            assert np.max(np.abs(theirs[-1] - theirs[0])) > 0.005
+            worst = max(worst, np.max(np.abs(np.asarray(history[name]).reshape(theirs.shape) - theirs)))
+    return worst
+
+
+def test_a_hundred_steps_are_those_of_the_paper():
+    """Two matrices of one size are refreshed in one batch, each as by itself."""
+    assert against_the_paper(oc.soap(0.01, weight_decay=None), {"a": (6, 6), "b": (6, 6)}) <= 1e-10
+
+
+@pytest.mark.thorough
+def test_those_of_other_shapes_are_too():
+    shapes = {"cube": (3, 4, 5), "tall": (5, 4), "vector": (4,), "scalar": ()}
+    assert against_the_paper(oc.soap(0.01, weight_decay=None), shapes) <= 1e-10
+
+
+@pytest.mark.thorough
+def test_merged_axes_are_trained_as_the_reshaped_parameter():
+    tx = oc.soap(0.01, weight_decay=None, merge_dims=True, max_precondition_dim=12)
+    assert against_the_paper(tx, {"cube": (2, 6, 4)}, merged=(12, 4)) <= 1e-10
 
 
 @pytest.mark.thorough
 def test_other_decays_and_another_frequency_are_those_of_the_paper():
-    options = {"beta_1": 0.8, "beta_2": 0.99, "epsilon": 1e-3}
-    with precision("float64"):
-        params, grads = jnp.zeros((5, 5)), jnp.asarray(random((5, 5)))
-        tx = oc.soap(0.01, **options, shampoo_beta=0.7, precondition_frequency=3, weight_decay=None)
-        ours, states = run(tx, params, grads)
-        paper = Paper(np.zeros((5, 5)), first_bases(states), beta_1=0.8, beta_2=0.99, eps=1e-3, beta_s=0.7, every=3)
-        theirs = np.stack([paper.step(g) for g in np.asarray(grads)])
-        ours = np.asarray(ours)
-    assert np.max(np.abs(ours - theirs)) <= 1e-10
+    options = {"beta_1": 0.8, "beta_2": 0.99}
+    tx = oc.soap(0.01, **options, epsilon=1e-3, shampoo_beta=0.7, precondition_frequency=3, weight_decay=None)
+    assert against_the_paper(tx, {"a": (5, 5)}, **options, eps=1e-3, beta_s=0.7, every=3) <= 1e-10
 
 
 # Which axes -----------------------------------------------------------------------------------------------------------
@@ -117,7 +126,8 @@ def labels(**options):
     tx = oc.scale_by_soap(**options)
     params = {name: jnp.zeros(shape) for name, shape in KERNELS.items()}
     shown = tx.labels(params)
-    matrices = {name: [len(q) for q in axes.values() if q.ndim == 2] for name, axes in tx.init(params)["basis"].items()}
+    state = jax.eval_shape(tx.init, params)
+    matrices = {name: [len(q) for q in axes.values() if q.ndim == 2] for name, axes in state["basis"].items()}
     assert shown == {n: f"bases of {' and '.join(map(str, m))}" if m else "Adam" for n, m in matrices.items()}
     return {name: sizes for name, sizes in matrices.items() if sizes}
 
@@ -131,23 +141,6 @@ def test_which_axes_have_bases_stands_in_describe_and_in_the_state():
     assert labels(mask=~oc.matching("conv")) == {"wide": [4, 100], "line": [6]}
     rows = oc.describe(oc.soap(0.1), {"kernel": jnp.zeros((4, 3)), "bias": jnp.zeros(3)}).per_parameter
     assert {row.path: row.group for row in rows} == {"bias": "Adam", "kernel": "bases of 4 and 3"}
-
-
-@pytest.mark.thorough
-def test_merged_axes_are_trained_as_the_reshaped_parameter():
-    tx = oc.soap(0.1, precondition_frequency=2, merge_dims=True, max_precondition_dim=12)
-    grads = jnp.asarray(random((2, 6, 4), steps=6), jnp.float32)
-    tensor, _ = run(tx, jnp.zeros((2, 6, 4)), grads)
-    matrix, _ = run(tx, jnp.zeros((12, 4)), grads.reshape(-1, 12, 4))
-    assert np.array_equal(tensor.reshape(-1, 12, 4), matrix)
-
-
-def test_a_parameter_is_refreshed_in_a_batch_as_by_itself():
-    tx = oc.soap(0.1, precondition_frequency=2)
-    grads = {name: jnp.asarray(random((5, 5), seed, 6), jnp.float32) for seed, name in enumerate("abc")}
-    together, _ = run(tx, {name: jnp.zeros((5, 5)) for name in grads}, grads)
-    for name, g in grads.items():
-        assert np.max(np.abs(run(tx, jnp.zeros((5, 5)), g)[0] - together[name])) <= 1e-6
 
 
 # What the refresh survives --------------------------------------------------------------------------------------------
@@ -171,8 +164,7 @@ GRADS = {
 
 @pytest.mark.parametrize("grads", GRADS.values(), ids=GRADS)
 def test_bases_stay_orthogonal_and_steps_finite(grads):
-    tx = oc.soap(0.1, precondition_frequency=2)
-    history, states = run(tx, jnp.zeros((6, 4)), jnp.asarray(np.stack([grads(i) for i in range(24)]), jnp.float32))
+    history, states = run(QUICK, jnp.zeros((6, 4)), jnp.asarray(np.stack([grads(i) for i in range(24)]), jnp.float32))
     assert np.all(np.isfinite(history))
     for q in map(np.asarray, states["basis"].values()):
         assert np.max(np.abs(np.swapaxes(q, 1, 2) @ q - np.eye(q.shape[-1]))) <= 1e-5
@@ -180,19 +172,17 @@ def test_bases_stay_orthogonal_and_steps_finite(grads):
 
 def test_a_direction_without_a_gradient_keeps_its_column():
     """Rounding errors would choose another at each refresh, of which `nu` knows nothing."""
-    tx = oc.scale_by_soap(precondition_frequency=2)
-    grads = random((6, 4), steps=12) * (np.arange(6) < 4)[:, None]
-    _, states = run(tx, jnp.zeros((6, 4)), jnp.asarray(grads, jnp.float32))
+    grads = random((6, 4), steps=24) * (np.arange(6) < 4)[:, None]
+    _, states = run(QUICK, jnp.zeros((6, 4)), jnp.asarray(grads, jnp.float32))
     bases = np.abs(states["basis"]["axis_0"])[:, :, 4:]
     assert np.max(np.abs(bases[-1] - bases[0])) <= 1e-5
 
 
 def test_rounding_errors_do_not_choose_the_bases():
     """A gradient of 6 × 4 leaves two directions open."""
-    grads = jnp.asarray(random((6, 4), steps=30), jnp.float32)
-    tx = oc.soap(0.1)
-    history, _ = run(tx, jnp.zeros((6, 4)), grads)
-    nearly, _ = run(tx, jnp.zeros((6, 4)), grads * (1 + 2e-7 * jnp.asarray(random((6, 4), 1, 1), jnp.float32)))
+    grads = jnp.asarray(random((6, 4), steps=24), jnp.float32)
+    history, _ = run(QUICK, jnp.zeros((6, 4)), grads)
+    nearly, _ = run(QUICK, jnp.zeros((6, 4)), grads * (1 + 2e-7 * jnp.asarray(random((6, 4), 1, 1), jnp.float32)))
     assert np.max(np.abs(history - nearly)) <= 1e-4
 
 
@@ -203,14 +193,14 @@ def test_derivatives_through_steps_take_the_bases_for_constants():
     state = jax.tree.map(lambda x: x[-1], run(tx, grads[0], grads[:3])[1])
 
     @jax.jit
-    @jax.grad
-    def derivative(g):
+    @jax.value_and_grad
+    def along(g):
         return jnp.sum(tx.update(g, state)[0] * grads[2])
 
-    found, at, size = derivative(grads[3]), grads[3], 1e-2
+    at, size = grads[3], 1e-2
     for place in ((0, 0), (1, 2)):
-        there = [jnp.sum(tx.update(at.at[place].add(d), state)[0] * grads[2]) for d in (size, -size)]
-        assert abs((there[0] - there[1]) / (2 * size) - found[place]) <= 1e-3
+        there = [along(at.at[place].add(d))[0] for d in (size, -size)]
+        assert abs((there[0] - there[1]) / (2 * size) - along(at)[1][place]) <= 1e-3
 
 
 # What it costs --------------------------------------------------------------------------------------------------------
@@ -233,13 +223,15 @@ def test_between_refreshes_no_matrix_is_decomposed():
     """In the program there is one branch, and all decompositions are in it."""
     tx = oc.soap(0.1)
     params = {"a": jnp.zeros((5, 5)), "b": jnp.zeros((5, 5)), "c": jnp.zeros((5, 3))}
-    closed = jax.make_jaxpr(lambda params, state: tx.apply(params, state, grads=params))(params, tx.init(params))
+    closed = jax.make_jaxpr(lambda params, state: tx.apply(params, state, grads=params))(
+        params, jax.eval_shape(tx.init, params)
+    )
     outside = {str(eqn.primitive) for eqn in closed.eqns}
     assert not outside & {"qr", "geqrf", "householder_product", "eigh", "sort"}
     assert [str(eqn.primitive) for eqn in closed.eqns].count("by_platform") == 1
 
 
 def test_compact_stores_the_moments_in_bytes_and_the_bases_wide():
-    state = oc.compact(oc.soap(0.1)).init({"kernel": jnp.zeros((64, 64))})["inner"]["scale_by_soap"]
+    state = jax.eval_shape(oc.compact(QUICK).init, {"kernel": jnp.zeros((64, 64))})["inner"]["scale_by_soap"]
     assert {name: str(state[name]["codes"]["kernel"].dtype) for name in ("mu", "nu")} == {"mu": "int8", "nu": "uint8"}
     assert {leaf.dtype for leaf in jax.tree.leaves((state["gram"], state["basis"]))} == {jnp.dtype("float32")}

@@ -47,7 +47,6 @@ RECIPES = {
     "frozen": oc.freeze(oc.lion(1e-3), oc.matching("out")),
     "schedule-free": oc.schedule_free_adamw(1e-2),
     "muon": oc.muon(1e-2),
-    "soap": oc.soap(1e-2, epsilon=1e-3, precondition_frequency=2),
     "adafactor": oc.adafactor(1e-2),
     "loss scale": oc.dynamic_loss_scale(oc.sgd(1e-2, 0.9), 8.0),
     "optax": oc.chain(oc.clip_by_global_norm(1.0), optax.adam(1e-2)),
