@@ -32,6 +32,7 @@ from optchain.presets.keras import nadam as nadam
 from optchain.presets.keras import rmsprop as rmsprop
 from optchain.presets.keras import schedule_free_adamw as schedule_free_adamw
 from optchain.presets.keras import sgd as sgd
+from optchain.presets.soap import soap as soap
 from optchain.recipes.config import from_config as from_config
 from optchain.recipes.config import to_config as to_config
 from optchain.recipes.description import describe as describe
@@ -54,6 +55,7 @@ from optchain.rules.nadam import scale_by_nadam as scale_by_nadam
 from optchain.rules.radam import scale_by_radam as scale_by_radam
 from optchain.rules.rms import scale_by_rms as scale_by_rms
 from optchain.rules.rprop import scale_by_rprop as scale_by_rprop
+from optchain.rules.soap import scale_by_soap as scale_by_soap
 from optchain.rules.trust_ratio import scale_by_trust_ratio as scale_by_trust_ratio
 from optchain.training.callbacks import EarlyStopping as EarlyStopping
 from optchain.training.callbacks import ReduceLROnPlateau as ReduceLROnPlateau

@@ -61,7 +61,7 @@ NUMBERS = {
         (0.0, 1, 1.0),
     ),
     "a number in [0, 1)": Numbers(
-        "adam_beta_1 adam_beta_2 alpha b1 b2 beta_1 beta_2 beta_3 betas[0] betas[1] rho",
+        "adam_beta_1 adam_beta_2 alpha b1 b2 beta_1 beta_2 beta_3 betas[0] betas[1] rho shampoo_beta",
         (-0.1, 1.0, 1),
         (0.0, 0, 0.999),
     ),

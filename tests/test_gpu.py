@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 import optchain.flax
-from optchain.cli.bench import ahead, trees
+from optchain.cli.bench import ahead, traffic, trees
 from optchain.cli.bench.contenders import ours
 from optchain.cli.bench.names import ContenderName, RecipeName
 from optchain.cli.bench.recipes import RECIPES
@@ -174,3 +174,16 @@ def test_zero_one_pays_for_its_part_of_the_gate() -> None:
     waiting, updating = BUDGETS[RecipeName.KERAS_ARGUMENTS]
     assert row.updating_bytes - row.waiting_bytes <= (updating - waiting) / 2 * SCALARS
     assert row.copied_arrays == 0
+
+
+def test_between_two_refreshes_soap_copies_nothing() -> None:
+    """What `mu`, `nu` and the bases pass through is a loop, and there they lie as outside of it."""
+    tx, shapes = optchain.soap(), {"a": (256, 256), "b": (256, 256), "c": (256, 768)}
+    here = SingleDeviceSharding(ahead.devices("h100")[0])
+    params = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
+    arguments = (params, jax.eval_shape(tx.init, params), params)
+    placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), arguments)
+    step = jax.jit(lambda params, state, grads: tx.apply(params, state, grads=grads), donate_argnums=(0, 1))
+    computations, entry = traffic.parse(step.lower(*placed).compile().as_text())
+    copies = [one for one in computations[entry].values() if one.opcode in ("copy", "copy-start", "transpose")]
+    assert not [one.line for one in copies if any(shape for _, shape, _ in traffic.arrays(one.type))]

@@ -38,6 +38,7 @@ PRESETS = {
     "presets.torch.": "Presets: PyTorch",
     "presets.optax": "Presets: Optax",
     "presets.keras_adamw": "Presets: keras-adamw",
+    "presets.soap": "Presets: from papers",
 }
 ORDER = [*reversed(GROUPS), "Around other transformations", *PRESETS.values()]
 

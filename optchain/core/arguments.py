@@ -83,6 +83,7 @@ RANGES: dict[str, Range] = {
     "l2_regularization_strength": NON_NEGATIVE,
     "l2_shrinkage_regularization_strength": NON_NEGATIVE,
     "beta": NON_NEGATIVE,
+    "shampoo_beta": BELOW_ONE,
     "momentum": KEPT,
     "dampening": KEPT,
     "ema_momentum": KEPT,

@@ -14,7 +14,7 @@ import optchain
 from optchain.core.arguments import POSITIVE, check_number
 from optchain.core.hyperparams import _keyed, is_settable
 from optchain.core.lookup import Field, find_fields, find_siblings, find_states
-from optchain.core.optax_link import as_transformation
+from optchain.core.optax_link import OptaxLink, as_transformation
 from optchain.core.transformation import Transformation
 from optchain.core.trees import Tree
 from optchain.core.walk import walk
@@ -59,6 +59,11 @@ class Entrant:
     def calls(self) -> int:
         """The calls of one update: a batch is handed over in so many parts. Of groups of parameters the most is taken."""
         return max(map(self._calls_of_update, self._accumulations), default=1)
+
+    @property
+    def has_optax_links(self) -> bool:
+        """Whether any of it is Optax's."""
+        return any(isinstance(node.link, OptaxLink) for node in walk(self._link))
 
     @property
     def has_schedule(self) -> bool:

@@ -1,7 +1,7 @@
 """Many runs of one recipe on one task as one program: a member is a seed and a learning rate.
 
 The members' parameters and states have a leading axis, over which the step is vmapped and which is split over the devices;
-counts of calls stay scalars (`optchain.sweep`), so that an accumulation within stays a branch. No device needs anything of
+counts of calls stay scalars (`optchain.sweep`), so that an accumulation within, or a refresh of SOAP, stays a branch. No device needs anything of
 another's. A member's numbers follow from its seed and its rate alone.
 """
 
@@ -60,8 +60,9 @@ class Program:
         self.rates = entrant.rates(zeros, task.steps)
         self._settable = entrant.settable_rates(zeros)
         state = jax.eval_shape(entrant.tx.init, zeros)
-        # Where a call is an update, no branch waits for a count, and each member may have its own.
-        self._axes = jax.tree.map(lambda _: 0, state) if entrant.calls == 1 else member_axes(state)
+        # Of Optax's counts it is not known whether they are the same for all members: where nothing accumulates each has its own.
+        apart = entrant.calls == 1 and entrant.has_optax_links
+        self._axes = jax.tree.map(lambda _: 0, state) if apart else member_axes(state)
         self._compiled: tuple[Callable[..., Any], Callable[..., Any], float] | None = None
 
     @functools.cached_property

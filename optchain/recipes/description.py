@@ -20,7 +20,7 @@ from optchain.core.values import holds_link, to_code
 from optchain.core.walk import Node, walk
 from optchain.recipes import per_parameter
 from optchain.recipes.per_parameter import ParameterRow
-from optchain.training.sharding import mirrored, parameter_shardings, state_shardings
+from optchain.training.sharding import beneath, mirrored, parameter_shardings, state_shardings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,7 +207,8 @@ def _placed(tree: Tree, shardings: Tree) -> Tree:
 
 
 def _leaf_rows(params: Tree, state: Tree) -> Iterator[LeafRow]:
-    owners = mirrored(state, frozenset(path_names(path) for path, _ in leaves_with_paths(params)))
+    parameters = frozenset(path_names(path) for path, _ in leaves_with_paths(params))
+    owners = mirrored(state, parameters) | beneath(state, parameters)
     for tree in (params, state):
         for path, leaf in leaves_with_paths(tree):
             if leaf.shape:

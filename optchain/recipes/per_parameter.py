@@ -12,7 +12,7 @@ from optchain.core.transformation import Transformation
 from optchain.core.trees import Tree, dtype_of, leaves_with_paths, path_names, path_string
 from optchain.core.values import holds_link, to_code
 from optchain.core.walk import Node, walk
-from optchain.training.sharding import mirrored
+from optchain.training.sharding import beneath, mirrored
 
 Value = float | str
 """A number; or the code of a schedule, or of a callable, which has no number before it is called."""
@@ -42,7 +42,7 @@ class ParameterRow:
     clips: dict[str, dict[str, Value]]
     """The links that clip its gradient, each with its bounds."""
     storage: dict[str, str]
-    """The dtype of each entry of the state that mirrors it: `{"mu": "float32", "nu": "float32"}`."""
+    """The dtype of each entry of the state that is kept for it: `{"mu": "float32", "nu": "float32"}`."""
     state_bytes: int
     links: tuple[str, ...]
     """The paths of the links that act on it, in the order in which they run."""
@@ -143,6 +143,10 @@ def rows_of(transformation: Transformation, facts: Mapping[str, Facts], state: T
             known = storage[path]
             key = next(key for n in itertools.count(1) if (key := entry if n == 1 else f"{entry}_{n}") not in known)
             known[key] = dtype_of(leaf).name
+            bytes_of[path] += leaf.size * dtype_of(leaf).itemsize
+        for names, owner in beneath(own, parameters).items():
+            path, leaf = "/".join(owner), leaves[names]
+            storage[path][names[0]] = dtype_of(leaf).name
             bytes_of[path] += leaf.size * dtype_of(leaf).itemsize
     for path, seen in facts.items():
         frozen = "frozen" in seen.labels

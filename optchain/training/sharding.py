@@ -6,6 +6,7 @@ there `cross_replica_mean` and the `axis_name` of a link say what the devices sh
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
@@ -18,7 +19,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from optchain.core import arguments, memory
 from optchain.core.optax_link import as_transformation
-from optchain.core.slot import OWN_ENTRIES
+from optchain.core.slot import OWN_ENTRIES, lies_in_slot
 from optchain.core.storage import block_shape
 from optchain.core.transformation import State
 from optchain.core.trees import Path, Tree, check_leaves, dtype_of, leaves_with_paths, path_code, path_names
@@ -39,7 +40,8 @@ def state_shardings(
 
     A leaf of the state mirrors a parameter if it lies at the parameter's path below a tree in which every leaf does. It has
     the parameter's sharding if it has its shape; counters, metrics, hyperparameters, and leaves of other shapes (the rows
-    and columns of `scale_by_factored_rms`) are whole on every device. Codes of `compact` and their scales are split as their
+    and columns of `scale_by_factored_rms`) are whole on every device. Where a slot keeps several arrays for a parameter, as
+    `scale_by_soap` does, each is split over the axes over which the parameter is. Codes of `compact` and their scales are split as their
     parameter is, where 32 times the number of parts divides its length.
 
     With `axis` every leaf that mirrors a parameter is split over that axis too, along the first dimension that still
@@ -89,7 +91,7 @@ def state_shardings(
         path_names(path): (jnp.shape(leaf), sharding)
         for (path, leaf), sharding in zip(leaves_with_paths(params), jax.tree.leaves(placed), strict=True)
     }
-    owners = mirrored(state, frozenset(parameters))
+    owners, owners_of_several = mirrored(state, frozenset(parameters)), beneath(state, frozenset(parameters))
     slots = {path: slot for path, owner in owners.items() if (slot := _slot_of(path, owner)) not in OWN_ENTRIES}
     if isinstance(memory_kind, Mapping):
         check_slots(memory_kind, {slot for slot in slots.values() if slot is not None})
@@ -97,6 +99,10 @@ def state_shardings(
 
     def place(path: Path, leaf: Any) -> NamedSharding:
         names = path_names(path)
+        if names in owners_of_several:
+            _, sharding = parameters[owners_of_several[names]]
+            of_parameter = [name for part in _parts(sharding.spec) for name in part]
+            return split(whole, leaf.shape, tuple(dict.fromkeys([*of_parameter, *axes])))
         if names not in owners:
             return whole
         shape, sharding = parameters[owners[names]]
@@ -295,6 +301,24 @@ def mirrored(state: Tree, parameters: frozenset[tuple[str, ...]]) -> dict[tuple[
             mirrors[path[:depth]] = mirrors.get(path[:depth], True) and path[depth:] in parameters
     roots = ((path, next((d for d in range(len(path) + 1) if mirrors[path[:d]]), None)) for path in paths)
     return {path: path[depth:] for path, depth in roots if depth is not None}
+
+
+def beneath(state: Tree, parameters: frozenset[tuple[str, ...]]) -> dict[tuple[str, ...], tuple[str, ...]]:
+    """For the path of each leaf that is one of several that a slot keeps for a parameter, the path of that parameter.
+
+    Such a leaf lies beneath the parameter's path: `gram/kernel/axis_0`. The longest such path counts.
+    """
+    alone, found = mirrored(state, parameters), dict[tuple[str, ...], tuple[str, ...]]()
+    for path, _ in leaves_with_paths(state):
+        names = path_names(path)
+        if names in alone:
+            continue
+        places = itertools.combinations_with_replacement(range(1, len(names)), 2)
+        within = [names[start:end] for start, end in places if lies_in_slot(names[start - 1 : start])]
+        owners = [owner for owner in within if owner in parameters]
+        if owners:
+            found[names] = max(owners, key=len)
+    return found
 
 
 def is_in_blocks(names: tuple[str, ...], owner: tuple[str, ...], leaf: Any) -> bool:

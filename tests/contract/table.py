@@ -256,13 +256,14 @@ FAMILY = [
     Row("nadam", lambda: oc.nadam(0.1, jnp.array(0.9), weight_decay=0.1)),
     Row("rmsprop", lambda: oc.rmsprop(0.1, momentum=0.9, epsilon=1e-3, centered=True, global_clipnorm=0.5)),
     Row("schedule_free_adamw", lambda: oc.schedule_free_adamw(0.1, warmup_steps=3, weight_decay=0.1, epsilon=1e-3)),
+    Row("soap", lambda: oc.soap(0.1, epsilon=1e-3, precondition_frequency=2, merge_dims=True)),
     Row("scale", lambda: oc.scale(half_schedule)),
     Row(
         "scale_by_rms_corrected",
         lambda: oc.scale_by_rms(half_schedule, 1e-3, epsilon_in_root=False, bias_correction=True),
     ),
 ]
-"""Keras's other optimizers, and through them the links that they are made of."""
+"""Keras's other optimizers and SOAP, and through them the links that they are made of."""
 
 ROWS += FAMILY
 ELSEWHERE = {

@@ -191,6 +191,7 @@ NARROW = ["float16", "float8_e4m3fn", "float8_e5m2"]
         lambda d: oc.scale_by_adadelta(moment_dtype=d),
         lambda d: oc.apply_momentum(0.9, moment_dtype=d),
         lambda d: oc.scale_by_muon(moment_dtype=d),
+        lambda d: oc.scale_by_soap(moment_dtype=d),
         lambda d: oc.average_params(average_dtype=d),
         lambda d: oc.accumulate(oc.sgd(0.1), 2, accumulator_dtype=d),
     ],

@@ -207,9 +207,10 @@ def test_a_quarter_batch_accumulated_four_times_is_the_whole_batch():
     np.testing.assert_allclose(parts.held_out, whole.held_out, rtol=2e-5)
 
 
-def test_an_accumulation_stays_a_branch_of_the_one_program(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("tx", [oc.adamw(0.02, gradient_accumulation_steps=2), oc.soap(0.02)], ids=["adamw", "soap"])
+def test_what_waits_for_a_count_stays_a_branch_of_the_one_program(tx: Any):
     task = line(4, 1)
-    program = Program(task, Entrant("it", oc.adamw(0.02, gradient_accumulation_steps=2)), 8, cosine(4))
+    program = Program(task, Entrant("it", tx), 8, cosine(4))
     arrays = program._begin(program._put(jax.vmap(jax.random.key)(jnp.arange(8))))
     step = jax.vmap(program._member(), in_axes=(0, program._axes, 0, 0, None), out_axes=(0, program._axes))
     program_text = str(jax.make_jaxpr(step)(*arrays, jax.vmap(jax.random.key)(jnp.arange(8)), jnp.ones(8), 0))

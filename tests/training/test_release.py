@@ -320,6 +320,7 @@ REFUSED = {
     "add_noise looks across the layers": lambda: oc.chain(oc.add_noise(0.1), oc.sgd(0.1)),
     "project_unit_norm looks across the layers": lambda: oc.chain(oc.sgd(0.1), oc.project_unit_norm()),
     "scale_by_muon looks across the layers": lambda: oc.muon(0.1),
+    "scale_by_soap looks across the layers": lambda: oc.soap(0.1),
     "schedule_free looks across the layers": lambda: oc.schedule_free(oc.sgd(0.1)),
     "adamw reads learning_rate on the host": lambda: oc.adamw(lambda: 0.1),
     r"table \(lazy_rows\) needs gradients that name rows": lambda: oc.multi_optimizer(
