@@ -1,0 +1,58 @@
+"""Matrices of one shape, each computed whole by the device that owns it.
+
+A function of a whole matrix, such as an orthogonalization, makes the compiler gather every matrix on every device where the
+matrices are split. Stacked and split along the stack, each device has whole matrices of its own: one exchange brings them
+there, one brings the results back, and no device computes what another does.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+
+def owner_axes() -> tuple[str, ...]:
+    """The axes of the mesh in context over which matrices can be dealt out: none without a mesh, or inside `shard_map`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or AxisType.Manual in mesh.axis_types:
+        return ()
+    return tuple(name for name, size in mesh.shape.items() if size > 1)
+
+
+def by_owners(function: Callable[[jax.Array], jax.Array], matrices: Sequence[jax.Array]) -> list[jax.Array]:
+    """`function` of a stack of all the matrices, dealt out over the devices of the mesh in context.
+
+    Args:
+      function: takes a stack `(count, …)` and returns one of the same shape; each matrix by itself, and finite for zeros, which
+        fill the stack up to a multiple of the devices.
+      matrices: stacks `(n, …)` of one shape from the second axis on, and of one dtype.
+
+    Returns:
+      The results in the shapes of `matrices`; along explicit axes in their shardings too.
+    """
+    axes = owner_axes()
+
+    def compute(*parts: jax.Array) -> tuple[jax.Array, ...]:
+        stack = jnp.concatenate(parts) if len(parts) > 1 else parts[0]
+        if axes:
+            mesh = jax.sharding.get_abstract_mesh()
+            spare = -len(stack) % math.prod(mesh.shape[name] for name in axes)
+            stack = jnp.pad(stack, [(0, spare), *[(0, 0)] * (stack.ndim - 1)])
+            owned = NamedSharding(mesh, PartitionSpec(axes))
+            stack = lax.with_sharding_constraint(stack, owned)
+            stack = lax.with_sharding_constraint(function(stack), owned)
+        else:
+            stack = function(stack)
+        ends = [sum(len(part) for part in parts[:i]) for i in range(len(parts) + 1)]
+        return tuple(stack[start:end] for start, end in zip(ends, ends[1:], strict=False))
+
+    mesh = jax.sharding.get_abstract_mesh()
+    if AxisType.Explicit in mesh.axis_types and axes:
+        # The compiler chooses what lies between, and the results lie where the matrices did.
+        compute_: Any = jax.sharding.auto_axes(compute, out_sharding=tuple(jax.typeof(x).sharding for x in matrices))
+        return list(compute_(*matrices))
+    return list(compute(*matrices))
