@@ -5,6 +5,7 @@ matrices are split. Stacked and split along the stack, each device has whole mat
 there, one brings the results back, and no device computes what another does.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -48,7 +49,7 @@ def by_owners(function: Callable[[jax.Array], jax.Array], matrices: Sequence[jax
         else:
             stack = function(stack)
         ends = [sum(len(part) for part in parts[:i]) for i in range(len(parts) + 1)]
-        return tuple(stack[start:end] for start, end in zip(ends, ends[1:], strict=False))
+        return tuple(stack[start:end] for start, end in itertools.pairwise(ends))
 
     mesh = jax.sharding.get_abstract_mesh()
     if AxisType.Explicit in mesh.axis_types and axes:

@@ -1,8 +1,11 @@
 """Muon's rule: a momentum whose matrices are made orthogonal, and Adam for everything that is no matrix."""
 
+import dataclasses
+import math
+import re
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any, TypedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +14,8 @@ from optchain.core import arguments, trees
 from optchain.core.each_leaf import each_leaf
 from optchain.core.factors import Factor
 from optchain.core.hyperparams import Hyperparam, Hyperparams
-from optchain.core.masks import Mask, check_mask, resolve_mask
+from optchain.core.masks import Mask, check_mask, check_patterns, first_match, resolve_mask
+from optchain.core.owners import by_owners, owner_axes
 from optchain.core.registry import register
 from optchain.core.slot import Slot, declare, stored
 from optchain.core.transformation import Transformation
@@ -20,6 +24,54 @@ from optchain.rules.moments import average, average_of_squares, one_minus_power
 
 QUINTIC = (3.4445, -4.7750, 2.0315)
 """The coefficients of Jordan et al.: the steepest at 0 of those that stay near 1."""
+
+Triple: TypeAlias = Sequence[float]
+Axes: TypeAlias = int | Sequence[int]
+
+POLAR_EXPRESS = (
+    *(
+        (a / 1.01, b / 1.01**3, c / 1.01**5)  # the margin against rounding, which the last needs no more
+        for a, b, c in (
+            (8.28721201814563, -23.595886519098837, 17.300387312530933),
+            (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+            (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+            (3.3184196573706015, -2.488488024314874, 0.51004894012372),
+            (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
+            (1.891301407787398, -1.2679958271945868, 0.37680408948524835),
+            (1.8750014808534479, -1.2500016453999487, 0.3750001645474248),
+        )
+    ),
+    (1.875, -1.25, 0.375),
+)
+"""The best polynomial of each step after those before it, for singular values from 1e-3 on: Amsel et al., arXiv:2505.16932."""
+
+NAMED = {"quintic": (QUINTIC,), "polar_express": POLAR_EXPRESS}
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """Which axes of an array are a matrix's rows, which its columns; the rest count matrices."""
+
+    ins: tuple[int, ...]
+    outs: tuple[int, ...]
+
+    def of(self, shape: Sequence[int]) -> tuple[list[int], tuple[int, int, int]]:
+        """The order of the axes, and the shape of the stack of matrices."""
+        rank = len(shape)
+        ins, outs = ([axis % rank for axis in axes] for axes in (self.ins, self.outs))
+        batch = [axis for axis in range(rank) if axis not in {*ins, *outs}]
+        count, rows, columns = (math.prod(shape[axis] for axis in axes) for axes in (batch, ins, outs))
+        return [*batch, *ins, *outs], (count, rows, columns)
+
+    def check(self, name: str, shape: Sequence[int]) -> None:
+        rank, axes = len(shape), (*self.ins, *self.outs)
+        if any(not -rank <= axis < rank for axis in axes) or len({axis % rank for axis in axes}) < len(axes):
+            raise ValueError(
+                f"matrices gives {name} the axes {self.ins}, {self.outs}, which are no distinct axes of {tuple(shape)}"
+            )
+
+
+MATRIX = Form((0,), (1,))
 
 
 class ScaleByMuonState(TypedDict):
@@ -47,7 +99,7 @@ def scale_by_muon(
     nesterov: bool = True,
     ns_steps: int = 5,
     *,
-    coefficients: Sequence[float] = QUINTIC,
+    coefficients: str | Triple | Sequence[Triple] = QUINTIC,
     rms_rate: Hyperparam | None = 0.2,
     adam_beta_1: Hyperparam = 0.9,
     adam_beta_2: Hyperparam = 0.999,
@@ -55,6 +107,8 @@ def scale_by_muon(
     adam_lr_ratio: Hyperparam = 1.0,
     mask: Mask | None = None,
     moment_dtype: Any = None,
+    matrices: Mapping[str, tuple[Axes, Axes]] | None = None,
+    ns_dtype: Any = None,
 ) -> Transformation:
     """Makes the momentum of each matrix orthogonal, by `ns_steps` steps of a Newton-Schulz iteration:
 
@@ -72,7 +126,8 @@ def scale_by_muon(
       momentum: decay of the momentum of matrices, in [0, 1].
       nesterov: whether to look ahead.
       ns_steps: the number of iterations, >= 1.
-      coefficients: `a, b, c`, numbers.
+      coefficients: `a, b, c`, numbers, for all iterations; or a list of such triples, one for each, of which the last goes on
+        and those beyond `ns_steps` are left out; or by name, `"quintic"` (the default's) or `"polar_express"`.
       rms_rate: the root mean square of an update, >= 0, about that of Adam's by default; None to leave out the scale
         `√max(n, m) · rms_rate`.
       adam_beta_1: decay of Adam's first moment, in [0, 1).
@@ -83,6 +138,14 @@ def scale_by_muon(
         `~matching("embedding")`. None for all. It is asked when the state is made.
       moment_dtype: the dtype in which the moments are stored, bfloat16, float32 or float64, or one by name, `{"mu": "bfloat16"}`; float32
         or wider if None. Arithmetic is not done in it.
+      matrices: which axes are rows and which columns, by a pattern that is searched in the path; the first that is found
+        decides: `{"layers/": (-2, -1), "query": (0, (1, 2)), "conv": ((0, 1, 2), 3)}`. All other axes count matrices, each
+        made orthogonal by itself. What no pattern finds goes by Adam's rule. None: parameters of two axes are matrices.
+      ns_dtype: the dtype of the iteration, bfloat16, float32 or float64; that of the arithmetic if None. Complex matrices
+        keep their own.
+
+    Over a mesh in context (`jax.set_mesh`, `make_step(mesh=…)`) equal matrices are dealt out over the devices, each of which
+    makes its own orthogonal.
 
     Returns:
       A transformation with state `count, mu, adam_nu`. `describe` shows which parameter goes by which rule.
@@ -115,34 +178,59 @@ def scale_by_muon(
     nesterov = arguments.check_bool("nesterov", nesterov)
     ns_steps = arguments.check_integer("ns_steps", ns_steps, minimum=1)
     slots = stored(SLOTS, moment_dtype)
-    if isinstance(coefficients, str) or not isinstance(coefficients, Sequence) or len(coefficients) != 3:
-        raise TypeError(f"coefficients must be three numbers; got {coefficients!r}")
-    for name, value in zip(("muon_a", "muon_b", "muon_c"), coefficients, strict=True):
-        arguments.check_number(name, value, arguments.RANGES[name])
+    triples = _triples(coefficients, ns_steps)
+    forms_by_pattern = None if matrices is None else _forms(matrices)
+    iterated = arguments.check_storage("ns_dtype", ns_dtype)
     if mask is not None:
         check_mask("mask", mask)
 
-    def labels(params: Tree) -> Tree:
+    def forms(params: Tree) -> Tree:
+        """For each parameter its form as matrices, False for what goes by Adam's rule."""
         chosen = resolve_mask("mask", mask, params)
-        return jax.tree.map(lambda p, flag: "orthogonal" if flag and jnp.ndim(p) == 2 else "Adam", params, chosen)
+        if forms_by_pattern is None:
+            return jax.tree.map(lambda p, flag: flag and jnp.ndim(p) == 2 and MATRIX, params, chosen)
+        found = first_match("matrices", forms_by_pattern, False, params)
+        for (path, p), form, flag in zip(
+            trees.leaves_with_paths(params), jax.tree.leaves(found), jax.tree.leaves(chosen), strict=True
+        ):
+            if form and flag:
+                form.check(trees.path_string(path) or "the array", jnp.shape(p))
+        return jax.tree.map(lambda form, flag: flag and form, found, chosen)
+
+    def labels(params: Tree) -> Tree:
+        return jax.tree.map(lambda form: "orthogonal" if form else "Adam", forms(params))
 
     def init(params: Tree) -> ScaleByMuonState:
-        chosen = resolve_mask("mask", mask, params)
-        _warn_of_stacks(params, chosen)
-        full = slots["adam_nu"].init(params)
+        chosen = forms(params)
+        if matrices is None:
+            _warn_of_stacks(params, resolve_mask("mask", mask, params))
         return {
             "count": jnp.zeros((), jnp.int32),
             "mu": slots["mu"].init(params),
             "adam_nu": jax.tree.map(
-                lambda nu, flag: jnp.zeros((1,), nu.dtype) if flag and nu.ndim == 2 else nu, full, chosen
+                lambda nu, form: jnp.zeros((1,), nu.dtype) if form else nu, slots["adam_nu"].init(params), chosen
             ),
         }
+
+    def form_of(path: trees.Path, g: jax.Array, nu: jax.Array) -> Form | bool:
+        if nu.ndim == g.ndim:
+            return False  # not one that was chosen when the state was made
+        if forms_by_pattern is None:
+            return MATRIX
+        name = trees.path_string(path)
+        return next(form for pattern, form in forms_by_pattern.items() if re.search(pattern, name))
 
     def update(updates: Tree, state: ScaleByMuonState, params: Tree, **extra: Any) -> tuple[Tree, ScaleByMuonState]:
         count = trees.increment(state["count"])
         old = [state["mu"], state["adam_nu"]]
         values = {name: extra[name] for name in hyperparams.names}
+        rate = values.pop("rms_rate", None)
         directions, *new = each_leaf(step, updates, *old, outputs=3, t=count, **values)
+        found = jax.tree_util.tree_map_with_path(form_of, updates, state["adam_nu"])
+        batched = forms_by_pattern is not None or bool(owner_axes())
+        directions = _orthogonalized(directions, found, triples, iterated, batched=batched)
+        if rate is not None:
+            directions = each_leaf(scaled, directions, found, rms_rate=rate)
         mu, nu = (jax.tree.map(slot.store, *pair) for slot, *pair in zip(slots.values(), new, old, strict=True))
         return directions, {"count": count, "mu": mu, "adam_nu": nu}
 
@@ -153,15 +241,13 @@ def scale_by_muon(
         adam_beta_2: jax.Array,
         epsilon: jax.Array,
         adam_lr_ratio: jax.Array,
-        rms_rate: jax.Array | float | None = None,
     ) -> Callable[..., tuple[jax.Array, ...]]:
         one_minus_b1, one_minus_b2 = one_minus_power(adam_beta_1, t), one_minus_power(adam_beta_2, t)
         factor = adam_lr_ratio * jnp.sqrt(one_minus_b2) / one_minus_b1
 
-        def orthogonal(g: jax.Array, mu: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def look_ahead(g: jax.Array, mu: jax.Array) -> tuple[jax.Array, jax.Array]:
             mu = momentum * mu + g
-            u = orthogonalize(g + momentum * mu if nesterov else mu, coefficients, ns_steps)
-            return u if rms_rate is None else u * (rms_rate * max(u.shape) ** 0.5), mu
+            return g + momentum * mu if nesterov else mu, mu
 
         def adam(g: jax.Array, mu: jax.Array, nu: jax.Array) -> tuple[jax.Array, ...]:
             mu, nu = average(mu, g, adam_beta_1), average_of_squares(nu, g, adam_beta_2)
@@ -169,7 +255,13 @@ def scale_by_muon(
 
         def leaf(g: jax.Array, mu: jax.Array, nu: jax.Array) -> tuple[jax.Array, ...]:
             is_matrix = nu.ndim != g.ndim  # one that was chosen when the state was made
-            return (*orthogonal(g, mu), nu) if is_matrix else adam(g, mu, nu)
+            return (*look_ahead(g, mu), nu) if is_matrix else adam(g, mu, nu)
+
+        return leaf
+
+    def scaled(rms_rate: jax.Array | float) -> Callable[..., jax.Array]:
+        def leaf(u: jax.Array, form: Form | bool) -> jax.Array:
+            return u * (rms_rate * max(form.of(u.shape)[1][1:]) ** 0.5) if isinstance(form, Form) else u
 
         return leaf
 
@@ -194,33 +286,119 @@ def _warn_of_stacks(params: Tree, chosen: Tree) -> None:
     if stacks:
         warnings.warn(
             f"Muon makes matrices orthogonal, which have two axes; these have more and are trained by Adam's rule: "
-            f"{', '.join(stacks)}. To silence this, exclude them by name: exclude_layers of muon, the mask of scale_by_muon",
+            f"{', '.join(stacks)}. To silence this, exclude them by name: exclude_layers of muon, the mask of scale_by_muon. To make them "
+            f"orthogonal, say which axes are rows and columns: matrices of scale_by_muon",
             UserWarning,
             stacklevel=2,
         )
 
 
-def orthogonalize(x: jax.Array, coefficients: Sequence[float] = QUINTIC, steps: int = 5) -> jax.Array:
+def _triples(coefficients: Any, steps: int) -> tuple[tuple[float, float, float], ...]:
+    """The coefficients of each iteration."""
+    if isinstance(coefficients, str):
+        arguments.check_choice("coefficients", coefficients, tuple(NAMED))
+    listed = NAMED[coefficients] if isinstance(coefficients, str) else coefficients
+    if not isinstance(listed, Sequence) or not listed:
+        raise TypeError(f"coefficients must be three numbers, a list of such, or a name; got {coefficients!r}")
+    listed = listed if isinstance(listed[0], Sequence) else [listed]
+    for triple in listed:
+        if isinstance(triple, str) or not isinstance(triple, Sequence) or len(triple) != 3:
+            raise TypeError(f"coefficients must be three numbers, a list of such, or a name; got {coefficients!r}")
+        for name, value in zip(("muon_a", "muon_b", "muon_c"), triple, strict=True):
+            arguments.check_number(name, value, arguments.RANGES[name])
+    return tuple(tuple(listed[min(i, len(listed) - 1)]) for i in range(steps))
+
+
+def _forms(matrices: Any) -> dict[str, Form]:
+    """The forms by pattern."""
+    check_patterns("matrices", matrices)
+    made = {}
+    for pattern, pair in matrices.items():
+        sides = pair if isinstance(pair, Sequence) and not isinstance(pair, str) else ()
+        sides = [(side,) if isinstance(side, int) else side for side in sides]
+        fits = len(sides) == 2 and all(
+            isinstance(side, Sequence) and side and all(type(axis) is int for axis in side) for side in sides
+        )
+        if not fits:
+            raise TypeError(
+                f"matrices[{pattern!r}] must be (axes in, axes out), such as (-2, -1) or (0, (1, 2)); got {pair!r}"
+            )
+        made[pattern] = Form(*map(tuple, sides))
+    return made
+
+
+def _orthogonalized(directions: Tree, forms: Tree, triples: Sequence[Triple], dtype: Any, *, batched: bool) -> Tree:
+    """The tree with what has a form made orthogonal; `batched` equal matrices together, whatever leaves they come from."""
+    leaves, treedef = jax.tree.flatten(directions)
+    with jax.numpy_dtype_promotion("standard"):
+        groups: dict[Any, list[int]] = {}
+        for i, (leaf, form) in enumerate(zip(leaves, jax.tree.leaves(forms), strict=True)):
+            if isinstance(form, Form):
+                key = (form.of(leaf.shape)[1][1:], leaf.dtype) if batched else i
+                groups.setdefault(key, []).append(i)
+        found = jax.tree.leaves(forms)
+        for members in groups.values():
+            if not batched:
+                (i,) = members
+                leaves[i] = orthogonalize(leaves[i], triples, dtype=dtype)
+                continue
+            made = _together([leaves[i] for i in members], [found[i] for i in members], triples, dtype)
+            for i, u in zip(members, made, strict=True):
+                leaves[i] = u
+    return jax.tree.unflatten(treedef, leaves)
+
+
+def _together(arrays: list[jax.Array], forms: list[Form], triples: Sequence[Triple], dtype: Any) -> list[jax.Array]:
+    """Arrays whose matrices have one shape, made orthogonal in one stack."""
+    each = jax.vmap(lambda x: _iterated(x, triples, dtype))
+
+    def stacked(x: jax.Array, form: Form) -> jax.Array:
+        order, shape = form.of(x.shape)
+        return x.transpose(order).reshape(shape)
+
+    def back(u: jax.Array, x: jax.Array, form: Form) -> jax.Array:
+        order, _ = form.of(x.shape)
+        inverse = sorted(range(len(order)), key=order.__getitem__)
+        return u.reshape([x.shape[axis] for axis in order]).transpose(inverse)
+
+    def compute(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+        made = by_owners(each, [stacked(x, form) for x, form in zip(arrays, forms, strict=True)])
+        return tuple(back(u, x, form) for u, x, form in zip(made, arrays, forms, strict=True))
+
+    # Along explicit axes of a mesh neither merged axes nor a product of split ones has one type.
+    explicit = jax.sharding.AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types and owner_axes()
+    shardings = tuple(jax.typeof(x).sharding for x in arrays)
+    automatic: Any = jax.sharding.auto_axes(compute, out_sharding=shardings) if explicit else compute
+    return list(automatic(*arrays))
+
+
+def orthogonalize(x: jax.Array, triples: Sequence[Triple] = (QUINTIC,) * 5, *, dtype: Any = None) -> jax.Array:
     """A matrix with all singular values brought near 1, by the Newton-Schulz iteration of :func:`scale_by_muon`."""
-    a, b, c = coefficients
-
-    def iterate(x: jax.Array) -> jax.Array:
-        # A power of two first, and its largest value is near 1: squares neither overflow nor underflow.
-        peak = Factor.of(jnp.max(jnp.abs(x), initial=0))
-        power = Factor(jnp.ones_like(peak.significand), -peak.exponent)
-        x = power.times(x)
-        epsilon = power.times(jnp.full_like(power.significand, 1e-7))
-        x = x / (trees.root(trees.sum_of_squares(x)) + epsilon)
-        for _ in range(steps):
-            square = x @ x.conj().T
-            x = a * x + (b * square + c * square @ square) @ x
-        return x
-
-    tall = x.shape[0] > x.shape[1]
-    x = x.conj().T if tall else x
     # Along explicit axes of a mesh a product of split matrices has no one type: the compiler chooses what lies between.
     sharding = jax.typeof(x).sharding
     is_split = any(axis is not None for axis in sharding.spec)
-    automatic: Any = jax.sharding.auto_axes(iterate, out_sharding=sharding) if is_split else iterate
-    x = automatic(x)
+
+    def iterated(x: jax.Array) -> jax.Array:
+        return _iterated(x, triples, dtype)
+
+    automatic: Any = jax.sharding.auto_axes(iterated, out_sharding=sharding) if is_split else iterated
+    return automatic(x)
+
+
+def _iterated(x: jax.Array, triples: Sequence[Triple], dtype: Any) -> jax.Array:
+    """`orthogonalize`, without a thought of meshes."""
+    tall = x.shape[0] > x.shape[1]
+    x = x.conj().T if tall else x
+    # A power of two first, and its largest value is near 1: squares neither overflow nor underflow.
+    peak = Factor.of(jnp.max(jnp.abs(x), initial=0))
+    power = Factor(jnp.ones_like(peak.significand), -peak.exponent)
+    x = power.times(x)
+    epsilon = power.times(jnp.full_like(power.significand, 1e-7))
+    x = x / (trees.root(trees.sum_of_squares(x)) + epsilon)
+    wide = x.dtype
+    x = x if dtype is None or trees.is_complex(x) else x.astype(dtype)
+    for a, b, c in triples:
+        square = x @ x.conj().T
+        x = a * x + (b * square + c * square @ square) @ x
+    x = x.astype(wide)
     return x.conj().T if tall else x
