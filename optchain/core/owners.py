@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 
 def owner_axes() -> tuple[str, ...]:
@@ -43,9 +43,13 @@ def by_owners(function: Callable[[jax.Array], jax.Array], matrices: Sequence[jax
             mesh = jax.sharding.get_abstract_mesh()
             spare = -len(stack) % math.prod(mesh.shape[name] for name in axes)
             stack = jnp.pad(stack, [(0, spare), *[(0, 0)] * (stack.ndim - 1)])
-            owned = NamedSharding(mesh, PartitionSpec(axes))
-            stack = lax.with_sharding_constraint(stack, owned)
-            stack = lax.with_sharding_constraint(function(stack), owned)
+            # One axis at a time: compilers exchange along one, and gather where they must exchange along several at once.
+            steps = [_dealt(mesh, axes[:i], stack.ndim, whole=i == len(axes)) for i in range(1, len(axes) + 1)]
+            for step in steps:
+                stack = lax.with_sharding_constraint(stack, step)
+            stack = function(stack)
+            for step in reversed(steps):
+                stack = lax.with_sharding_constraint(stack, step)
         else:
             stack = function(stack)
         ends = [sum(len(part) for part in parts[:i]) for i in range(len(parts) + 1)]
@@ -57,3 +61,8 @@ def by_owners(function: Callable[[jax.Array], jax.Array], matrices: Sequence[jax
         compute_: Any = jax.sharding.auto_axes(compute, out_sharding=tuple(jax.typeof(x).sharding for x in matrices))
         return list(compute_(*matrices))
     return list(compute(*matrices))
+
+
+def _dealt(mesh: AbstractMesh, axes: tuple[str, ...], ndim: int, *, whole: bool) -> NamedSharding:
+    """A stack that is split over some axes, its matrices whole or as the compiler finds best."""
+    return NamedSharding(mesh, PartitionSpec(axes, *[None if whole else PartitionSpec.UNCONSTRAINED] * (ndim - 1)))
