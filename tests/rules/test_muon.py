@@ -1,9 +1,11 @@
 """Muon: which parameters are made orthogonal is no secret."""
 
+import json
 import warnings
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import optchain as oc
@@ -76,3 +78,104 @@ def test_describe_shows_it_within_groups():
     assert groups["conv"] == "multi_optimizer/default"
     assert groups["head"] == "multi_optimizer/matrices/scale_by_muon: orthogonal"
     assert groups["layers/kernel"] == "multi_optimizer/matrices/scale_by_muon: Adam"
+
+
+# Any weight ---------------------------------------------------------------------------------------------------------
+
+
+LAYOUTS = {"layers": (-2, -1), "query": (0, (1, 2)), "conv": ((0, 1, 2), 3), "heads": ((0, 2), 1)}
+"""Four layouts of axes, with the matrices that they are, each by itself."""
+
+
+def weights():
+    rng = np.random.default_rng(0)
+    shapes = {
+        "layers": (3, 8, 12),
+        "query": (8, 3, 4),
+        "conv": (2, 2, 3, 5),
+        "heads": (3, 8, 4),
+        "bias": (3,),
+        "embedding": (3, 2),
+    }
+    return {name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in shapes.items()}
+
+
+def alone(matrix):
+    tx = oc.scale_by_muon()
+    return tx.update(matrix, tx.init(matrix))[0]
+
+
+def test_a_stack_is_the_loop_over_its_matrices_in_each_layout_of_axes():
+    grads, tx = weights(), oc.scale_by_muon(matrices=LAYOUTS)
+    u, _ = jax.jit(tx.update)(grads, tx.init(grads))
+    expected = {
+        "layers": jnp.stack([alone(layer) for layer in grads["layers"]]),
+        "query": alone(grads["query"].reshape(8, 12)).reshape(8, 3, 4),
+        "conv": alone(grads["conv"].reshape(12, 5)).reshape(2, 2, 3, 5),
+        "heads": alone(grads["heads"].transpose(0, 2, 1).reshape(12, 8)).reshape(3, 4, 8).transpose(0, 2, 1),
+    }
+    for name, value in expected.items():
+        np.testing.assert_allclose(u[name], value, atol=1e-5, err_msg=name)
+
+
+def test_what_no_pattern_finds_goes_by_adam_and_describe_says_so():
+    groups = oc.describe(oc.scale_by_muon(matrices=LAYOUTS), weights()).groups
+    by_adam = {name for name, rule in groups.items() if rule.endswith("Adam")}
+    assert by_adam == {"bias", "embedding"}
+    assert warned(lambda: oc.scale_by_muon(matrices=LAYOUTS), weights()) == []
+
+
+def test_masks_and_patterns_go_together():
+    groups = oc.describe(oc.scale_by_muon(matrices=LAYOUTS, mask=~oc.matching("conv")), weights()).groups
+    assert groups["conv"].endswith("Adam")
+    assert groups["query"].endswith("orthogonal")
+
+
+def test_matrices_come_back_from_a_config():
+    tx = oc.scale_by_muon(matrices=LAYOUTS, coefficients="polar_express", ns_dtype="bfloat16")
+    back = oc.from_config(json.loads(json.dumps(oc.to_config(tx))))
+    grads = weights()
+    jax.tree.map(np.testing.assert_array_equal, *(t.update(grads, t.init(grads))[0] for t in (tx, back)))
+
+
+def test_compact_takes_stacks():
+    grads, tx = weights(), oc.scale_by_muon(matrices=LAYOUTS)
+    u, _ = oc.compact(tx).update(grads, oc.compact(tx).init(grads))
+    np.testing.assert_allclose(u["conv"], tx.update(grads, tx.init(grads))[0]["conv"], atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("matrices", "error", "message"),
+    [
+        ({"layers": (0,)}, TypeError, r"matrices\['layers'\] must be \(axes in, axes out\)"),
+        ({"layers": (0, 0)}, ValueError, r"matrices gives layers the axes .* no distinct axes of \(3, 8, 12\)"),
+        ({"layers": (0, 3)}, ValueError, "no distinct axes"),
+        ({"lairs": (0, 1)}, ValueError, "pattern 'lairs' decides for no parameter"),
+        ({}, ValueError, "matrices needs at least one pattern"),
+    ],
+)
+def test_axes_that_are_none_are_refused(matrices, error, message):
+    with pytest.raises(error, match=message):
+        oc.scale_by_muon(matrices=matrices).init(weights())
+
+
+def test_polar_express_brings_small_singular_values_nearer_to_one_than_the_quintic():
+    values = jnp.diag(jnp.geomspace(1.0, 1e-3, 8))
+
+    def spread(coefficients, steps):
+        tx = oc.scale_by_muon(0.0, False, steps, coefficients=coefficients, rms_rate=None)
+        found = jnp.linalg.svd(tx.update(values, tx.init(values))[0], compute_uv=False)
+        return float(jnp.abs(found - 1).max())
+
+    assert spread("polar_express", 8) < 1e-3
+    assert spread("polar_express", 5) < spread("quintic", 5)
+
+
+def test_a_list_of_triples_is_one_for_each_iteration():
+    one, grads = (1.5, -0.5, 0.0), weights()["conv"].reshape(12, 5)
+    made = [
+        tx.update(grads, tx.init(grads))[0]
+        for tx in (oc.scale_by_muon(ns_steps=3, coefficients=c) for c in (one, [one], [one] * 3))
+    ]
+    np.testing.assert_array_equal(made[0], made[1])
+    np.testing.assert_array_equal(made[0], made[2])
