@@ -35,7 +35,7 @@ def by_owners(function: Callable[[jax.Array], jax.Array], matrices: Sequence[jax
     Returns:
       The results in the shapes of `matrices`; along explicit axes in their shardings too.
     """
-    axes = owner_axes()
+    axes: tuple[str, ...] = owner_axes()
 
     def compute(*parts: jax.Array) -> tuple[jax.Array, ...]:
         stack = jnp.concatenate(parts) if len(parts) > 1 else parts[0]
@@ -53,7 +53,7 @@ def by_owners(function: Callable[[jax.Array], jax.Array], matrices: Sequence[jax
         else:
             stack = function(stack)
         ends = [sum(len(part) for part in parts[:i]) for i in range(len(parts) + 1)]
-        return tuple(stack[start:end] for start, end in itertools.pairwise(ends))
+        return tuple([stack[start:end] for start, end in itertools.pairwise(ends)])
 
     mesh = jax.sharding.get_abstract_mesh()
     if AxisType.Explicit in mesh.axis_types and axes:
