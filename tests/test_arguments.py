@@ -37,7 +37,7 @@ NUMBERS = {
     "a finite number": Numbers("baseline factor muon_a muon_b muon_c", (), (-1.0, 0, 1.0)),
     "a finite number >= 0": Numbers(
         """
-        adam_lr_ratio adam_weight_decay base_lr beta decay end end_learning_rate eps epsilon epsilon_1 epsilon_2 eta eta_max eta_min
+        adam_lr_ratio adam_weight_decay base_lr beta decay end end_learning_rate eps eps_root epsilon epsilon_1 epsilon_2 epsilon_root eta eta_max eta_min
         gamma initial_accumulator_value initial_learning_rate l1_regularization_strength l2_regularization_strength
         l2_shrinkage_regularization_strength learning_rate lr lr_decay max_lr min_delta min_learning_rate min_lr min_scale min_value
         momentum_decay peak rms_rate schedule_decay stable_steps warmup_steps warmup_target weight_decay
@@ -60,7 +60,7 @@ NUMBERS = {
         (0.0, 1, 1.0),
     ),
     "a number in [0, 1)": Numbers(
-        "adam_beta_1 adam_beta_2 alpha beta_1 beta_2 betas[0] betas[1] rho", (-0.1, 1.0, 1), (0.0, 0, 0.999)
+        "adam_beta_1 adam_beta_2 alpha b1 b2 beta_1 beta_2 betas[0] betas[1] rho", (-0.1, 1.0, 1), (0.0, 0, 0.999)
     ),
     "a number in (0, 1]": Numbers("start_factor", (0.0, 0, -0.1, 1.1), (1e-3, 1, 1.0)),
     "a number in (0, 1)": Numbers("", (0.0, 0, 1.0, 1), (1e-3, 0.999)),
@@ -78,6 +78,8 @@ ALLOWED |= {
     "Scaled.factor": "a finite number >= 0",
     "WarmupStableDecay.decay_steps": "a finite number >= 0",
     "zclip.decay": "a number in [0, 1)",
+    "presets.optax.rmsprop.decay": "a number in [0, 1)",
+    "presets.optax.rmsprop.initial_scale": "a finite number >= 0",
     "presets.torch.ReduceLROnPlateau.factor": "a number in [0, 1)",
     "presets.torch.ReduceLROnPlateau.threshold": "a finite number >= 0",
 }
@@ -264,6 +266,9 @@ GOES_WITH: dict[str, dict[str, Any]] = {
     "dampening": {"momentum": 0.9},
     "exclude_from_weight_decay": {"weight_decay": 0.1},
     "nesterov": {"momentum": 0.9},
+    "presets.optax.sgd.accumulator_dtype": {"momentum": 0.9},
+    "scale_by_adam.epsilon_root": {"epsilon_hat": False},
+    "scale_by_adam.nesterov": {"epsilon_hat": False},
     "InverseSquareRoot.warmup_steps": {"timescale": 10.0},
     "OneCycleLR.epochs": {"steps_per_epoch": 10, "total_steps": None},
     "OneCycleLR.steps_per_epoch": {"epochs": 10, "total_steps": None},

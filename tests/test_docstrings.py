@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from optchain.presets import keras, keras_adamw, torch
+from optchain.presets import keras, keras_adamw, optax, torch
 
-FAMILIES = {"keras": keras, "keras_adamw": keras_adamw, "torch": torch}
+FAMILIES = {"keras": keras, "keras_adamw": keras_adamw, "optax": optax, "torch": torch}
 """Dialects: a name means the same within one, and may mean something else in another."""
 
 OWN_MEANING = {
@@ -26,6 +26,16 @@ OWN_MEANING = {
         ("schedule_free_adamw", "beta_1"): "the place where gradients are taken, not the decay of a slot",
     },
     "keras_adamw": {("nadamw", "epsilon"): "in the root"},
+    "optax": {
+        ("adagrad", "eps"): "in the root",
+        ("lamb", "weight_decay"): "before the norm is taken",
+        ("lion", "b1"): "a weight in the step, not the decay of a slot",
+        ("lion", "b2"): "decay of the only slot, an average of gradients",
+        ("lion", "mu_dtype"): "of the only slot",
+        ("rmsprop", "eps"): "in the root or outside it",
+        ("sgd", "nesterov"): "of the velocity",
+        ("rmsprop", "nesterov"): "of the velocity",
+    },
     "torch": {
         ("adamax", "betas"): "the second is the decay of a maximum",
         ("adamax", "eps"): "added to the gradient, not to the denominator",

@@ -3,6 +3,15 @@
 MATRICES = "lambda params: {'kernel': True, 'bias': False}"
 
 CALLS = {
+    "presets.optax.adagrad": "presets.optax.adagrad(1e-3)",
+    "presets.optax.adam": "presets.optax.adam(1e-3)",
+    "presets.optax.adamw": "presets.optax.adamw(1e-3)",
+    "presets.optax.lamb": "presets.optax.lamb(1e-3)",
+    "presets.optax.lion": "presets.optax.lion(1e-3)",
+    "presets.optax.nadam": "presets.optax.nadam(1e-3)",
+    "presets.optax.nadamw": "presets.optax.nadamw(1e-3)",
+    "presets.optax.rmsprop": "presets.optax.rmsprop(1e-3)",
+    "presets.optax.sgd": "presets.optax.sgd(1e-3, momentum=0.9)",
     "accumulate": "accumulate(optchain.scale_by_learning_rate(1.0), 4)",
     "adaptive_grad_clip": "adaptive_grad_clip(0.5)",
     "add_l2_penalty": "add_l2_penalty(0.5)",

@@ -9,9 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import calls
+import latex2mathml.converter
+import links
 import pictures
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+from mkdocs.utils import get_relative_url
 
 import optchain
 import optchain.presets.keras_adamw
@@ -32,6 +36,7 @@ GROUPS = {
 PRESETS = {
     "presets.keras.": "Presets: Keras",
     "presets.torch.": "Presets: PyTorch",
+    "presets.optax": "Presets: Optax",
     "presets.keras_adamw": "Presets: keras-adamw",
 }
 ORDER = [*reversed(GROUPS), "Around other transformations", *PRESETS.values()]
@@ -78,6 +83,14 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     text = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
     _, *sections = re.split(r"^## ", text, flags=re.MULTILINE)
     return markdown.replace("{{ benchmarks }}", "".join(f"## {section}" for section in sections))
+
+
+def on_page_content(html: str, page: Page, **_: Any) -> str:
+    """Leads from the names in the text to their pages."""
+    own = [name for name, factory in FACTORIES.items() if factory.__module__.startswith("optchain.")]
+    addresses = {name: f"transformations/{name}/" for name in own}
+    pages = {name: "" if at == page.url else get_relative_url(at, page.url) for name, at in addresses.items()}
+    return links.linked(html, pages, links.listed())
 
 
 def _race() -> str:
@@ -152,7 +165,7 @@ def _notebook(path: Path, config: MkDocsConfig) -> list[File]:
     for number, cell in enumerate(json.loads(path.read_text(encoding="utf-8"))["cells"]):
         source = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
-            parts.append(source)
+            parts.append(_typeset(source))
             continue
         parts.append(f"```python\n{source}\n```")
         for index, output in enumerate(cell["outputs"]):
@@ -164,4 +177,16 @@ def _notebook(path: Path, config: MkDocsConfig) -> list[File]:
                 parts.append(f"![output]({name})")
             elif text := "".join(output.get("text", data.get("text/plain", ""))):
                 parts.append(f"```text\n{text.rstrip()}\n```")
-    return [*files, File.generated(config, f"notebooks/{path.stem}.md", content="\n\n".join(parts) + "\n")]
+    heading, _, rest = "\n\n".join(parts).partition("\n")
+    content = f"{heading}\n\n[Download this notebook]({path.name}){{ download }}\n{rest}\n"
+    files.append(File.generated(config, f"notebooks/{path.name}", abs_src_path=str(path)))
+    return [*files, File.generated(config, f"notebooks/{path.stem}.md", content=content)]
+
+
+def _typeset(markdown: str) -> str:
+    """Formulas as MathML, which browsers show by themselves: nothing is fetched, no script runs."""
+
+    def typeset(found: re.Match[str]) -> str:
+        return latex2mathml.converter.convert(found[1], display="block")
+
+    return re.sub(r"\$\$(.+?)\$\$", typeset, markdown, flags=re.DOTALL)

@@ -1,13 +1,18 @@
 """Where results are printed: as wide as the terminal, or wide enough where there is none; without colour if NO_COLOR is set."""
 
 import contextlib
+import itertools
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 WHOLE = 160
+FRAME = 3
+"""What a column's frame takes."""
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -19,6 +24,52 @@ def console(*, stderr: bool = False) -> Console:
 def say(screen: Console, text: str) -> None:
     """Prints a line as it is: not wrapped, no brackets read as markup, no numbers coloured."""
     screen.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def show(
+    screen: Console,
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    right: Sequence[str] = (),
+    styles: Sequence[str] | None = None,
+    sections: Sequence[int] = (),
+    title: str | None = None,
+) -> None:
+    """Prints a table with as many of its columns as fit with every word whole, the first ones, and says which do not.
+
+    Args:
+      screen: where to.
+      header: the columns.
+      rows: the cells.
+      right: the columns that are aligned to the right: numbers.
+      styles: one for each row.
+      sections: the rows before which there is a line.
+      title: what stands above.
+    """
+    least = [max(_longest_word(cell) for cell in column) + FRAME for column in zip(header, *rows, strict=True)]
+    count = max(1, sum(width < screen.width for width in itertools.accumulate(least)))
+    table = Table(title=None if title is None else Text(title), title_justify="left")
+    for name, width in zip(header[:count], least, strict=False):
+        justify = "right" if name in right else "left"
+        table.add_column(Text(name), justify=justify, no_wrap=name in right, overflow="fold", min_width=width - FRAME)
+    for number, row in enumerate(rows):
+        if number in sections:
+            table.add_section()
+        table.add_row(*map(Text, row[:count]), style=styles[number] if styles else "")
+    screen.print(table)
+    say_left_out(screen, header[count:])
+
+
+def _longest_word(cell: str) -> int:
+    """What a cell takes at the least: its longest word, after the spaces that it begins with."""
+    return max((len(word) for word in cell.split()), default=0) + len(cell) - len(cell.lstrip())
+
+
+def say_left_out(screen: Console, columns: Sequence[str]) -> None:
+    """Says which columns a table has no room for."""
+    if columns:
+        say(screen, f"no room at {screen.width} columns for: {', '.join(columns)}")
 
 
 @contextlib.contextmanager

@@ -64,6 +64,7 @@ RANGES: dict[str, Range] = {
     "beta_2": BELOW_ONE,
     "rho": BELOW_ONE,
     "epsilon": NON_NEGATIVE,
+    "epsilon_root": NON_NEGATIVE,
     "adam_beta_1": BELOW_ONE,
     "adam_beta_2": BELOW_ONE,
     "adam_lr_ratio": NON_NEGATIVE,
@@ -109,6 +110,10 @@ RANGES: dict[str, Range] = {
     "betas[0]": BELOW_ONE,
     "betas[1]": BELOW_ONE,
     "eps": NON_NEGATIVE,
+    # Optax's
+    "b1": BELOW_ONE,
+    "b2": BELOW_ONE,
+    "eps_root": NON_NEGATIVE,
 }
 
 

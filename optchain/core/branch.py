@@ -7,26 +7,21 @@ XLA's GPU backend copies the arrays that pass through a `conditional`, before it
 skips a step moves 52 bytes a parameter instead of 4. There a loop of at most one round keeps them where they are. On a CPU a loop
 copies and a `conditional` does not; on a TPU the compiler schedules memory better through a `conditional`.
 
-A loop has no derivative in reverse mode. So the branch is a primitive of JAX that holds both: it is differentiated as the `cond`,
-and which of the two a device runs is decided when it is lowered.
+A loop has no derivative in reverse mode. So the branch holds both forms: it is differentiated as the `cond`, and which of the two
+a device runs is decided when it is lowered.
 """
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax._src import checkify  # the public module does not have the rules of primitives
-from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
-from jax.interpreters import ad, batching, mlir
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from optchain.core import devices
+from optchain.core.by_platform import by_platform
 from optchain.core.trees.dtypes import wide_dtype
-
-run_if_p = Primitive("run_if")
-run_if_p.multiple_results = True
 
 
 def run_if(pred: jax.Array, run: Callable[..., tuple[Any, ...]], *carry: Any) -> Any:
@@ -43,7 +38,7 @@ def run_if(pred: jax.Array, run: Callable[..., tuple[Any, ...]], *carry: Any) ->
     def run_leaves(*leaves: Any) -> list[Any]:
         return treedef.flatten_up_to(run(*treedef.unflatten(leaves)))
 
-    body = None if _runs_step_by_step() else _Body(run_leaves, leaves)
+    body = None if runs_step_by_step() else _Body(run_leaves, leaves)
     if body is None or body.uses_refs:
         return treedef.unflatten(lax.cond(pred, run_leaves, lambda *leaves: list(leaves), *leaves))
 
@@ -51,9 +46,9 @@ def run_if(pred: jax.Array, run: Callable[..., tuple[Any, ...]], *carry: Any) ->
         return lax.cond(pred, body, lambda captured, leaves: leaves, captured, leaves)
 
     def on_gpu(pred: jax.Array, captured: list[Any], leaves: list[Any]) -> list[Any]:
-        return _once(pred, lambda leaves: body(captured, leaves), leaves)
+        return once(pred, lambda leaves: body(captured, leaves), leaves)
 
-    return treedef.unflatten(_bind(cond, on_gpu, pred, body.captured, leaves))
+    return treedef.unflatten(by_platform(cond, pred, body.captured, leaves, gpu=on_gpu))
 
 
 def run_or_zeros(
@@ -81,7 +76,7 @@ def run_or_zeros(
     def unflatten(out: list[Any]) -> Any:
         return of_made.unflatten(out[: len(likes)]), *treedef.unflatten(out[len(likes) :])
 
-    body = None if _runs_step_by_step() else _Body(run_leaves, leaves)
+    body = None if runs_step_by_step() else _Body(run_leaves, leaves)
     if body:
         kinds = body.kinds[: len(likes)]
         likes = [devices.placed_as(x, kind) for x, kind in zip(likes, kinds, strict=True)]
@@ -106,12 +101,12 @@ def run_or_zeros(
         # gradients are read anyway; what they hold where `pred` is true is written over.
         wide = [lax.convert_element_type(x, dtype) for x, dtype in zip(likes, dtypes, strict=True)]
         start = [jnp.where(pred, x, zero) for x, zero in zip(wide, zeros(likes), strict=True)]
-        return _once(pred, lambda out: body(captured, out[len(likes) :]), start + leaves)
+        return once(pred, lambda out: body(captured, out[len(likes) :]), start + leaves)
 
-    return unflatten(_bind(cond, on_gpu, pred, body.captured, leaves, likes))
+    return unflatten(by_platform(cond, pred, body.captured, leaves, likes, gpu=on_gpu))
 
 
-def _runs_step_by_step() -> bool:
+def runs_step_by_step() -> bool:
     """Under `jax.disable_jit` nothing is traced, so that Python code within sees numbers."""
     config: Any = jax.config
     return config.jax_disable_jit
@@ -134,91 +129,11 @@ class _Body:
         return jaxpr_as_fun(ClosedJaxpr(self._jaxpr, captured))(*leaves)
 
 
-def _once(pred: jax.Array, run: Callable[[list[Any]], list[Any]], leaves: list[Any]) -> list[Any]:
-    """A loop of at most one round."""
+def once(pred: jax.Array, run: Callable[[list[Any]], list[Any]], leaves: list[Any]) -> list[Any]:
+    """A loop of at most one round. Its end is a constant to the compiler, so that one loop may use the room of another."""
 
     def run_body(carry: tuple[jax.Array, list[Any]]) -> tuple[jax.Array, list[Any]]:
         pending, leaves = carry
-        return ~pending, run(leaves)  # `~pending` is False, and varies over devices as `pending` does
+        return pending ^ pending, run(leaves)  # False, which varies over devices as `pending` does
 
     return lax.while_loop(lambda carry: carry[0], run_body, (pred, leaves))[1]
-
-
-def _bind(cond: Callable[..., list[Any]], on_gpu: Callable[..., list[Any]], *operands: Any) -> list[Any]:
-    forms = {"cond": jax.make_jaxpr(cond)(*operands), "on_gpu": jax.make_jaxpr(on_gpu)(*operands)}
-    return run_if_p.bind(*jax.tree.leaves(operands), **forms)
-
-
-def as_cond(*operands: Any, cond: ClosedJaxpr, on_gpu: ClosedJaxpr) -> list[Any]:
-    return jaxpr_as_fun(cond)(*operands)
-
-
-def as_on_gpu(*operands: Any, cond: ClosedJaxpr, on_gpu: ClosedJaxpr) -> list[Any]:
-    return jaxpr_as_fun(on_gpu)(*operands)
-
-
-def _types(*operands: Any, cond: ClosedJaxpr, on_gpu: ClosedJaxpr) -> tuple[Any, Any]:
-    return cond.out_avals, cond.effects
-
-
-def _derivative(primals: Sequence[Any], tangents: Sequence[Any], **forms: ClosedJaxpr) -> tuple[list[Any], list[Any]]:
-    perturbed = [i for i, tangent in enumerate(tangents) if not isinstance(tangent, ad.Zero)]
-
-    def of_perturbed(*perturbed_values: Any) -> list[Any]:
-        operands = dict(enumerate(primals)) | dict(zip(perturbed, perturbed_values, strict=True))
-        return as_cond(*operands.values(), **forms)
-
-    out, directions = jax.jvp(of_perturbed, [primals[i] for i in perturbed], [tangents[i] for i in perturbed])
-    has_no_tangent = [direction.dtype == jax.dtypes.float0 for direction in directions]
-    zeros = [ad.Zero(jax.typeof(value).to_tangent_aval()) for value in out]
-    return out, [zero if s else d for zero, s, d in zip(zeros, has_no_tangent, directions, strict=True)]
-
-
-def _transposed(cotangents: Sequence[Any], *operands: Any, **forms: ClosedJaxpr) -> list[Any]:
-    """Of an `update` that is linear in the gradients, for `jax.linear_transpose`."""
-    linear = [i for i, operand in enumerate(operands) if ad.is_undefined_primal(operand)]
-    given = {i: cotangent for i, cotangent in enumerate(cotangents) if not isinstance(cotangent, ad.Zero)}
-
-    def of_linear(*values: Any) -> list[Any]:
-        full = dict(enumerate(operands)) | dict(zip(linear, values, strict=True))
-        out = as_cond(*full.values(), **forms)
-        return [out[i] for i in given]
-
-    transpose = jax.linear_transpose(of_linear, *(operands[i].aval for i in linear))
-    found = dict(zip(linear, transpose(list(given.values())), strict=True))
-    return [found.get(i) for i in range(len(operands))]
-
-
-def _checkified(error: Any, enabled: Any, *operands: Any, cond: ClosedJaxpr, on_gpu: ClosedJaxpr) -> tuple[Any, Any]:
-    return checkify.checkify_jaxpr(cond, enabled, error, *operands)
-
-
-def _batched(
-    axis: Any, operands: Sequence[Any], dims: Sequence[int | None], **forms: ClosedJaxpr
-) -> tuple[list[Any], list[int | None]]:
-    """Keeps a value unbatched that is the same for every member of the batch, such as a count of calls."""
-    names = {"axis_name": axis.name if isinstance(axis.name, str) else None, "spmd_axis_name": axis.spmd_name}
-    vmap = functools.partial(jax.vmap, in_axes=tuple(dims), axis_size=axis.size, **names)
-    out_dims: list[int | None] = []
-
-    def probe(*operands: Any) -> list[Any]:
-        out = as_on_gpu(*operands, **forms)
-        out_dims[:] = [None if getattr(value, "batch_dim", None) is None else 0 for value in out]
-        return out
-
-    jax.make_jaxpr(vmap(probe))(*operands)
-    mapped = {
-        name: jax.make_jaxpr(vmap(jaxpr_as_fun(form), out_axes=out_dims))(*operands) for name, form in forms.items()
-    }
-    return run_if_p.bind(*operands, **mapped), out_dims
-
-
-run_if_p.def_impl(as_cond)
-run_if_p.def_effectful_abstract_eval(_types)
-ad.primitive_jvps[run_if_p] = _derivative
-ad.primitive_transposes[run_if_p] = _transposed
-batching.fancy_primitive_batchers[run_if_p] = _batched
-checkify.error_checks[run_if_p] = _checkified
-mlir.register_lowering(run_if_p, mlir.lower_fun(as_cond, multiple_results=True))
-for _gpu in ("cuda", "rocm"):
-    mlir.register_lowering(run_if_p, mlir.lower_fun(as_on_gpu, multiple_results=True), platform=_gpu)

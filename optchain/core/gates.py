@@ -12,6 +12,7 @@ from optchain.core import devices, trees
 from optchain.core.branch import run_if, run_or_zeros
 from optchain.core.composite import Composite, nonempty_states
 from optchain.core.factors import Factor
+from optchain.core.leaf_by_leaf import leaf_by_leaf_if_packed
 from optchain.core.row_gradient import densified, is_rows
 from optchain.core.slot import Slot
 from optchain.core.transformation import Kind, Stage, State, Transformation
@@ -115,8 +116,11 @@ class Gate(Composite):
         keep_layout = extra.get("keep_layout")
         extra = self._extra_for_inner(own, extra)
 
+        def apply_inner(params: Tree, inner_state: State) -> tuple[Tree, State]:
+            return self.parts["inner"].run_apply(params, inner_state, gradient(), extra)
+
         def run(params: Tree, inner_state: State) -> tuple[Tree, State]:
-            params, inner_state = self.parts["inner"].run_apply(params, inner_state, gradient(), extra)
+            params, inner_state = leaf_by_leaf_if_packed(apply_inner, params, inner_state)
             return (keep_layout(params) if keep_layout else params), inner_state
 
         params, inner_state = run_if(run_now, run, params, state.get("inner", {}))

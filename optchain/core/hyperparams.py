@@ -67,6 +67,11 @@ class Hyperparams:
         return frozenset({*self.constants, *self.settable, *self.schedules})
 
     @property
+    def values(self) -> dict[str, Any]:
+        """What each was built with: a number, an array, a schedule."""
+        return {**self.constants, **self.settable, **self.schedules}
+
+    @property
     def fields(self) -> frozenset[str]:
         """The names of the state's entries that these hyperparameters need."""
         return frozenset(

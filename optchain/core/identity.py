@@ -84,6 +84,11 @@ class Identity(optax.GradientTransformationExtraArgs):
         assert self._factory is not None
         return given_arguments(inspect.signature(self._factory), self.config)
 
+    def code(self, values: Mapping[str, Any], *, one_line: bool = False) -> str:
+        """The call of its factory with these of the arguments in `config`."""
+        assert self._factory is not None
+        return call_code(self.registered_name, inspect.signature(self._factory), values, one_line=one_line)
+
     def rebuilt(self, **changes: Any) -> Self:
         """The transformation that the same factory builds with some arguments changed."""
         assert self._factory is not None
@@ -109,7 +114,7 @@ class Identity(optax.GradientTransformationExtraArgs):
     def __repr__(self) -> str:
         if self._factory is None:
             return f"<{type(self).__name__} {self.name}>"
-        return call_code(self.registered_name, inspect.signature(self._factory), self.given())
+        return self.code(self.given())
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"a Transformation is immutable; build another instead of setting {name}")

@@ -83,7 +83,7 @@ def store_leaf(
         return (round_at_random(x, draw(x.shape)) if codes.dtype == jnp.bfloat16 else x.astype(codes.dtype)), None
     blocks, r = _in_blocks(x, x.shape), _in_blocks(draw(x.shape), x.shape)
     magnitude = jnp.abs(blocks)
-    largest = trees.largest_magnitude(blocks, _within(x.shape))
+    largest = _largest(magnitude, _within(x.shape))
     s = _rounded_up(largest) if codes.dtype == jnp.int8 else jnp.maximum(_rounded_up(largest), _SMALLEST_SCALE)
     s = jnp.where(largest > 0, s, largest)  # 0 and NaN as they are
     unit = jnp.where(
@@ -100,6 +100,16 @@ def store_leaf(
         q = jnp.where(magnitude > 0, q, 0)
     q = jnp.where(jnp.isfinite(s), q, 1)  # times a scale that is not finite: neither is what is loaded
     return q.astype(codes.dtype).reshape(x.shape), jnp.squeeze(s, _within(x.shape)).astype(scale.dtype)
+
+
+def _largest(magnitude: jax.Array, axis: int) -> jax.Array:
+    """The largest of numbers that are not negative, over an axis, which then has length 1; NaN where there is one.
+
+    By their bits, which are integers in the same order, NaN above all others. Of numbers themselves XLA's CPU backend drops NaN,
+    and writes all of them out first.
+    """
+    bits = lax.bitcast_convert_type(magnitude, jnp.int32)
+    return lax.bitcast_convert_type(jnp.max(bits, axis, keepdims=True), jnp.float32)
 
 
 def _signed_value(q: jax.Array) -> jax.Array:

@@ -65,12 +65,13 @@ def sweep(state: Any, values: Mapping[str, Any] | None = None, /, **named: Any) 
     ((members,),) = shapes
 
     axes = member_axes(state)
-    batched = jax.tree.map(
-        lambda axis, leaf: jnp.array(leaf) if axis is None else jnp.repeat(jnp.asarray(leaf)[None], members, axis=axis),
-        axes,
-        state,
-        is_leaf=lambda node: node is None,
-    )
+
+    def of_members(axis: int | None, leaf: Any) -> Any:
+        if leaf is None:  # an empty place, such as the scales of what has no codes
+            return None
+        return jnp.array(leaf) if axis is None else jnp.repeat(jnp.asarray(leaf)[None], members, axis=axis)
+
+    batched = jax.tree.map(of_members, axes, state, is_leaf=lambda node: node is None)
     fields = {key: find_settable(state, key) for key in arrays}
     for key, field in fields.items():
         arguments.check_values(field.name, wanted[key])  # before they were rounded

@@ -85,6 +85,8 @@ class Transformation(Identity):
     labels: Callable[[Tree], Tree] | None = None
     """Where leaves are not all treated alike: the parameters to a tree of the names of the parts that act on each, or of what
     is done with it."""
+    effects: Callable[[Tree], Mapping[str, Tree]] | None = None
+    """Where it acts on each parameter by a strength of its own: the parameters to trees of numbers, by what is done."""
     parts: Mapping[str, "Transformation"]
     slots: Mapping[str, Slot]
     hyperparams: Hyperparams
@@ -193,6 +195,26 @@ class Transformation(Identity):
     def with_labels(self, labels: Callable[[Tree], Tree]) -> Self:
         """The same transformation, with a function that says what it does with each parameter: `describe` shows it."""
         return self._changed(labels=labels)
+
+    def with_effects(self, effects: Callable[[Tree], Mapping[str, Tree]]) -> Self:
+        """The same transformation, with a function that says how strongly it acts on each parameter: `describe` shows it.
+
+        Args:
+          effects: the parameters to trees of numbers or bools, by what is done: `rate`, a factor of the learning rate;
+            `weight_decay` and `l2_penalty`, the shares of the hyperparameter `weight_decay`; `l1` and `l2`, decays. A
+            parameter of which all are 0 or False is one that the link leaves alone.
+
+        Returns:
+          A transformation whose numbers and state are the same.
+
+        Example:
+          >>> import jax, jax.numpy as jnp, optchain
+          >>> half = optchain.scale(0.5).with_effects(lambda params: {"rate": jax.tree.map(lambda p: 0.5, params)})
+          >>> tx = optchain.chain(optchain.sgd(0.1), ("half", half))
+          >>> optchain.describe(tx, {"w": jnp.ones(2)}).per_parameter[0].rate_factor
+          0.5
+        """
+        return self._changed(effects=effects)
 
     def with_schedules(self, change: ChangeSchedule) -> Self:
         """The same transformation, with other schedules in it and in its parts: `change(name, schedule)` for each.

@@ -26,8 +26,10 @@ def given_arguments(signature: inspect.Signature, values: Mapping[str, Any]) -> 
     return {name: value for name, value in values.items() if not _is_default(value, parameters[name].default)}
 
 
-def call_code(function: str, signature: inspect.Signature, given: Mapping[str, Any]) -> str:
-    """`function(…)` with the given arguments, one a line where the line would be long or holds a transformation."""
+def call_code(function: str, signature: inspect.Signature, given: Mapping[str, Any], *, one_line: bool = False) -> str:
+    """`function(…)` with the given arguments, one a line where the line would be long or holds a transformation, unless all
+    are to be on one line.
+    """
     parts = []
     for name, value in given.items():
         parameter = signature.parameters[name]
@@ -37,8 +39,9 @@ def call_code(function: str, signature: inspect.Signature, given: Mapping[str, A
             parts.append(to_code(value))
         else:
             parts.append(f"{name}={to_code(value)}")
-    nested = any(_is_link(value) for value in given.values())
-    if not nested and "\n" not in "".join(parts) and len(function) + len(", ".join(parts)) + 2 <= WIDTH:
+    nested = any(holds_link(value) for value in given.values())
+    short = not nested and "\n" not in "".join(parts) and len(function) + len(", ".join(parts)) + 2 <= WIDTH
+    if one_line or short:
         return f"{function}({', '.join(parts)})"
     body = "".join(f"    {part},\n" for part in (part.replace("\n", "\n    ") for part in parts))
     return f"{function}(\n{body})"
@@ -47,14 +50,15 @@ def call_code(function: str, signature: inspect.Signature, given: Mapping[str, A
 def to_code(value: Any) -> str:
     """A value of a configuration as code, as far as it has any: a function prints as its name."""
     match value:
-        case (str() as name, optax.GradientTransformation() as link):
-            return f"({name!r}, {link!r})" if hasattr(link, "config") else f"optax({name})"
-        case optax.GradientTransformation():
-            return repr(value) if hasattr(value, "config") else "optax(optax)"
+        # Arrays first: to newer versions of NumPy they are sequences, which a pattern asks for their length.
         case jax.Array() if arguments.is_traced(value):
             return str(value)
         case jax.Array() | np.ndarray():
             return f"jnp.array({np.asarray(value).tolist()!r}, {value.dtype.name!r})"
+        case (str() as name, optax.GradientTransformation() as link):
+            return f"({name!r}, {link!r})" if hasattr(link, "config") else f"optax({name})"
+        case optax.GradientTransformation():
+            return repr(value) if hasattr(value, "config") else "optax(optax)"
         case np.generic():
             return repr(value.item())
         case dict():
@@ -78,11 +82,11 @@ def _is_default(value: Any, default: Any) -> bool:
     return isinstance(value, simple) and isinstance(default, simple) and value == default
 
 
-def _is_link(value: Any) -> bool:
+def holds_link(value: Any) -> bool:
     """Whether a value is, or holds, a transformation: these are printed one a line."""
     if isinstance(value, optax.GradientTransformation):
         return True
-    return isinstance(value, tuple) and any(map(_is_link, value))
+    return isinstance(value, tuple) and any(map(holds_link, value))
 
 
 def on_host(value: Any) -> Any:

@@ -3,20 +3,23 @@
 import dataclasses
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
-from optchain.core.masks import select
+from optchain.core.arguments import is_number
 from optchain.core.optax_link import as_transformation
 from optchain.core.transformation import Transformation
-from optchain.core.trees import Tree, dtype_of, leaves_with_paths, path_names, path_string
-from optchain.core.values import to_code
+from optchain.core.trees import Tree, dtype_of, leaves_with_paths, path_names
+from optchain.core.values import holds_link, to_code
 from optchain.core.walk import Node, walk
+from optchain.recipes import per_parameter
+from optchain.recipes.per_parameter import ParameterRow
 from optchain.training.sharding import mirrored, parameter_shardings, state_shardings
 
 
@@ -29,8 +32,12 @@ class LinkRow:
     depth: int
     code: str
     """What builds it, on one line."""
-    entries: dict[str, str]
-    """What it keeps: the dtypes and the number of values of each entry."""
+    rule: str
+    """The registered name of what builds it; its own name if there is none."""
+    arguments: dict[str, float | str | bool | None]
+    """What it was built with, defaults too: numbers as numbers, anything else as code; without the links within."""
+    entries: dict[str, dict[str, int]]
+    """What it keeps: how many values of which dtype each entry has."""
     bytes: int
     device_bytes: int
     """What of it one device of the mesh holds."""
@@ -62,8 +69,8 @@ class Description:
     """The number of values of the parameters."""
     parameter_bytes: int
     state_bytes: int
-    groups: dict[str, str] = dataclasses.field(default_factory=dict)
-    """Where not every link acts on every parameter: the path of each to those of the links, or `frozen`."""
+    per_parameter: tuple[ParameterRow, ...] = ()
+    """What happens to each parameter: its group, its optimizer, its rate, its decay, its storage."""
     mesh: dict[str, int] = dataclasses.field(default_factory=dict)
     """The axes of the mesh and the number of devices along each; empty without one."""
     leaves: tuple[LeafRow, ...] = ()
@@ -91,12 +98,12 @@ class Description:
     def __str__(self) -> str:
         table: list[tuple[str, ...]] = [("link", "keeps", "bytes", *["a device"] * bool(self.mesh))]
         for row in self.rows:
-            kept = ", ".join(f"{name}: {what}" for name, what in row.entries.items())
+            kept = ", ".join(f"{name}: {contents(what)}" for name, what in row.entries.items())
             counts = [row.bytes, row.device_bytes] if self.mesh else [row.bytes]
             table.append(("  " * row.depth + row.code, kept or "-", *(size(n) if n else "-" for n in counts)))
         lines = aligned(table, "<<>>")
-        if self.groups:
-            lines += ["", *aligned([("parameter", "acted on by"), *self.groups.items()], "<<")]
+        if self.per_parameter:
+            lines += ["", *aligned(per_parameter.table(self.per_parameter), "<<<<<<<<")]
         if self.mesh:
             lines += ["", *aligned(_lying(self.leaves), "<><<<>>")]
         return "\n".join([*lines, "", self.total, *self._on_a_device()])
@@ -138,22 +145,28 @@ def describe(
       >>> import jax, jax.numpy as jnp, optchain
       >>> params = {"w": jax.ShapeDtypeStruct((1000, 1000), jnp.float32)}
       >>> print(optchain.describe(optchain.adamw(1e-3, weight_decay=None), params))
-      link                        keeps                                                                 bytes
-      --------------------------  ------------------------------------------------------------------  -------
-      adamw(weight_decay=None)    hyperparams: 1 × float32                                                4 B
-        scale_by_adam()           count: 1 × int32, mu: 1,000,000 × float32, nu: 1,000,000 × float32  8.00 MB
-        scale_by_learning_rate()  -                                                                         -
+      link                                                      keeps                                                                 bytes
+      --------------------------------------------------------  ------------------------------------------------------------------  -------
+      adamw(learning_rate=0.001, weight_decay=None)             hyperparams: 1 × float32                                                4 B
+        scale_by_adam(beta_1=0.9, beta_2=0.999, epsilon=1e-07)  count: 1 × int32, mu: 1,000,000 × float32, nu: 1,000,000 × float32  8.00 MB
+        scale_by_learning_rate()                                -                                                                         -
+      <BLANKLINE>
+      parameter  rate   decay  optimizer  keeps
+      ---------  -----  -----  ---------  ---------------
+      w          0.001  -      adamw      mu, nu: float32
       <BLANKLINE>
       1,000,000 parameters (4.00 MB), state 8.00 MB: 8.00 bytes per parameter
     """
     transformation = as_transformation(tx)
-    groups: dict[str, list[str]] = {}
+    facts: dict[str, per_parameter.Facts] = {}
 
     def trace(params: Tree) -> Any:
-        groups.update(_groups(transformation, params, transformation.name))
-        return transformation.init(params)
+        state = transformation.init(params)
+        facts.update(per_parameter.facts_of(transformation, params))
+        return state
 
     state = jax.eval_shape(trace, params)
+    rows_per_parameter = tuple(per_parameter.rows_of(transformation, facts, state))
     leaves = jax.tree.leaves(params)
     if mesh is None:
         mesh = next((mesh for leaf in leaves if (mesh := _mesh_of(leaf))), None)
@@ -168,7 +181,7 @@ def describe(
         parameters=sum(leaf.size for leaf in leaves),
         parameter_bytes=_bytes(params),
         state_bytes=_bytes(state),
-        groups={path: ", ".join(names) for path, names in groups.items()},
+        per_parameter=rows_per_parameter,
         mesh={} if mesh is None else dict(mesh.shape),
         leaves=() if mesh is None else tuple(_leaf_rows(params, state)),
         device_parameter_bytes=_device_bytes(params),
@@ -246,55 +259,67 @@ def _device_bytes(tree: Any) -> int:
 # Links ----------------------------------------------------------------------------------------------------------------
 
 
-def _groups(link: Transformation, params: Tree, path: str) -> dict[str, list[str]]:
-    """The parts that act on each parameter, by the links' paths, of links whose parts do not all act on all parameters."""
-    labels = None if link.labels is None else link.labels(params)
-    found: dict[str, list[str]] = {}
-    for name, inner in link.parts.items():
-        seen = (
-            params if labels is None else select(jax.tree.map(lambda label, name=name: label == name, labels), params)
-        )
-        for parameter, names in _groups(inner, seen, f"{path}/{name}").items():
-            found.setdefault(parameter, []).extend(names)
-    within = link.parts
-    for place, label in [] if labels is None else leaves_with_paths(labels):
-        # A rule that treats leaves differently, with nothing within, says how.
-        acting = f"{path}/{label}" if label in within else label if within else f"{path}: {label}"
-        found.setdefault(path_string(place), [acting])
-    return {path_string(place): found[path_string(place)] for place, _ in leaves_with_paths(params)} if found else {}
-
-
 def _row(node: Node, root: str) -> LinkRow:
-    link, state = node.link, node.state
-    own = {name: entry for name, entry in state.items() if name not in link.parts} if isinstance(state, dict) else state
+    link = node.link
+    own = per_parameter.own_entries(node)
     entries = own if isinstance(own, dict) else {"state": own}
     return LinkRow(
         path="/".join([root, *node.path]),
         depth=len(node.path),
-        code=_heading(link) if link.parts else " ".join(repr(link).split()),
+        code=_code(link),
+        rule=node.rule if link.is_registered else link.name,
+        arguments={name: _datum(value) for name, value in link.config.items() if name not in HIDDEN},
         entries={name: _contents(entry) for name, entry in entries.items()},
         bytes=_bytes(own),
         device_bytes=_device_bytes(own),
     )
 
 
-def _heading(link: Transformation) -> str:
-    """A composite by its name and its arguments, without the transformations within, which follow."""
-    given = link.given() if link.is_registered else {}
-    shown = [f"{name}={to_code(value)}" for name, value in given.items() if name not in HIDDEN]
-    return f"{link.name}({', '.join(shown)})"
+def _code(link: Transformation) -> str:
+    """What builds a link, on one line: the arguments that were given, and the numbers that it goes by if they were not; of
+    a composite without the transformations within, which follow. A name that is not the builder's stands before it.
+    """
+    if not link.is_registered:
+        return f"{link.name}()" if link.parts else " ".join(repr(link).split())
+    given = link.given()
+    # In the dialects the learning rate has other names.
+    own = link.hyperparams.names | ({"lr"} if "learning_rate" in link.hyperparams.names else set())
+    if any(map(holds_link, link.config.values())):  # what goes around others has numbers that are no hyperparameters
+        own |= {
+            name for name, value in link.config.items() if isinstance(value, int | float | str) and value is not False
+        }
+    own -= {name for name, value in link.config.items() if is_number(value) and value == 0}  # it does nothing
+    shown = {
+        name: value for name, value in link.config.items() if name not in HIDDEN and (name in given or name in own)
+    }
+    code = " ".join(link.code(shown, one_line=True).split())
+    name = link.registered_name
+    # A second one in a chain is `decay_weights_2`.
+    plain = re.fullmatch(rf"({re.escape(name)}|{re.escape(name.rpartition('.')[2])})(_\d+)?", link.name)
+    return code if plain else f"{link.name}: {code}"
+
+
+def _datum(value: Any) -> float | str | bool | None:
+    """An argument for JSON: a number, a flag, a name or None as it is, an array of one number too, anything else as code."""
+    if isinstance(value, np.generic | np.ndarray) and value.ndim == 0:
+        return value.item()
+    return value if value is None or isinstance(value, bool | int | float | str) else to_code(value)
 
 
 HIDDEN = {"links", "inner", "groups", "default", "name"}
 """Arguments that hold transformations, and the name, which stands before them."""
 
 
-def _contents(entry: Any) -> str:
+def contents(sizes: Mapping[str, int]) -> str:
     """What an entry holds: `1,000,000 × float32`."""
+    return " + ".join(f"{size:,} × {dtype}" for dtype, size in sizes.items()) or "nothing"
+
+
+def _contents(entry: Any) -> dict[str, int]:
     sizes: dict[str, int] = {}
     for leaf in jax.tree.leaves(entry):
         sizes[dtype_of(leaf).name] = sizes.get(dtype_of(leaf).name, 0) + leaf.size
-    return " + ".join(f"{size:,} × {dtype}" for dtype, size in sizes.items()) or "nothing"
+    return sizes
 
 
 def _bytes(tree: Any) -> int:

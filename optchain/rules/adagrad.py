@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 
 from optchain.core import arguments
 from optchain.core.hyperparams import Hyperparam
@@ -26,7 +27,7 @@ def scale_by_rss(
         sum_of_squares ← sum_of_squares + |g|²
         u = g / √(sum_of_squares + ε), or with `epsilon_in_root=False`: g / (√sum_of_squares + ε)
 
-    The sign is the gradient's, and the learning rate is not in it: `scale_by_learning_rate` follows.
+    Where the denominator is 0, so is `u`. The sign is the gradient's, and the learning rate is not in it: `scale_by_learning_rate` follows.
 
     Args:
       initial_accumulator_value: the value from which the sum starts, a number >= 0.
@@ -55,7 +56,8 @@ def scale_by_rss(
     def step(epsilon: jax.Array) -> Leaf:
         def leaf(g: jax.Array, sum_of_squares: jax.Array) -> LeafUpdate:
             n = sum_of_squares + abs_square(g)
-            return g / (root(n + epsilon) if epsilon_in_root else root(n) + epsilon), {"sum_of_squares": n}
+            size = root(n + epsilon) if epsilon_in_root else root(n) + epsilon
+            return jnp.where(size == 0, 0, g / size), {"sum_of_squares": n}
 
         return leaf
 

@@ -29,6 +29,8 @@ def scale_by_adam(
     *,
     amsgrad: bool = False,
     epsilon_hat: bool = True,
+    epsilon_root: Hyperparam = 0.0,
+    nesterov: bool = False,
     moment_dtype: Any = None,
 ) -> Transformation:
     """Rescales gradients by Adam's rule, with `t` counting updates from 1:
@@ -38,8 +40,12 @@ def scale_by_adam(
         epsilon_hat:    u = √(1 − β₂ᵗ) / (1 − β₁ᵗ) · mu / (√nu + ε)             Keras, TensorFlow
         otherwise:      u = mu / (1 − β₁ᵗ) / (√(nu / (1 − β₂ᵗ)) + ε)            PyTorch, Optax, Algorithm 1 of the paper
 
-    With `amsgrad` the largest `nu` so far stands for `nu` in the last step. The sign is the gradient's, and the learning
-    rate is not in it: `scale_by_learning_rate` follows.
+    With `amsgrad` the largest `nu` so far stands for `nu` in the last step, and with an `epsilon_root` `nu + (1 − β₂ᵗ) epsilon_root`. With
+    `nesterov` the corrected average looks ahead, as Optax's does:
+
+        β₁ · mu / (1 − β₁ᵗ⁺¹) + (1 − β₁) · g / (1 − β₁ᵗ)   stands for   mu / (1 − β₁ᵗ)
+
+    The sign is the gradient's, and the learning rate is not in it: `scale_by_learning_rate` follows.
 
     Args:
       beta_1: decay of the first moment, in [0, 1).
@@ -47,12 +53,18 @@ def scale_by_adam(
       epsilon: what keeps the quotient finite, >= 0; in the units of the gradient.
       amsgrad: whether to divide by the largest second moment so far.
       epsilon_hat: whether ε stands outside the bias correction, the paper's "epsilon hat".
+      epsilon_root: added within the root, >= 0; in the units of the squared gradient.
+      nesterov: whether to look ahead; needs `epsilon_hat=False`. (`scale_by_nadam` is Keras's and PyTorch's, whose momentum warms
+        up.)
       moment_dtype: the dtype in which `mu`, `nu` and `nu_max` are stored, bfloat16, float32 or float64, or one by name,
         `{"mu": "bfloat16"}`; float32 or wider if None. Arithmetic is not done in it. In bfloat16 a `nu` with β₂ = 0.999 stops
         growing well short of its limit: its steps round away.
 
     Returns:
       A transformation with state `count, mu, nu` and, with AMSGrad, `nu_max`.
+
+    Raises:
+      ValueError: `nesterov` with `epsilon_hat`.
 
     Source: Kingma & Ba, "Adam: A Method for Stochastic Optimization", 2015, arXiv:1412.6980, Algorithm 1 and section 2;
     Reddi et al., "On the Convergence of Adam and Beyond", 2018, arXiv:1904.09237.
@@ -67,8 +79,15 @@ def scale_by_adam(
     """
     amsgrad = arguments.check_bool("amsgrad", amsgrad)
     epsilon_hat = arguments.check_bool("epsilon_hat", epsilon_hat)
+    nesterov = arguments.check_bool("nesterov", nesterov)
+    arguments.check_hyperparam("epsilon_root", epsilon_root)
+    rooted = not (arguments.is_number(epsilon_root) and epsilon_root == 0)
+    if epsilon_hat and nesterov:
+        raise ValueError(f"nesterov needs epsilon_hat=False; got {epsilon_hat=}")
 
-    def step(t: jax.Array, beta_1: jax.Array, beta_2: jax.Array, epsilon: jax.Array) -> Leaf:
+    def step(
+        t: jax.Array, beta_1: jax.Array, beta_2: jax.Array, epsilon: jax.Array, epsilon_root: jax.Array | float
+    ) -> Leaf:
         c1, c2 = one_minus_power(beta_1, t), one_minus_power(beta_2, t)
         factor = (jnp.sqrt(c2) if epsilon_hat else 1) / c1
 
@@ -77,8 +96,12 @@ def scale_by_adam(
             v = nu if nu_max is None else jnp.maximum(nu_max, nu)
             # The roots before the quotient, which could overflow.
             size = root(v) if epsilon_hat else root(v) / jnp.sqrt(c2)
-            u = mu * factor / (size + epsilon)
-            return u, {"mu": mu, "nu": nu, "nu_max": v}
+            if rooted:
+                size = root(v + c2 * epsilon_root) if epsilon_hat else root(v / c2 + epsilon_root)
+            m = mu * factor
+            if nesterov:
+                m = mu * (beta_1 / one_minus_power(beta_1, t + 1)) + g * ((1 - beta_1) / c1)
+            return m / (size + epsilon), {"mu": mu, "nu": nu, "nu_max": v}
 
         return leaf
 
@@ -88,6 +111,6 @@ def scale_by_adam(
     return rule(
         step,
         slots=stored(slots, moment_dtype),
-        hyperparams={"beta_1": beta_1, "beta_2": beta_2, "epsilon": epsilon},
+        hyperparams={"beta_1": beta_1, "beta_2": beta_2, "epsilon": epsilon, "epsilon_root": epsilon_root},
         stage="second_moment",
     )

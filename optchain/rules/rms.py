@@ -1,5 +1,6 @@
 """RMSprop's rule: the gradient over the root of the average of its squares."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -28,6 +29,7 @@ def scale_by_rms(
     centered: bool = False,
     epsilon_in_root: bool = True,
     bias_correction: bool = False,
+    initial_accumulator_value: float = 0.0,
     moment_dtype: Any = None,
 ) -> Transformation:
     """Divides gradients by the root of the average of their squares:
@@ -48,6 +50,7 @@ def scale_by_rms(
       centered: whether to divide by the standard deviation.
       epsilon_in_root: whether ε is added within the root (Keras, TensorFlow) or to it (PyTorch).
       bias_correction: whether the averages make up for their start at zero, as Adam's do.
+      initial_accumulator_value: the value from which `nu` starts, a number >= 0.
       moment_dtype: the dtype in which the averages are stored, bfloat16, float32 or float64, or one by name, `{"nu": "bfloat16"}`; float32
         or wider if None. Arithmetic is not done in it.
 
@@ -66,6 +69,9 @@ def scale_by_rms(
     centered = arguments.check_bool("centered", centered)
     epsilon_in_root = arguments.check_bool("epsilon_in_root", epsilon_in_root)
     bias_correction = arguments.check_bool("bias_correction", bias_correction)
+    arguments.check_number(
+        "initial_accumulator_value", initial_accumulator_value, arguments.RANGES["initial_accumulator_value"]
+    )
 
     def plain(rho: jax.Array, epsilon: jax.Array) -> Leaf:
         return averages(rho, epsilon, 1)
@@ -87,6 +93,7 @@ def scale_by_rms(
 
     # When centered, the difference of two numbers that may be close: a rounding of either would be all of it.
     slots = no_narrower("float32", **SLOTS) if centered else {"nu": SLOTS["nu"]}
+    slots |= {"nu": dataclasses.replace(slots["nu"], start=initial_accumulator_value)}
     return rule(
         corrected if bias_correction else plain,
         slots=stored(slots, moment_dtype),

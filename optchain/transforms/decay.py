@@ -88,7 +88,7 @@ def decay_weights(
 
     return Transformation(
         init, update, hyperparams=hyperparams, stage="decay", needs_params=not is_zero(weight_decay), rowwise=True
-    )
+    ).with_effects(lambda params: {"weight_decay": resolve_mask("mask", mask, params)})
 
 
 def is_zero(weight_decay: Hyperparam) -> bool:

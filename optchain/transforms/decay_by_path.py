@@ -59,7 +59,14 @@ def decay_by_path(
 
         return decay
 
-    return Transformation(init, update, hyperparams=Hyperparams(**own), stage="decay", needs_params=True, rowwise=True)
+    def effects(params: Tree) -> dict[str, Tree]:
+        kinds = enumerate(("l1", "l2"))
+        tables = {kind: {pattern: pair[i] for pattern, pair in strengths.items()} for i, kind in kinds}
+        return {kind: first_match("weight_decays", table, 0.0, params) for kind, table in tables.items()}
+
+    return Transformation(
+        init, update, hyperparams=Hyperparams(**own), stage="decay", needs_params=True, rowwise=True
+    ).with_effects(effects)
 
 
 def check_decays(name: str, weight_decays: Any) -> dict[str, tuple[float, float]]:

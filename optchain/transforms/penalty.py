@@ -54,4 +54,4 @@ def add_l2_penalty(weight_decay: Hyperparam, *, mask: Mask | None = None) -> Tra
     hyperparams = Hyperparams(weight_decay=weight_decay)
     return Transformation(
         init, update, hyperparams=hyperparams, stage="penalty", needs_params=not is_zero(weight_decay), rowwise=True
-    )
+    ).with_effects(lambda params: {"l2_penalty": resolve_mask("mask", mask, params)})

@@ -81,4 +81,6 @@ def scale_by_path(factors: Mapping[str, float]) -> Transformation:
     def update(updates: Tree, state: dict, params: Tree) -> tuple[Tree, dict]:
         return jax.tree.map(trees.scale_leaf, updates, first_match("factors", numbers, 1.0, updates)), state
 
-    return Transformation(init, update, rowwise=True)
+    return Transformation(init, update, rowwise=True).with_effects(
+        lambda params: {"rate": first_match("factors", numbers, 1.0, params)}
+    )

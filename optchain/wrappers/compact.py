@@ -11,6 +11,7 @@ import optax
 from optchain.core import arguments, low_bits, memory, storage, trees
 from optchain.core.calls import closest_name
 from optchain.core.composite import Composite, nonempty_states
+from optchain.core.leaf_by_leaf import leaf_by_leaf
 from optchain.core.lookup import find_states, leaves_by_path, replace_leaves_by_path
 from optchain.core.masks import Mask, check_mask, resolve_mask
 from optchain.core.optax_link import as_transformation
@@ -280,7 +281,10 @@ class Compact(Composite):
         return updates, state
 
     def _apply(self, params: Tree, state: dict[str, Any], grads: Tree, **extra: Any) -> tuple[Tree, dict[str, Any]]:
-        return self._on_wide(params, state, extra, lambda p, s: self.parts["inner"].run_apply(p, s, grads, extra))
+        def run(params: Tree, state: dict[str, Any]) -> tuple[Tree, dict[str, Any]]:
+            return self._on_wide(params, state, extra, lambda p, s: self.parts["inner"].run_apply(p, s, grads, extra))
+
+        return leaf_by_leaf(run, params, state)
 
     def _project(self, params: Tree, state: dict[str, Any], **extra: Any) -> tuple[Tree, dict[str, Any]]:
         return self._on_wide(params, state, extra, lambda p, s: self.parts["inner"].run_project(p, s, extra))

@@ -40,7 +40,13 @@ def test_the_table_has_every_link_and_the_total_and_no_colour(capsys, monkeypatc
     monkeypatch.setenv("NO_COLOR", "1")
     assert main(["describe", "adamw", "--params", SHAPES]) == 0
     shown = capsys.readouterr().out
-    for word in ("scale_by_adam()", "mu: 7,850 × float32", "decay_weights(0.004)", "7,850 parameters", "per parameter"):
+    for word in (
+        "scale_by_adam(beta_1=0.9,",
+        "mu: 7,850 × float32",
+        "decay_weights(0.004)",
+        "7,850 parameters",
+        "per parameter",
+    ):
         assert word in shown
     assert "\x1b[" not in shown
 
@@ -75,7 +81,8 @@ def test_a_recipe_of_a_file_says_which_link_acts_on_which_parameter(tmp_path, ca
     tx = optchain.freeze(optchain.sgd(0.1), optchain.matching("bias$"))
     file = tmp_path / "recipe.json"
     file.write_text(json.dumps(optchain.to_config(tx)))
-    assert described(capsys, str(file), "--params", SHAPES)["groups"]["dense/bias"] == "frozen"
+    rows = described(capsys, str(file), "--params", SHAPES)["per_parameter"]
+    assert {row["path"]: row["group"] for row in rows}["dense/bias"] == "frozen"
 
 
 @pytest.mark.parametrize(
@@ -111,3 +118,27 @@ def test_the_shell_completes_the_names_of_presets(monkeypatch, capsys):
         main([])
     assert ended.value.code == 0
     assert capsys.readouterr().out.split() == ["keras_adamw.adamw", "keras_adamw.nadamw", "keras_adamw.sgdw"]
+
+
+def test_at_80_columns_names_are_whole_and_columns_without_room_are_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("NO_COLOR", "1")
+    body = optchain.adamw(1e-3, global_clipnorm=1.0, exclude_from_weight_decay=["bias$"])
+    tx = optchain.chain(body, optchain.scale_by_path({"kernel": 2.0}))
+    file = tmp_path / "recipe.json"
+    file.write_text(json.dumps(optchain.to_config(tx)))
+    path = "encoder/block_with_a_long_name/attention/kernel"
+    shapes = json.dumps({"encoder": {"block_with_a_long_name": {"attention": {"kernel": [3, 2], "bias": [2]}}}})
+    assert main(["describe", str(file), "--params", shapes]) == 0
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 80
+    for name in (path, "scale_by_learning_rate()", "clip_by_global_norm(1.0)", "0.001 × 2"):
+        assert name in shown
+    assert "no room at 80 columns for: " in shown
+    assert "keeps" in shown.partition("no room at 80 columns for: ")[2]
+
+
+def test_json_tells_what_happens_to_each_parameter_in_numbers(capsys):
+    rows = {row["path"]: row for row in described(capsys, "adamw", "--params", SHAPES)["per_parameter"]}
+    assert rows["dense/kernel"]["decay"] == {"weight_decay": 0.004}
+    assert (rows["dense/bias"]["learning_rate"], rows["dense/bias"]["rate_factor"]) == (0.001, 1.0)

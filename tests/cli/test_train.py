@@ -508,7 +508,8 @@ def test_a_recipe_without_average_clipping_and_accumulation_has_no_columns_of_th
 ):
     for line in lines(plain):
         accuracy = ["test_accuracy"] if line["step"] == 20 else []
-        assert list(line) == ["step", "loss", "learning_rate", *accuracy]
+        assert list(line) == ["step", "loss", "gradient_norm", "learning_rate", *accuracy]
+        assert line["gradient_norm"] > 0
     train("--resume", plain)
     shown = capsys.readouterr().out
     assert "raw" in shown

@@ -18,7 +18,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import optchain as oc
-from optchain.core import branch
+from optchain.core import by_platform
 from optchain.core.branch import run_if
 
 pytestmark = pytest.mark.each_value
@@ -46,14 +46,14 @@ every_gate = pytest.mark.parametrize("gate", GATES)
 
 
 def lower_here(form: Callable) -> None:
-    mlir.register_lowering(branch.run_if_p, mlir.lower_fun(form, multiple_results=True), platform="cpu")
+    mlir.register_lowering(by_platform.by_platform_p, mlir.lower_fun(form, multiple_results=True), platform="cpu")
 
 
 @pytest.fixture
 def as_on_a_gpu() -> Iterator[Callable[[], None]]:
     """What makes branches that are compiled from then on those of a GPU."""
-    yield lambda: lower_here(branch.as_on_gpu)
-    lower_here(branch.as_cond)
+    yield lambda: lower_here(functools.partial(by_platform.run_form, form="gpu"))
+    lower_here(functools.partial(by_platform.run_form, form="cpu"))
     jax.clear_caches()
 
 

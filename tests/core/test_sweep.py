@@ -233,6 +233,23 @@ def test_a_path_tells_two_rates_apart() -> None:
     np.testing.assert_array_equal(oc.get_hyperparams(states)["body/learning_rate"], RATES)
 
 
+def test_members_of_a_state_in_codes_are_what_they_are_alone() -> None:
+    params = {
+        "kernel": jnp.linspace(-1.0, 1.0, 4096).reshape(64, 64),
+        "bias": jnp.ones(3),
+        "empty": None,
+    }  # bias has no scales
+    grads = jax.tree.map(lambda p: 0.1 * p, params)
+    tx = oc.compact(oc.adam(0.1))
+    states, axes = oc.sweep(tx.init(params), learning_rate=RATES)
+    found, _ = jax.jit(jax.vmap(lambda state: tx.apply(params, state, grads=grads), in_axes=(axes,)))(states)
+    for i, rate in enumerate(RATES):
+        state = oc.set_hyperparams(tx.init(params), learning_rate=float(rate))
+        alone, _ = jax.jit(lambda s: tx.apply(params, s, grads=grads))(state)
+        for member, one in zip(jax.tree.leaves(found), jax.tree.leaves(alone), strict=True):
+            np.testing.assert_array_equal(member[i], one)
+
+
 # What is refused -------------------------------------------------------------------------------------------------------
 
 

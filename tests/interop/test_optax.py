@@ -208,19 +208,24 @@ def test_each_group_has_the_rate_that_its_own_part_keeps():
     ("theirs", "ours", "said"),
     [
         (
-            lambda: optax.rmsprop(0.1),
+            lambda: optax.novograd(0.1),
             lambda: torch.rmsprop(0.1),
-            "0 is ScaleByRmsState, which has no counterpart",
+            "0 is ScaleByNovogradState, which has no counterpart",
         ),
         (
-            lambda: optax.lion(0.1),
+            lambda: optax.adabelief(0.1),
             lambda: oc.lion(0.1),
-            "which has no counterpart here: there is one for optax.adam, adamw, sgd",
+            "which has no counterpart here: there is one for optax.adam, adamw, nadam",
         ),
         (
             lambda: optax.amsgrad(0.1),
             lambda: torch.adam(0.1, amsgrad=True),
             "ScaleByAmsgradState, which has no counterpart",
+        ),
+        (
+            lambda: optax.rmsprop(0.1, centered=True),
+            lambda: oc.presets.optax.rmsprop(0.1),
+            "only one of rms at 0 and scale_by_rms keeps mu",
         ),
         (lambda: optax.adam(0.1), lambda: torch.sgd(0.1, 0.9), "Optax has adam at 0, and tx has nothing"),
         (

@@ -106,12 +106,13 @@ def rows(name):
 @pytest.mark.parametrize(
     ("theirs", "ours"),
     [
-        ("optax.adam", "presets.torch.adam"),
-        ("optax.sgd", "presets.torch.sgd"),
+        ("optax.adam", "presets.optax.adam"),
+        ("optax.adamw", "presets.optax.adamw"),
+        ("optax.sgd", "presets.optax.sgd"),
         ("mask=", "exclude_from_weight_decay"),
         ("mask=", "opposite"),
         ("mu_dtype", "moment_dtype"),
-        ("eps_root", "optax.scale_by_adam"),
+        ("eps_root", "presets.optax"),
         ("ReduceLROnPlateau", "patience"),
         ("lr_scheduler.ReduceLROnPlateau", "presets.torch.ReduceLROnPlateau"),
         ("LambdaLR", "PerEpoch"),

@@ -143,9 +143,9 @@ def test_each_rows_state_is_at_its_path() -> None:
     adam = state["accumulate"]["inner"]["scale_by_adam"]
     assert by_path["adamw/accumulate/inner/scale_by_adam"].bytes == nbytes(adam)
     assert by_path["adamw/accumulate/inner/scale_by_adam"].entries == {
-        "count": "1 × int32",
-        "mu": "41 × float32",
-        "nu": "41 × float32",
+        "count": {"int32": 1},
+        "mu": {"float32": 41},
+        "nu": {"float32": 41},
     }
     own = {key: value for key, value in state["accumulate"].items() if key != "inner"}
     assert by_path["adamw/accumulate"].bytes == nbytes(own)
@@ -201,5 +201,138 @@ def test_a_link_within_may_have_the_name_of_an_entry():
     rows = {
         row.path.rpartition("/")[2]: row for row in oc.describe(oc.schedule_free_adamw(0.1), {"w": jnp.ones(3)}).rows
     }
-    assert rows["schedule_free"].entries["iterates"] == "3 × float32"
-    assert rows["scale_by_rms"].entries == {"count": "1 × int32", "nu": "3 × float32"}
+    assert rows["schedule_free"].entries["iterates"] == {"float32": 3}
+    assert rows["scale_by_rms"].entries == {"count": {"int32": 1}, "nu": {"float32": 3}}
+
+
+# What happens to each parameter ---------------------------------------------------------------------------------------
+
+MODEL = {
+    "embed": {"w": jnp.ones((4, 2))},
+    "dense": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)},
+    "norm": {"scale": jnp.ones(2)},
+}
+
+
+def row_of(tx: Any, path: str, params: Any = MODEL) -> Any:
+    return {row.path: row for row in oc.describe(tx, params).per_parameter}[path]
+
+
+def many_kinds() -> oc.Transformation:
+    body = oc.adamw(1e-3, weight_decay=0.01, global_clipnorm=0.5, exclude_from_weight_decay=["bias$"])
+    head = oc.chain(body, oc.scale_by_path({"kernel": 2.0}))
+    groups = oc.multi_optimizer(("head", "^dense", head), default=oc.presets.torch.adam(1e-2, weight_decay=0.1))
+    return oc.freeze(groups, oc.matching("norm"))
+
+
+def test_each_parameter_has_a_row_with_its_group_optimizer_rate_decay_clip_and_storage() -> None:
+    kernel, bias = row_of(many_kinds(), "dense/kernel"), row_of(many_kinds(), "dense/bias")
+    assert (kernel.group, kernel.optimizer, kernel.learning_rate, kernel.rate_factor) == ("head", "adamw", 1e-3, 2.0)
+    assert kernel.decay == {"weight_decay": 0.01}
+    assert kernel.clips == {"clip_by_global_norm": {"max_norm": 0.5}}
+    assert kernel.storage == {"mu": "float32", "nu": "float32"}
+    assert kernel.state_bytes == 2 * 4 * 4
+    assert (bias.decay, bias.rate_factor) == ({}, 1.0)
+    assert any(link.endswith("/decay_weights") for link in kernel.links)
+    assert not any(link.endswith("/decay_weights") for link in bias.links)
+    embed = row_of(many_kinds(), "embed/w")
+    assert (embed.group, embed.optimizer, embed.decay) == ("default", "presets.torch.adam", {"l2_penalty": 0.1})
+
+
+def test_a_frozen_parameter_has_no_optimizer_no_rate_and_no_storage() -> None:
+    row = row_of(many_kinds(), "norm/scale")
+    assert (row.group, row.optimizer, row.learning_rate, row.rate_factor) == ("frozen", None, None, 0.0)
+    assert (row.decay, row.clips, row.storage, row.state_bytes, row.links) == ({}, {}, {}, 0, ())
+
+
+def test_what_the_rows_say_of_rate_and_decay_is_what_a_step_does() -> None:
+    tx, zeros = many_kinds(), jax.tree.map(jnp.zeros_like, MODEL)
+    rates = jax.tree.map(jnp.ones_like, MODEL)
+    moved, _ = tx.apply(MODEL, tx.init(MODEL), grads=rates)
+    decayed, _ = tx.apply(MODEL, tx.init(MODEL), grads=zeros)
+    for path in ("dense/kernel", "dense/bias", "norm/scale"):
+        row = row_of(tx, path)
+        name, leaf = path.split("/")
+        decay = row.decay.get("weight_decay", 0.0) * (row.learning_rate or 0.0) * row.rate_factor
+        rate = (row.learning_rate or 0.0) * row.rate_factor
+        np.testing.assert_allclose(1 - decayed[name][leaf], decay, atol=1e-7)
+        np.testing.assert_allclose(decayed[name][leaf] - moved[name][leaf], rate, rtol=1e-3, atol=1e-7)
+
+
+def test_a_preset_in_a_group_keeps_its_name_beside_the_groups() -> None:
+    codes = [row.code for row in oc.describe(oc.multi_optimizer(("head", "", oc.muon(0.1))), MODEL["dense"]).rows]
+    assert "head: muon(learning_rate=0.1)" in codes
+
+
+@pytest.mark.parametrize(
+    ("tx", "told"),
+    [
+        (oc.adamw(), ["adamw(learning_rate=0.001)", "scale_by_adam(beta_1=0.9, beta_2=0.999, epsilon=1e-07)"]),
+        (oc.presets.torch.sgd(momentum=0.9), ["presets.torch.sgd(lr=0.001, momentum=0.9)"]),
+        (oc.chain(oc.scale_by_learning_rate(), oc.project_max_norm(), learning_rate=1.0), ["max_value=2.0"]),
+    ],
+)
+def test_numbers_that_a_link_goes_by_are_shown_though_they_are_defaults(tx: Any, told: list[str]) -> None:
+    codes = "\n".join(row.code for row in oc.describe(tx, MODEL["dense"]).rows)
+    assert all(text in codes for text in told), codes
+
+
+def test_decays_by_path_are_those_of_the_first_pattern() -> None:
+    tx = oc.chain(oc.sgd(0.1), oc.decay_by_path({"kernel": (0.5, 0.25), "w": (0.0, 0.125)}, learning_rate=1.0))
+    assert row_of(tx, "dense/kernel").decay == {"l1": 0.5, "l2": 0.25}
+    assert row_of(tx, "embed/w").decay == {"l2": 0.125}
+    assert row_of(tx, "dense/bias").decay == {}
+
+
+@pytest.mark.parametrize(
+    ("tx", "storage"),
+    [
+        (oc.adamw(0.1, moment_dtype="bfloat16"), {"mu": "bfloat16", "nu": "bfloat16"}),
+        (optax.adamw(0.1), {"mu": "float32", "nu": "float32"}),
+        (
+            oc.sgd(0.1, use_ema=True, gradient_accumulation_steps=2),
+            {"grads": "float32", "average": "float32"},
+        ),
+    ],
+)
+@pytest.mark.parametrize("params", [{"w": jnp.ones((2, 2))}, jnp.ones((2, 2))], ids=["dict", "bare"])
+def test_storage_names_what_mirrors_the_parameter(tx: Any, storage: dict[str, str], params: Any) -> None:
+    (row,) = oc.describe(tx, params).per_parameter
+    assert row.storage == storage
+
+
+def test_a_schedule_is_its_code_and_a_set_array_its_number() -> None:
+    tx = oc.adamw(oc.schedules.CosineDecay(0.1, 10), jnp.array(0.5))
+    row = row_of(tx, "dense/kernel")
+    assert (row.learning_rate, row.decay) == ("CosineDecay(0.1, 10)", {"weight_decay": 0.5})
+
+
+def test_the_table_has_one_line_for_layers_that_are_treated_alike() -> None:
+    params = {"layers": [{"w": jnp.ones(3), "bias": jnp.ones(3)} for _ in range(12)]}
+    lines = str(oc.describe(oc.adamw(exclude_from_weight_decay=["bias$"]), params)).splitlines()
+    (bias,) = [line.split() for line in lines if "bias" in line and "layers" in line]
+    (w,) = [line.split() for line in lines if "layers/*/w" in line]
+    assert bias[:5] == ["layers/*/bias", "12", "0.001", "-", "adamw"]
+    assert w[:5] == ["layers/*/w", "12", "0.001", "0.004", "adamw"]
+
+
+def test_json_has_numbers_for_what_is_a_number() -> None:
+    data = json.loads(json.dumps(oc.describe(many_kinds(), MODEL).to_dict()))
+    adam = next(row for row in data["rows"] if row["rule"] == "scale_by_adam")
+    assert adam["arguments"]["beta_1"] == 0.9
+    assert adam["entries"]["mu"] == {"float32": 6}
+    kernel = next(row for row in data["per_parameter"] if row["path"] == "dense/kernel")
+    assert (kernel["rate_factor"], kernel["decay"], kernel["learning_rate"]) == (2.0, {"weight_decay": 0.01}, 1e-3)
+
+
+def test_describing_draws_nothing_from_the_parameters_on_paper_either() -> None:
+    paper = jax.eval_shape(lambda: MODEL)
+    assert oc.describe(many_kinds(), paper).per_parameter == oc.describe(many_kinds(), MODEL).per_parameter
+
+
+def test_a_link_of_ones_own_says_how_strongly_it_acts() -> None:
+    def halve(updates: Any, state: Any, params: Any) -> Any:
+        return jax.tree.map(lambda u: u * 0.5, updates), state
+
+    half = oc.Transformation(update=halve).with_effects(lambda params: {"rate": jax.tree.map(lambda p: 0.5, params)})
+    assert row_of(oc.chain(oc.sgd(0.1), ("half", half)), "norm/scale").rate_factor == 0.5

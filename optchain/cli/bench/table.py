@@ -10,6 +10,7 @@ from optchain.cli.bench.names import ContenderName, RecipeName, TreeName
 from optchain.cli.bench.recipes import RECIPES
 from optchain.cli.bench.results import CompiledRow, Report, Row
 from optchain.cli.bench.trees import TREES
+from optchain.cli.screen import FRAME, say_left_out
 
 COLUMNS: dict[str, tuple[str, str]] = {
     "over_apply": ("× apply", ".2f"),
@@ -37,9 +38,6 @@ COMPILED_COLUMNS: dict[str, tuple[str, str]] = {
 
 NUMBER = 9
 """The width of a column of numbers."""
-FRAME = 3
-"""What a column's frame takes."""
-
 CAPTION = """\
 × apply, × update: the time over that of optchain in this form, the median over the turns: above 1 is slower than optchain.
 ms: of a call; with accumulation, of the mean call of a window. waiting: of a call that only accumulates.
@@ -58,10 +56,10 @@ def show(console: Console, report: Report) -> None:
     for tree in dict.fromkeys(row.tree for row in report.rows):
         rows = [row for row in report.rows if row.tree == tree]
         title = f"{TREES[TreeName(tree)][0]} ({rows[0].parameters / 1e6:.1f} M)"
-        console.print(_table(title, rows, COLUMNS, console.width))
+        _show(console, title, rows, COLUMNS)
     for place in dict.fromkeys((row.topology, row.layout, row.tree) for row in report.compiled):
         rows = [row for row in report.compiled if (row.topology, row.layout, row.tree) == place]
-        console.print(_table(", ".join(place), rows, COMPILED_COLUMNS, console.width))
+        _show(console, ", ".join(place), rows, COMPILED_COLUMNS)
     _print(console, CAPTION if report.rows else COMPILED_CAPTION)
     for reason in dict.fromkeys((entry.contender, entry.reason) for entry in report.left_out):
         recipes = [entry.recipe for entry in report.left_out if (entry.contender, entry.reason) == reason]
@@ -81,11 +79,15 @@ def described(place: dict[str, Any]) -> str:
     return f"{place['date']}, {place['device']}{cores}{speed}; {versions}"
 
 
-def _table(title: str, rows: Sequence[Row | CompiledRow], columns: Mapping[str, tuple[str, str]], width: int) -> Table:
-    """A table with as many of the columns as fit, the first ones."""
+def _show(
+    console: Console, title: str, rows: Sequence[Row | CompiledRow], columns: Mapping[str, tuple[str, str]]
+) -> None:
+    """A table with as many of the columns as fit, the first ones; below it which do not."""
     titles = [f"  {name}" for name in ContenderName] + [RECIPES[RecipeName(row.recipe)].title for row in rows]
     first = max(map(len, titles)) + FRAME
-    columns = dict(list(columns.items())[: max(1, (width - first) // (NUMBER + FRAME))])
+    fitting = max(1, (console.width - first) // (NUMBER + FRAME))
+    left_out = [header for header, _ in list(columns.values())[fitting:]]
+    columns = dict(list(columns.items())[:fitting])
     table = Table(title=title, title_justify="left")
     table.add_column("", no_wrap=True)
     for header, _ in columns.values():
@@ -99,7 +101,8 @@ def _table(title: str, rows: Sequence[Row | CompiledRow], columns: Mapping[str, 
         cells = ("" if value is None else format(value, form) for value, form in values)
         table.add_row(f"  {row.contender}", *cells)
         previous = row.recipe
-    return table
+    console.print(table)
+    say_left_out(console, left_out)
 
 
 def _print(console: Console, text: str) -> None:

@@ -86,14 +86,12 @@ def convert(
 
     SOURCE is read as data alone: no code in it is run.
     """
-    from rich.table import Table
-
     import optchain
     from optchain.cli import recipes
     from optchain.cli.convert.names import names_in
     from optchain.cli.convert.sources import read, recipe_in
     from optchain.cli.convert.targets import write
-    from optchain.cli.screen import console, say
+    from optchain.cli.screen import console, say, show
 
     for option, path in {"SOURCE": source, "--recipe": recipe, "--names": names, "--model": model}.items():
         if path is not None and not path.exists():
@@ -121,14 +119,9 @@ def convert(
         typer.echo(json.dumps(said | {"entries": entries, "left_behind": lost}, indent=1))
         return
 
-    shown = Table("entry", "arrays", "", "note", title=f"{source} to {out}", title_justify="left")
-    shown.columns[1].justify = "right"
-    for line in run.report.lines():
-        shown.add_row(*line)
-    for path in lost:
-        shown.add_row(path, "", "left behind", f"{to.value} has no place for it")
     screen = console()
-    screen.print(shown)
+    rows = [*run.report.lines(), *((path, "", "left behind", f"{to.value} has no place for it") for path in lost)]
+    show(screen, ("entry", "arrays", "became", "note"), rows, right=["arrays"], title=f"{source} to {out}")
     say(screen, f"hyperparameters: {run.report.hyperparams}")
     say(screen, f"wrote {out}")
 

@@ -29,8 +29,8 @@ def describe(
 ) -> None:
     """Shows a recipe link by link, what each keeps in the state, and the bytes of it.
 
-    No array is read or made, so that a model of any size can be described on a laptop. Where not every link acts on every
-    parameter, says which acts on which.
+    No array is read or made, so that a model of any size can be described on a laptop. Then what happens to each parameter: its
+    group, what trains it, its rate, its decay, what clips it, what is kept for it.
 
     A shape is a list, [784, 10], which is float32, or a string with its dtype: "bfloat16[784, 10]".
     """
@@ -50,21 +50,17 @@ def describe(
 
 
 def _show(description: "Description") -> None:
-    from rich.table import Table
-
-    from optchain.cli.screen import console, say
-    from optchain.recipes.description import size
+    from optchain.cli.screen import console, say, show
+    from optchain.recipes.description import contents, size
+    from optchain.recipes.per_parameter import table
 
     screen = console()
-    table = Table("link", "keeps")
-    table.add_column("bytes", justify="right", no_wrap=True)
+    rows = []
     for row in description.rows:
-        kept = "\n".join(f"{name}: {what}" for name, what in row.entries.items())
-        table.add_row("  " * row.depth + row.code, kept, size(row.bytes) if row.bytes else "")
-    screen.print(table, markup=False, highlight=False)
-    if description.groups:
-        groups = Table("parameter", "acted on by")
-        for parameter, links in description.groups.items():
-            groups.add_row(parameter, links)
-        screen.print(groups, markup=False, highlight=False)
+        kept = "\n".join(f"{name}: {contents(what)}" for name, what in row.entries.items())
+        rows.append(("  " * row.depth + row.code, size(row.bytes) if row.bytes else "", kept))
+    show(screen, ("link", "bytes", "keeps"), rows, right=["bytes"])
+    if description.per_parameter:
+        header, *lines = table(description.per_parameter)
+        show(screen, header, lines, right=["how many"])
     say(screen, description.total)

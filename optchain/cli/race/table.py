@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from optchain.cli.race.results import Result
+from optchain.cli.screen import FRAME, say_left_out
 from optchain.race.statistics import BETTER, WORSE
 
 HEADINGS = (
@@ -25,8 +26,6 @@ HEADINGS = (
     "B/param",
 )
 LEFT = ("recipe", "verdict")
-FRAME = 3
-"""What a column's frame takes."""
 MOST_DECIMALS = 6
 SHOWN = 40
 """The letters of a name on the screen and in the picture."""
@@ -86,7 +85,7 @@ def title(results: Sequence[Result], about: str) -> str:
 
 
 def show(console: Console, results: Sequence[Result], about: dict[str, str]) -> None:
-    """A table a task, with as many of the columns as fit, the first ones."""
+    """A table a task, with as many of the columns as fit, the first ones, and below it which do not."""
     for task, rows in by_task(results).items():
         lines = [[short(name), *others] for name, *others in map(cells, rows)]
         widths = [
@@ -100,6 +99,7 @@ def show(console: Console, results: Sequence[Result], about: dict[str, str]) -> 
             verdict = "" if result.comparison is None else result.comparison.verdict
             table.add_row(*map(Text, line[:fitting]), style=STYLES.get(verdict, ""))
         console.print(table)
+        say_left_out(console, HEADINGS[fitting:])
 
 
 def markdown(results: Sequence[Result], about: dict[str, str]) -> str:

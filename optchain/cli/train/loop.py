@@ -1,6 +1,7 @@
 """The training loop: steps, a record of them, checkpoints, and an orderly end when it is interrupted."""
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,9 +15,11 @@ from optchain.cli.train.interruption import Interruption
 from optchain.cli.train.progress import progress
 from optchain.cli.train.record import Line, Record
 from optchain.cli.train.settings import Settings
-from optchain.training.step import Step
+from optchain.core.trees import global_norm
 
 READ_EVERY = 20
+NORMS = {"gradient_norm", "global_norm"}
+"""The metrics of links that measure the gradient."""
 
 
 class Run(NamedTuple):
@@ -119,9 +122,21 @@ def train(
     return run
 
 
-def _step(settings: Settings) -> Step:
+def _step(settings: Settings) -> Callable[..., Any]:
+    """A step whose metrics have the norm of the gradient, whether or not a link of the recipe measures one."""
     loss = functools.partial(digits.loss, label_smoothing=settings.label_smoothing)
-    return optchain.make_step(loss, recipe.optimizer(settings))
+    step = optchain.make_step(loss, recipe.optimizer(settings))
+    if settings.recipe is None:
+        return step
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def measured(params: Any, state: Any, images: jax.Array, labels: jax.Array) -> tuple[Any, Any, dict[str, Any]]:
+        # One program: the compiler finds the gradient that it has already, unless the recipe scales the loss.
+        norm = global_norm(jax.grad(loss)(params, images, labels))
+        params, state, logged = step(params, state, images, labels)
+        return params, state, logged if logged.keys() & NORMS else logged | {"gradient_norm": norm}
+
+    return measured
 
 
 def _line(step: int, logged: dict[str, Any], settings: Settings) -> Line:

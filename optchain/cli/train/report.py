@@ -65,8 +65,10 @@ def _draw_rate(axes: Axes, lines: Sequence[Line]) -> None:
 
 def _draw_norm(axes: Axes, lines: Sequence[Line], clip_norm: float | None) -> None:
     """The norms before clipping. Of a recipe it is not known at which norm it clips, or whether at one."""
-    steps, norms = _column(lines, "global_norm" if clip_norm is None else "gradient_norm")
-    axes.plot(steps, norms, color=BLUE, linewidth=1, label="each update, before clipping")
+    name = "global_norm" if any("global_norm" in line for line in lines) else "gradient_norm"
+    steps, norms = _column(lines, name)
+    label = "each batch" if clip_norm is None else "each update, before clipping"
+    axes.plot(steps, norms, color=BLUE, linewidth=1, label=label)
     if clip_norm is not None:
         clipped = [(step, norm) for step, norm in zip(steps, norms, strict=True) if norm > clip_norm]
         share = f"{len(clipped)} of {len(norms)} updates clipped ({len(clipped) / max(len(norms), 1):.1%})"
@@ -80,10 +82,7 @@ def _draw_norm(axes: Axes, lines: Sequence[Line], clip_norm: float | None) -> No
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter(NullFormatter())
     _finish(axes, "Gradient norm", "global norm of the gradient")
-    if norms or clip_norm is not None:
-        axes.legend(loc="upper right")
-    else:
-        _note(axes, "the recipe measures none, or more than one")
+    axes.legend(loc="upper right")
 
 
 def _draw_accuracy(axes: Axes, lines: Sequence[Line]) -> None:

@@ -100,27 +100,23 @@ def _nothing(peers: list[str], optimizer: list[str] | None, left_out: dict[str, 
 
 
 def _show(place: dict[str, Any], results: list["Result"], left_out: dict[str, str]) -> None:
-    from rich.table import Table
-
-    from optchain.cli.screen import console, say
+    from optchain.cli.screen import console, say, show
 
     screen = console()
     say(screen, ", ".join(f"{name} {value}" for name, value in place.items()))
-    table = Table("peer", "optimizer", "recipe", "dtype")
-    for heading in ("apply", "update", "bound"):
-        table.add_column(heading, justify="right")
-    table.add_column("")
+    rows, styles, sections = [], [], []
     previous = ""
     for apply, update in zip(results[::2], results[1::2], strict=True):
         if apply.peer != previous:
-            table.add_section()
+            sections.append(len(rows))
         previous = apply.peer
         good = apply.passed and update.passed
         verdict = "ok" if good else apply.problem or update.problem or "DIFFERS"
         errors = [f"{result.error:.1e}" for result in (apply, update)]
-        cells = [apply.peer, apply.name, apply.recipe, apply.dtype, *errors, f"{apply.bound:.0e}", verdict]
-        table.add_row(*cells, style="" if good else "bold red")
-    screen.print(table)
+        rows.append([apply.peer, apply.name, apply.dtype, *errors, verdict, f"{apply.bound:.0e}", apply.recipe])
+        styles.append("" if good else "bold red")
+    header = ("peer", "optimizer", "dtype", "apply", "update", "verdict", "bound", "recipe")
+    show(screen, header, rows, right=["apply", "update", "bound"], styles=styles, sections=sections)
     bad = sum(not result.passed for result in results)
     say(screen, f"{len(results)} comparisons, {bad or 'none'} above the bound")
     for name, why in left_out.items():

@@ -54,17 +54,16 @@ def _sum_of_squares_behind_barrier(x: Any, axes: tuple[int, ...] | None, scale: 
     return sum_of_squares(x, axes, scale)
 
 
-def largest_magnitude(x: jax.Array, axis: int | None = None) -> jax.Array:
-    """`max |x|` of a real array, 0 if it is empty; NaN where there is one. Over an axis, which then has length 1.
+def largest_magnitude(x: jax.Array) -> jax.Array:
+    """`max |x|` of a real array, 0 if it is empty; NaN if there is one.
 
     XLA's CPU backend drops NaN from a maximum of 4,096 numbers or more in float32 or float64, and never from a sum; that of
     squares has no ∞ − ∞ either.
     """
-    largest = jnp.max(jnp.abs(x), axis, keepdims=axis is not None, initial=0)
+    largest = jnp.max(jnp.abs(x), initial=0)
     if x.dtype.itemsize < 4:
         return largest
-    total = sum_of_squares(x, None if axis is None else (axis,))
-    return jnp.where(jnp.isnan(total), jnp.full_like(largest, jnp.nan), largest)
+    return jnp.where(jnp.isnan(sum_of_squares(x)), jnp.full_like(largest, jnp.nan), largest)
 
 
 def centered(x: Any, axes: tuple[int, ...]) -> jax.Array:

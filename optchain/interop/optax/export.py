@@ -78,9 +78,9 @@ def to_optax_state(
     def change(node: Node) -> dict[str, Any]:
         place = partner.get(node.path)
         match node.kind:
-            case "adam" | "trace":
+            case "adam" | "trace" | "lion" | "rms" | "rss":
                 assert place is not None
-                return _trees(place, node, state)
+                return _trees(place, node, state, count(node.in_multi_steps))
             case "multi_steps":
                 assert place is not None
                 return _window(place, node, state, count(inside=True))
@@ -94,10 +94,12 @@ def to_optax_state(
     return rebuilt(template, change)
 
 
-def _trees(place: Place, node: Node, state: State) -> dict[str, Any]:
+def _trees(place: Place, node: Node, state: State, counted: int | None) -> dict[str, Any]:
     own = place.state_in(state)
     made = {field: _like(own[entry], node.fields[field]) for entry, field in names_in_optax(place, node.kind).items()}
-    return made | ({"count": _int(own["count"])} if "count" in node.fields else {})
+    if "count" not in node.fields:
+        return made
+    return made | {"count": _int(own["count"] if "count" in own else _known(node, counted))}
 
 
 def _window(place: Place, node: Node, state: State, updates: int | None) -> dict[str, Any]:

@@ -12,6 +12,9 @@ MULTI_STEPS = frozenset({"mini_step", "gradient_step", "inner_opt_state", "acc_g
 KINDS: list[tuple[str, frozenset[str], frozenset[str]]] = [
     ("adam", frozenset({"count", "mu", "nu"}), frozenset()),
     ("trace", frozenset({"trace"}), frozenset()),
+    ("lion", frozenset({"count", "mu"}), frozenset()),
+    ("rms", frozenset({"nu"}), frozenset({"mu", "count"})),
+    ("rss", frozenset({"sum_of_squares"}), frozenset()),
     ("schedule", frozenset({"count"}), frozenset()),
     ("multi_steps", MULTI_STEPS, frozenset({"skip_state"})),
     ("inject", frozenset({"count", "hyperparams", "inner_state"}), frozenset({"hyperparams_states"})),
@@ -22,6 +25,12 @@ KINDS: list[tuple[str, frozenset[str], frozenset[str]]] = [
 CLASSES = {
     "ScaleByAdamState",
     "TraceState",
+    "ScaleByLionState",
+    "ScaleByRmsState",
+    "ScaleByRmsWithCountState",
+    "ScaleByRStdDevState",
+    "ScaleByRStdDevWithCountState",
+    "ScaleByRssState",
     "ScaleByScheduleState",
     "MultiStepsState",
     "InjectHyperparamsState",
@@ -96,7 +105,8 @@ def _rebuilt(state: Any, change: Callable[[Node], dict[str, Any]], path: Names, 
         return {key: _rebuilt(part, change, (*path, str(key)), inside) for key, part in state.items()}
     what = type(state).__name__ if not isinstance(state, Mapping) else f"a dict of {', '.join(map(str, state))}"
     raise ValueError(
-        f"{'/'.join(path) or 'the state'} is {what}, which has no counterpart here: there is one for optax.adam, adamw, sgd, "
+        f"{'/'.join(path) or 'the state'} is {what}, which has no counterpart here: there is one for optax.adam, adamw, nadam, nadamw, "
+        "lamb, lion, sgd, rmsprop, adagrad, "
         "with schedules, inject_hyperparams, masked, partition and MultiSteps around them"
     )
 
@@ -108,8 +118,11 @@ def _fields(state: Any) -> dict[str, Any] | None:
 
 
 def _kind(state: Any, fields: Mapping[str, Any]) -> str | None:
-    if isinstance(state, tuple) and type(state).__name__ not in CLASSES:
-        return None
+    if isinstance(state, tuple):
+        if type(state).__name__ not in CLASSES:
+            return None
+        if type(state).__name__ == "ScaleByRStdDevWithCountState":  # it has the entries of Adam's
+            return "rms"
     return next(
         (kind for kind, required, optional in KINDS if required <= fields.keys() <= required | optional),
         None,

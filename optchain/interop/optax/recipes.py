@@ -52,6 +52,7 @@ def _optimizer(links: list[Transformation], rate: Any) -> optax.GradientTransfor
                     "Optax's adam has its epsilon inside the bias correction and its amsgrad after it: there is no counterpart"
                 )
             rule = {"b1": config["beta_1"], "b2": config["beta_2"], "eps": config["epsilon"]}
+            rule |= {"eps_root": config["epsilon_root"], "nesterov": config["nesterov"]}
             if not rest:
                 return optax.adam(_rate(by_rule, rate), **rule)
             decay = by_rule["decay_weights"].config

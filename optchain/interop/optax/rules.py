@@ -2,9 +2,22 @@
 
 from optchain.interop.links import Place, check_velocity
 
-RULES = {"adam": "scale_by_adam", "trace": "apply_momentum", "multi_steps": "accumulate"}
+RULES = {
+    "adam": "scale_by_adam",
+    "trace": "apply_momentum",
+    "lion": "scale_by_lion",
+    "rms": "scale_by_rms",
+    "rss": "scale_by_rss",
+    "multi_steps": "accumulate",
+}
 """The link for each kind of node that keeps trees."""
-TREES = {"adam": {"mu": "mu", "nu": "nu"}, "trace": {"velocity": "trace"}}
+TREES = {
+    "adam": {"mu": "mu", "nu": "nu"},
+    "trace": {"velocity": "trace"},
+    "lion": {"mu": "mu"},
+    "rms": {"nu": "nu", "mu": "mu"},
+    "rss": {"sum_of_squares": "sum_of_squares"},
+}
 """Our entries, with Optax's names."""
 HYPERPARAMS = {
     "learning_rate": "learning_rate",
@@ -12,6 +25,7 @@ HYPERPARAMS = {
     "b1": "beta_1",
     "b2": "beta_2",
     "eps": "epsilon",
+    "eps_root": "epsilon_root",
     "momentum": "momentum",
 }
 """The arguments that `inject_hyperparams` keeps, with our names."""
@@ -30,4 +44,4 @@ def names_in_optax(place: Place, kind: str) -> dict[str, str]:
         raise ValueError(
             f"{place} keeps nu_max, the largest nu as it is; Optax's amsgrad keeps the largest corrected one"
         )
-    return TREES[kind]
+    return {entry: field for entry, field in TREES[kind].items() if entry in place.link.slots}

@@ -120,7 +120,12 @@ def pairs(kind: str, found: list[Place], theirs: list[Node]) -> list[tuple[Place
 
 def _tree_entries(place: Place, node: Node) -> dict[Names, Any]:
     saved: dict[Names, Any] = {}
-    for entry, field in names_in_optax(place, node.kind).items():
+    names = names_in_optax(place, node.kind)
+    if wrong := {field for field in TREES[node.kind].values() if field in node.fields} ^ set(names.values()):
+        raise ValueError(
+            f"only one of {node} and {place} keeps {join_paths(sorted(wrong))}: give them the same arguments"
+        )
+    for entry, field in names.items():
         leaves = by_names(node.fields[field])
         ours = set(place.parameters)
         if leaves.keys() != ours:
@@ -133,7 +138,8 @@ def _tree_entries(place: Place, node: Node) -> dict[Names, Any]:
                 f"{field} of {node} is of other parameters: only there are {theirs}; only here are {missing}"
             )
         saved |= {(*place.path, entry, *names): leaf for names, leaf in leaves.items()}
-    return saved | ({(*place.path, "count"): node.fields["count"]} if "count" in node.fields else {})
+    counts = "count" in node.fields and "count" in place.link.fields
+    return saved | ({(*place.path, "count"): node.fields["count"]} if counts else {})
 
 
 def _window_entries(place: Place, node: Node) -> dict[Names, Any]:
@@ -156,7 +162,7 @@ def _calls(place: Place, theirs: list[Node], found: list[Place], step: int | Non
     if step is not None and place.rule not in RULES.values():
         return step
     inside = gate_of(place, found) is not None
-    for kind in ("schedule", "inject", "adam"):
+    for kind in ("schedule", "inject", "adam", "lion"):
         counting = [node for node in theirs if node.kind == kind and node.in_multi_steps == inside]
         counts = {checks.count(f"count of {node}", node.fields["count"]) for node in counting}
         if len(counts) == 1:
