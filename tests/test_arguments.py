@@ -136,8 +136,25 @@ OTHERS: dict[str, list[tuple[Any, type[Exception], str]]] = {
         ([1, 2], ValueError, "one more"),
     ],
     "coefficients": [
-        (value, TypeError, f"coefficients must be three numbers; got {value!r}") for value in ((1.5, -0.5), 3, "abc")
+        *(
+            (value, TypeError, f"coefficients must be three numbers, a list of such, or a name; got {value!r}")
+            for value in ((1.5, -0.5), 3, [], [(1.5, -0.5)], ["abc"])
+        ),
+        ("abc", ValueError, "coefficients must be 'classic', 'polar_express' or 'cans'; got 'abc'"),
+        ([(1.5, float("nan"), 0.0)], ValueError, "muon_b must be a finite number; got nan"),
     ],
+    "matrices": [
+        *MAPPING,
+        *(
+            (
+                {"a": value},
+                TypeError,
+                f"matrices['a'] must be (axes in, axes out), such as (-2, -1) or (0, (1, 2)), or None; got {value!r}",
+            )
+            for value in (0, (0,), (0, ()), "ab", (0.5, 1), (True, 1))
+        ),
+    ],
+    "scaling": [(value, ValueError, f"scaling must be 'rms' or 'width'; got {value!r}") for value in ("keras", 0.2)],
     "exclude_from_weight_decay": [
         ("bias", TypeError, "exclude_from_weight_decay must be a list of patterns, not a single string; got 'bias'"),
         ([], ValueError, "at least one pattern"),
@@ -503,7 +520,16 @@ def test_what_an_argument_cannot_be_names_it(argument):
             argument.give(value)
 
 
-CHOICES = {"anneal_strategy", "mode", "scale_mode", "threshold_mode", "moments", "average", "accumulator"}
+CHOICES = {
+    "anneal_strategy",
+    "mode",
+    "scale_mode",
+    "scaling",
+    "threshold_mode",
+    "moments",
+    "average",
+    "accumulator",
+}
 """Whose refusal of None is that of any other value."""
 ALTERNATIVES = {"OneCycleLR.total_steps", "OneCycleLR.epochs", "OneCycleLR.steps_per_epoch"}
 """Which may be None only where others are not."""

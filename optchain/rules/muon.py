@@ -28,24 +28,43 @@ QUINTIC = (3.4445, -4.7750, 2.0315)
 Triple: TypeAlias = Sequence[float]
 Axes: TypeAlias = int | Sequence[int]
 
-POLAR_EXPRESS = (
-    *(
-        (a / 1.01, b / 1.01**3, c / 1.01**5)  # the margin against rounding, which the last needs no more
-        for a, b, c in (
-            (8.28721201814563, -23.595886519098837, 17.300387312530933),
-            (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
-            (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
-            (3.3184196573706015, -2.488488024314874, 0.51004894012372),
-            (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
-            (1.891301407787398, -1.2679958271945868, 0.37680408948524835),
-            (1.8750014808534479, -1.2500016453999487, 0.3750001645474248),
-        )
-    ),
-    (1.875, -1.25, 0.375),
-)
-"""The best polynomial of each step after those before it, for singular values from 1e-3 on: Amsel et al., arXiv:2505.16932."""
 
-NAMED = {"quintic": (QUINTIC,), "polar_express": POLAR_EXPRESS}
+def _with_margin(triples: Sequence[Triple]) -> tuple[tuple[float, ...], ...]:
+    """Triples for singular values up to 1.01, where rounding puts those of 1; the last, which is for values near 1, as it is."""
+    *before, last = triples
+    return (*((a / 1.01, b / 1.01**3, c / 1.01**5) for a, b, c in before), tuple(last))
+
+
+POLAR_EXPRESS = _with_margin(
+    [
+        (8.28721201814563, -23.595886519098837, 17.300387312530933),
+        (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+        (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+        (3.3184196573706015, -2.488488024314874, 0.51004894012372),
+        (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
+        (1.891301407787398, -1.2679958271945868, 0.37680408948524835),
+        (1.8750014808534479, -1.2500016453999487, 0.3750001645474248),
+        (1.875, -1.25, 0.375),
+    ]
+)
+"""The best polynomial of each step after those before it, for singular values from 1e-3 on, held back so that values that rounding
+puts beneath those do not fall behind: Amsel et al., arXiv:2505.16932."""
+
+CANS = _with_margin(
+    [
+        (8.470328804343765, -25.108074708746635, 18.62927560070658),
+        (4.182834183521295, -3.108701110058135, 0.5806066813782554),
+        (3.961857279133381, -2.9540637465878765, 0.5629761180024174),
+        (3.286586217005922, -2.464720134578801, 0.5073576938820149),
+        (2.2737499943238104, -1.644660367803729, 0.41619092748570136),
+        (1.8887161973403208, -1.2651572253260488, 0.3765189255563112),
+        (1.8750008858325773, -1.2500009842381166, 0.37500009840587023),
+        (1.875, -1.25, 0.375),
+    ]
+)
+"""The same without being held back, by Remez's algorithm: Grishina et al., arXiv:2506.10935."""
+
+NAMED = {"classic": (QUINTIC,), "polar_express": POLAR_EXPRESS, "cans": CANS}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,15 +126,16 @@ def scale_by_muon(
     adam_lr_ratio: Hyperparam = 1.0,
     mask: Mask | None = None,
     moment_dtype: Any = None,
-    matrices: Mapping[str, tuple[Axes, Axes]] | None = None,
-    ns_dtype: Any = None,
+    matrices: Mapping[str, tuple[Axes, Axes] | None] | None = None,
+    width_scale: bool = False,
+    iteration_dtype: Any = None,
 ) -> Transformation:
     """Makes the momentum of each matrix orthogonal, by `ns_steps` steps of a Newton-Schulz iteration:
 
         mu ← momentum · mu + g
         X = mu, or with `nesterov`: g + momentum · mu
         X ← X / (‖X‖ + 1e-7);   then ns_steps times   X ← a X + (b XXᵀ + c (XXᵀ)²) X
-        u = √max(n, m) · rms_rate · X, for a matrix of n · m
+        u = √max(n, m) · rms_rate · X, for a matrix of n · m;   with `width_scale` times √max(1, outputs / inputs)
 
     The singular values of `X` end up around 1. Parameters that have not two axes, or that the mask leaves out, go by Adam's
     rule (`scale_by_adam`, with ε outside the bias correction), times `adam_lr_ratio`. The learning rate is not in it:
@@ -127,7 +147,7 @@ def scale_by_muon(
       nesterov: whether to look ahead.
       ns_steps: the number of iterations, >= 1.
       coefficients: `a, b, c`, numbers, for all iterations; or a list of such triples, one for each, of which the last goes on
-        and those beyond `ns_steps` are left out; or by name, `"quintic"` (the default's) or `"polar_express"`.
+        and those beyond `ns_steps` are left out; or by name, `"classic"` (the default's), `"polar_express"`, `"cans"`.
       rms_rate: the root mean square of an update, >= 0, about that of Adam's by default; None to leave out the scale
         `√max(n, m) · rms_rate`.
       adam_beta_1: decay of Adam's first moment, in [0, 1).
@@ -138,11 +158,14 @@ def scale_by_muon(
         `~matching("embedding")`. None for all. It is asked when the state is made.
       moment_dtype: the dtype in which the moments are stored, bfloat16, float32 or float64, or one by name, `{"mu": "bfloat16"}`; float32
         or wider if None. Arithmetic is not done in it.
-      matrices: which axes are rows and which columns, by a pattern that is searched in the path; the first that is found
-        decides: `{"layers/": (-2, -1), "query": (0, (1, 2)), "conv": ((0, 1, 2), 3)}`. All other axes count matrices, each
-        made orthogonal by itself. What no pattern finds goes by Adam's rule. None: parameters of two axes are matrices.
-      ns_dtype: the dtype of the iteration, bfloat16, float32 or float64; that of the arithmetic if None. Complex matrices
-        keep their own.
+      matrices: which axes are inputs and which outputs, by a pattern that is searched in the path; the first that is found
+        decides: `{"head": None, "layers/": (-2, -1), "query": (0, (1, 2)), "conv": ((0, 1, 2), 3)}`. All other axes count
+        matrices, each made orthogonal by itself. What has None, or is found by no pattern, goes by Adam's rule. None for all:
+        parameters of two axes are matrices, inputs first.
+      width_scale: whether an update is scaled by `√max(1, outputs / inputs)`; with `rms_rate=None` that is the scale of
+        Jordan et al.
+      iteration_dtype: the dtype of the iteration, bfloat16, float32 or float64; that of the arithmetic if None. Complex
+        matrices keep their own.
 
     Over a mesh in context (`jax.set_mesh`, `make_step(mesh=…)`) equal matrices are dealt out over the devices, each of which
     makes its own orthogonal.
@@ -154,8 +177,9 @@ def scale_by_muon(
       UserWarning: at `init`, parameters of more than two axes that the mask does not leave out, such as the stacked layers of
         a scanned network: they go by Adam's rule.
 
-    Source: Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024; the scale: Liu et al., "Muon is
-    Scalable for LLM Training", 2025, arXiv:2502.16982, equation 4.
+    Source: Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024; the scale of `rms_rate`: Liu et al.,
+    "Muon is Scalable for LLM Training", 2025, arXiv:2502.16982, equation 4; the coefficients `"polar_express"`: Amsel et al.,
+    2025, arXiv:2505.16932; `"cans"`: Grishina et al., 2025, arXiv:2506.10935.
 
     Example:
       >>> import jax.numpy as jnp, optchain
@@ -178,9 +202,10 @@ def scale_by_muon(
     nesterov = arguments.check_bool("nesterov", nesterov)
     ns_steps = arguments.check_integer("ns_steps", ns_steps, minimum=1)
     slots = stored(SLOTS, moment_dtype)
-    triples = _triples(coefficients, ns_steps)
+    triples = each_step(coefficients, ns_steps)
     forms_by_pattern = None if matrices is None else _forms(matrices)
-    iterated = arguments.check_storage("ns_dtype", ns_dtype)
+    width_scale = arguments.check_bool("width_scale", width_scale)
+    iterated = arguments.check_storage("iteration_dtype", iteration_dtype)
     if mask is not None:
         check_mask("mask", mask)
 
@@ -218,7 +243,13 @@ def scale_by_muon(
         if forms_by_pattern is None:
             return MATRIX
         name = trees.path_string(path)
-        return next(form for pattern, form in forms_by_pattern.items() if re.search(pattern, name))
+        form = next((form for pattern, form in forms_by_pattern.items() if re.search(pattern, name)), None)
+        if form is None:
+            raise ValueError(
+                f"the state was made for other matrices: {name or 'the array'} is one there, and by no pattern of matrices here; "
+                f"the patterns are: {', '.join(forms_by_pattern)}"
+            )
+        return form
 
     def update(updates: Tree, state: ScaleByMuonState, params: Tree, **extra: Any) -> tuple[Tree, ScaleByMuonState]:
         count = trees.increment(state["count"])
@@ -229,8 +260,8 @@ def scale_by_muon(
         found = jax.tree_util.tree_map_with_path(form_of, updates, state["adam_nu"])
         batched = forms_by_pattern is not None or bool(owner_axes())
         directions = _orthogonalized(directions, found, triples, iterated, batched=batched)
-        if rate is not None:
-            directions = each_leaf(scaled, directions, found, rms_rate=rate)
+        if rate is not None or width_scale:
+            directions = each_leaf(scaled, directions, found, rate=1.0 if rate is None else rate)
         mu, nu = (jax.tree.map(slot.store, *pair) for slot, *pair in zip(slots.values(), new, old, strict=True))
         return directions, {"count": count, "mu": mu, "adam_nu": nu}
 
@@ -259,11 +290,16 @@ def scale_by_muon(
 
         return leaf
 
-    def scaled(rms_rate: jax.Array | float) -> Callable[..., jax.Array]:
+    def scaled(rate: jax.Array | float) -> Callable[..., jax.Array]:
         def leaf(u: jax.Array, form: Form | bool) -> jax.Array:
-            return u * (rms_rate * max(form.of(u.shape)[1][1:]) ** 0.5) if isinstance(form, Form) else u
+            return u * (rate * scale_of(form, u.shape)) if isinstance(form, Form) else u
 
         return leaf
+
+    def scale_of(form: Form, shape: tuple[int, ...]) -> float:
+        _, inputs, outputs = form.of(shape)[1]
+        width = max(1.0, outputs / max(inputs, 1)) if width_scale else 1.0
+        return (width if rms_rate is None else width * max(inputs, outputs)) ** 0.5
 
     return Transformation(
         init,
@@ -287,33 +323,36 @@ def _warn_of_stacks(params: Tree, chosen: Tree) -> None:
         warnings.warn(
             f"Muon makes matrices orthogonal, which have two axes; these have more and are trained by Adam's rule: "
             f"{', '.join(stacks)}. To silence this, exclude them by name: exclude_layers of muon, the mask of scale_by_muon. To make them "
-            f"orthogonal, say which axes are rows and columns: matrices of scale_by_muon",
+            f"orthogonal, say which axes are inputs and outputs: matrices of muon_adamw, or of scale_by_muon",
             UserWarning,
             stacklevel=2,
         )
 
 
-def _triples(coefficients: Any, steps: int) -> tuple[tuple[float, float, float], ...]:
-    """The coefficients of each iteration."""
+def each_step(coefficients: Any, steps: int) -> tuple[Triple, ...]:
+    """The coefficients of each iteration, of which the last go on."""
     if isinstance(coefficients, str):
-        arguments.check_choice("coefficients", coefficients, tuple(NAMED))
-    listed = NAMED[coefficients] if isinstance(coefficients, str) else coefficients
-    if not isinstance(listed, Sequence) or not listed:
-        raise TypeError(f"coefficients must be three numbers, a list of such, or a name; got {coefficients!r}")
-    listed = listed if isinstance(listed[0], Sequence) else [listed]
+        coefficients = NAMED[arguments.check_choice("coefficients", coefficients, tuple(NAMED))]
+    wrong = TypeError(f"coefficients must be three numbers, a list of such, or a name; got {coefficients!r}")
+    if not isinstance(coefficients, Sequence) or not coefficients:
+        raise wrong
+    listed = coefficients if all(isinstance(entry, list | tuple) for entry in coefficients) else [coefficients]
     for triple in listed:
-        if isinstance(triple, str) or not isinstance(triple, Sequence) or len(triple) != 3:
-            raise TypeError(f"coefficients must be three numbers, a list of such, or a name; got {coefficients!r}")
+        if not isinstance(triple, list | tuple) or len(triple) != 3:
+            raise wrong
         for name, value in zip(("muon_a", "muon_b", "muon_c"), triple, strict=True):
             arguments.check_number(name, value, arguments.RANGES[name])
-    return tuple(tuple(listed[min(i, len(listed) - 1)]) for i in range(steps))
+    return tuple(listed[min(i, len(listed) - 1)] for i in range(steps))
 
 
-def _forms(matrices: Any) -> dict[str, Form]:
-    """The forms by pattern."""
+def _forms(matrices: Any) -> dict[str, Form | bool]:
+    """The forms by pattern, False for what goes by Adam's rule."""
     check_patterns("matrices", matrices)
     made = {}
     for pattern, pair in matrices.items():
+        if pair is None:
+            made[pattern] = False
+            continue
         sides = pair if isinstance(pair, Sequence) and not isinstance(pair, str) else ()
         sides = [(side,) if isinstance(side, int) else side for side in sides]
         fits = len(sides) == 2 and all(
@@ -321,7 +360,7 @@ def _forms(matrices: Any) -> dict[str, Form]:
         )
         if not fits:
             raise TypeError(
-                f"matrices[{pattern!r}] must be (axes in, axes out), such as (-2, -1) or (0, (1, 2)); got {pair!r}"
+                f"matrices[{pattern!r}] must be (axes in, axes out), such as (-2, -1) or (0, (1, 2)), or None; got {pair!r}"
             )
         made[pattern] = Form(*map(tuple, sides))
     return made
@@ -340,7 +379,7 @@ def _orthogonalized(directions: Tree, forms: Tree, triples: Sequence[Triple], dt
         for members in groups.values():
             if not batched:
                 (i,) = members
-                leaves[i] = orthogonalize(leaves[i], triples, dtype=dtype)
+                leaves[i] = orthogonalize(leaves[i], triples, len(triples), dtype=dtype)
                 continue
             made = _together([leaves[i] for i in members], [found[i] for i in members], triples, dtype)
             for i, u in zip(members, made, strict=True):
@@ -372,33 +411,50 @@ def _together(arrays: list[jax.Array], forms: list[Form], triples: Sequence[Trip
     return list(automatic(*arrays))
 
 
-def orthogonalize(x: jax.Array, triples: Sequence[Triple] = (QUINTIC,) * 5, *, dtype: Any = None) -> jax.Array:
-    """A matrix with all singular values brought near 1, by the Newton-Schulz iteration of :func:`scale_by_muon`."""
+def orthogonalize(
+    x: jax.Array,
+    coefficients: str | Triple | Sequence[Triple] = QUINTIC,
+    steps: int = 5,
+    *,
+    least_norm: float | None = None,
+    dtype: Any = None,
+) -> jax.Array:
+    """A matrix with all singular values brought near 1, by the Newton-Schulz iteration of :func:`scale_by_muon`.
+
+    With `least_norm` the matrix is divided by its norm, or by that if it is less, in the place of `‖X‖ + 1e-7`. The
+    iteration is done in `dtype`, that of `x` if None or if `x` is complex.
+    """
     # Along explicit axes of a mesh a product of split matrices has no one type: the compiler chooses what lies between.
     sharding = jax.typeof(x).sharding
     is_split = any(axis is not None for axis in sharding.spec)
 
     def iterated(x: jax.Array) -> jax.Array:
-        return _iterated(x, triples, dtype)
+        return _iterated(x, each_step(coefficients, steps), dtype, least_norm)
 
     automatic: Any = jax.sharding.auto_axes(iterated, out_sharding=sharding) if is_split else iterated
     return automatic(x)
 
 
-def _iterated(x: jax.Array, triples: Sequence[Triple], dtype: Any) -> jax.Array:
+def _iterated(x: jax.Array, triples: Sequence[Triple], dtype: Any, least_norm: float | None = None) -> jax.Array:
     """`orthogonalize`, without a thought of meshes."""
-    tall = x.shape[0] > x.shape[1]
+    wide, tall = x.dtype, x.shape[0] > x.shape[1]
     x = x.conj().T if tall else x
     # A power of two first, and its largest value is near 1: squares neither overflow nor underflow.
     peak = Factor.of(jnp.max(jnp.abs(x), initial=0))
     power = Factor(jnp.ones_like(peak.significand), -peak.exponent)
     x = power.times(x)
-    epsilon = power.times(jnp.full_like(power.significand, 1e-7))
-    x = x / (trees.root(trees.sum_of_squares(x)) + epsilon)
-    wide = x.dtype
+    epsilon = power.times(jnp.full_like(power.significand, 1e-7 if least_norm is None else least_norm))
+    norm = trees.root(trees.sum_of_squares(x))
+    x = x / (norm + epsilon if least_norm is None else _at_least(norm, epsilon))
     x = x if dtype is None or trees.is_complex(x) else x.astype(dtype)
     for a, b, c in triples:
         square = x @ x.conj().T
         x = a * x + (b * square + c * square @ square) @ x
     x = x.astype(wide)
     return x.conj().T if tall else x
+
+
+def _at_least(norm: jax.Array, least: jax.Array) -> jax.Array:
+    """The larger of both; 1 where both are 0, so that nothing is divided by 0."""
+    larger = jnp.maximum(norm, least)
+    return jnp.where(larger == 0, 1.0, larger)

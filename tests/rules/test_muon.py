@@ -133,7 +133,7 @@ def test_masks_and_patterns_go_together():
 
 
 def test_matrices_come_back_from_a_config():
-    tx = oc.scale_by_muon(matrices=LAYOUTS, coefficients="polar_express", ns_dtype="bfloat16")
+    tx = oc.scale_by_muon(matrices=LAYOUTS, coefficients="polar_express", iteration_dtype="bfloat16")
     back = oc.from_config(json.loads(json.dumps(oc.to_config(tx))))
     grads = weights()
     jax.tree.map(np.testing.assert_array_equal, *(t.update(grads, t.init(grads))[0] for t in (tx, back)))
@@ -160,7 +160,7 @@ def test_axes_that_are_none_are_refused(matrices, error, message):
         oc.scale_by_muon(matrices=matrices).init(weights())
 
 
-def test_polar_express_brings_small_singular_values_nearer_to_one_than_the_quintic():
+def test_polar_express_brings_small_singular_values_nearer_to_one_than_the_classic():
     values = jnp.diag(jnp.geomspace(1.0, 1e-3, 8))
 
     def spread(coefficients, steps):
@@ -169,7 +169,7 @@ def test_polar_express_brings_small_singular_values_nearer_to_one_than_the_quint
         return float(jnp.abs(found - 1).max())
 
     assert spread("polar_express", 8) < 1e-3
-    assert spread("polar_express", 5) < spread("quintic", 5)
+    assert spread("polar_express", 5) < spread("classic", 5)
 
 
 def test_a_list_of_triples_is_one_for_each_iteration():
