@@ -30,37 +30,42 @@ def by_owners(function: Callable[[jax.Array], jax.Array], matrices: Sequence[jax
     Args:
       function: takes a stack `(count, …)` and returns one of the same shape; each matrix by itself, and finite for zeros, which
         fill the stack up to a multiple of the devices.
-      matrices: stacks `(n, …)` of one shape from the second axis on, and of one dtype.
+      matrices: stacks `(n, …)` of one shape from the second axis on, and of one dtype. Where a mesh has explicit axes, inside of
+        :func:`along_automatic_axes`.
 
     Returns:
-      The results in the shapes of `matrices`; along explicit axes in their shardings too.
+      The results in the shapes of `matrices`.
     """
-    axes: tuple[str, ...] = owner_axes()
+    stack = jnp.concatenate(matrices) if len(matrices) > 1 else matrices[0]
+    axes = owner_axes()
+    if axes:
+        mesh = jax.sharding.get_abstract_mesh()
+        spare = -len(stack) % math.prod(mesh.shape[name] for name in axes)
+        stack = jnp.pad(stack, [(0, spare), *[(0, 0)] * (stack.ndim - 1)])
+        # One axis at a time: compilers exchange along one, and gather where they must exchange along several at once.
+        steps = [_dealt(mesh, axes[:i], stack.ndim, whole=i == len(axes)) for i in range(1, len(axes) + 1)]
+        for step in steps:
+            stack = lax.with_sharding_constraint(stack, step)
+        stack = function(stack)
+        for step in reversed(steps):
+            stack = lax.with_sharding_constraint(stack, step)
+    else:
+        stack = function(stack)
+    ends = itertools.accumulate([len(part) for part in matrices], initial=0)
+    return [stack[start:end] for start, end in itertools.pairwise(ends)]
 
-    def compute(*parts: jax.Array) -> tuple[jax.Array, ...]:
-        stack = jnp.concatenate(parts) if len(parts) > 1 else parts[0]
-        if axes:
-            mesh = jax.sharding.get_abstract_mesh()
-            spare = -len(stack) % math.prod(mesh.shape[name] for name in axes)
-            stack = jnp.pad(stack, [(0, spare), *[(0, 0)] * (stack.ndim - 1)])
-            # One axis at a time: compilers exchange along one, and gather where they must exchange along several at once.
-            steps = [_dealt(mesh, axes[:i], stack.ndim, whole=i == len(axes)) for i in range(1, len(axes) + 1)]
-            for step in steps:
-                stack = lax.with_sharding_constraint(stack, step)
-            stack = function(stack)
-            for step in reversed(steps):
-                stack = lax.with_sharding_constraint(stack, step)
-        else:
-            stack = function(stack)
-        ends = [sum(len(part) for part in parts[:i]) for i in range(len(parts) + 1)]
-        return tuple([stack[start:end] for start, end in itertools.pairwise(ends)])
 
+def along_automatic_axes(
+    function: Callable[..., tuple[jax.Array, ...]], arrays: Sequence[jax.Array]
+) -> tuple[jax.Array, ...]:
+    """`function(*arrays)`, of which the compiler places what lies between: along explicit axes of a mesh neither merged axes nor
+    a product of split matrices has one type. The results lie where the arrays do, whose shapes they have.
+    """
+    shardings = tuple(jax.typeof(x).sharding for x in arrays)
     mesh = jax.sharding.get_abstract_mesh()
-    if AxisType.Explicit in mesh.axis_types and axes:
-        # The compiler chooses what lies between, and the results lie where the matrices did.
-        compute_: Any = jax.sharding.auto_axes(compute, out_sharding=tuple(jax.typeof(x).sharding for x in matrices))
-        return list(compute_(*matrices))
-    return list(compute(*matrices))
+    is_explicit = AxisType.Explicit in (mesh if not mesh.empty else shardings[0].mesh).axis_types
+    automatic: Any = jax.sharding.auto_axes(function, out_sharding=shardings) if is_explicit else function
+    return automatic(*arrays)
 
 
 def _dealt(mesh: AbstractMesh, axes: tuple[str, ...], ndim: int, *, whole: bool) -> NamedSharding:

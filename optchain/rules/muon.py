@@ -15,7 +15,7 @@ from optchain.core.each_leaf import each_leaf
 from optchain.core.factors import Factor
 from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.masks import Mask, check_mask, check_patterns, first_match, resolve_mask
-from optchain.core.owners import by_owners, owner_axes
+from optchain.core.owners import along_automatic_axes, by_owners, owner_axes
 from optchain.core.registry import register
 from optchain.core.slot import Slot, declare, stored
 from optchain.core.transformation import Transformation
@@ -404,11 +404,7 @@ def _together(arrays: list[jax.Array], forms: list[Form], triples: Sequence[Trip
         made = by_owners(each, [stacked(x, form) for x, form in zip(arrays, forms, strict=True)])
         return tuple(back(u, x, form) for u, x, form in zip(made, arrays, forms, strict=True))
 
-    # Along explicit axes of a mesh neither merged axes nor a product of split ones has one type.
-    explicit = jax.sharding.AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types and owner_axes()
-    shardings = tuple(jax.typeof(x).sharding for x in arrays)
-    automatic: Any = jax.sharding.auto_axes(compute, out_sharding=shardings) if explicit else compute
-    return list(automatic(*arrays))
+    return list(along_automatic_axes(compute, arrays))
 
 
 def orthogonalize(
@@ -424,15 +420,9 @@ def orthogonalize(
     With `least_norm` the matrix is divided by its norm, or by that if it is less, in the place of `‖X‖ + 1e-7`. The
     iteration is done in `dtype`, that of `x` if None or if `x` is complex.
     """
-    # Along explicit axes of a mesh a product of split matrices has no one type: the compiler chooses what lies between.
-    sharding = jax.typeof(x).sharding
-    is_split = any(axis is not None for axis in sharding.spec)
-
-    def iterated(x: jax.Array) -> jax.Array:
-        return _iterated(x, each_step(coefficients, steps), dtype, least_norm)
-
-    automatic: Any = jax.sharding.auto_axes(iterated, out_sharding=sharding) if is_split else iterated
-    return automatic(x)
+    triples = each_step(coefficients, steps)
+    (made,) = along_automatic_axes(lambda x: (_iterated(x, triples, dtype, least_norm),), [x])
+    return made
 
 
 def _iterated(x: jax.Array, triples: Sequence[Triple], dtype: Any, least_norm: float | None = None) -> jax.Array:
