@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import operator
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -243,8 +244,8 @@ def scale_by_muon(
         if forms_by_pattern is None:
             return MATRIX
         name = trees.path_string(path)
-        form = next((form for pattern, form in forms_by_pattern.items() if re.search(pattern, name)), None)
-        if form is None:
+        form = next((form for pattern, form in forms_by_pattern.items() if re.search(pattern, name)), False)
+        if not form:
             raise ValueError(
                 f"the state was made for other matrices: {name or 'the array'} is one there, and by no pattern of matrices here; "
                 f"the patterns are: {', '.join(forms_by_pattern)}"
@@ -353,17 +354,20 @@ def _forms(matrices: Any) -> dict[str, Form | bool]:
         if pair is None:
             made[pattern] = False
             continue
-        sides = pair if isinstance(pair, Sequence) and not isinstance(pair, str) else ()
-        sides = [(side,) if isinstance(side, int) else side for side in sides]
+        sides = [(side,) if _is_axis(side) else side for side in pair] if isinstance(pair, list | tuple) else []
         fits = len(sides) == 2 and all(
-            isinstance(side, Sequence) and side and all(type(axis) is int for axis in side) for side in sides
+            isinstance(side, list | tuple) and side and all(map(_is_axis, side)) for side in sides
         )
         if not fits:
             raise TypeError(
                 f"matrices[{pattern!r}] must be (axes in, axes out), such as (-2, -1) or (0, (1, 2)), or None; got {pair!r}"
             )
-        made[pattern] = Form(*map(tuple, sides))
+        made[pattern] = Form(*(tuple(map(operator.index, side)) for side in sides))
     return made
+
+
+def _is_axis(value: Any) -> bool:
+    return hasattr(type(value), "__index__") and not isinstance(value, bool)
 
 
 def _orthogonalized(directions: Tree, forms: Tree, triples: Sequence[Triple], dtype: Any, *, batched: bool) -> Tree:

@@ -220,7 +220,7 @@ FAMILY = [
     ),
     Row(
         "muon_adamw",
-        lambda: oc.muon_adamw(0.1, matrices={"": None}, scaling="width", epsilon=1e-3, use_ema=True),
+        lambda: oc.muon_adamw(0.1, scaling="width", coefficients="cans", epsilon=1e-3, use_ema=True),
     ),
     Row("nadam", lambda: oc.nadam(0.1, jnp.array(0.9), weight_decay=0.1)),
     Row("rmsprop", lambda: oc.rmsprop(0.1, momentum=0.9, epsilon=1e-3, centered=True, global_clipnorm=0.5)),
