@@ -48,8 +48,8 @@ POLAR_EXPRESS = _with_margin(
         (1.875, -1.25, 0.375),
     ]
 )
-"""The best polynomial of each step after those before it, for singular values from 1e-3 on, held back so that values that rounding
-puts beneath those do not fall behind: Amsel et al., arXiv:2505.16932."""
+"""The best polynomial of each step after those before it, for singular values from 1e-3 to 1, where the smallest counts as 0.024 of the
+largest at least: Amsel et al., arXiv:2505.16932."""
 
 CANS = _with_margin(
     [
@@ -63,7 +63,7 @@ CANS = _with_margin(
         (1.875, -1.25, 0.375),
     ]
 )
-"""The same without being held back, by Remez's algorithm: Grishina et al., arXiv:2506.10935."""
+"""The same where the smallest counts as it is, by Remez's algorithm: Grishina et al., arXiv:2506.10935."""
 
 NAMED = {"classic": (QUINTIC,), "polar_express": POLAR_EXPRESS, "cans": CANS}
 
