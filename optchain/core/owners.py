@@ -42,8 +42,9 @@ def by_owners(function: Callable[[jax.Array], jax.Array], matrices: Sequence[jax
         mesh = jax.sharding.get_abstract_mesh()
         spare = -len(stack) % math.prod(mesh.shape[name] for name in axes)
         stack = jnp.pad(stack, [(0, spare), *[(0, 0)] * (stack.ndim - 1)])
-        # One axis at a time: compilers exchange along one, and gather where they must exchange along several at once.
-        steps = [_dealt(mesh, axes[:i], stack.ndim, whole=i == len(axes)) for i in range(1, len(axes) + 1)]
+        # From a stack that is not dealt out, one axis at a time, and back: compilers exchange along one axis, and gather where they
+        # must exchange along several at once; and of a stack that is cut while it is dealt out they send each piece by itself.
+        steps = [_dealt(mesh, axes[:i], stack.ndim, whole=i == len(axes)) for i in range(len(axes) + 1)]
         for step in steps:
             stack = lax.with_sharding_constraint(stack, step)
         stack = function(stack)
@@ -70,4 +71,6 @@ def along_automatic_axes(
 
 def _dealt(mesh: AbstractMesh, axes: tuple[str, ...], ndim: int, *, whole: bool) -> NamedSharding:
     """A stack that is split over some axes, its matrices whole or as the compiler finds best."""
-    return NamedSharding(mesh, PartitionSpec(axes, *[None if whole else PartitionSpec.UNCONSTRAINED] * (ndim - 1)))
+    return NamedSharding(
+        mesh, PartitionSpec(axes or None, *[None if whole else PartitionSpec.UNCONSTRAINED] * (ndim - 1))
+    )

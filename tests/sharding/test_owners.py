@@ -79,3 +79,12 @@ def test_split_matrices_are_exchanged_and_not_gathered_with_the_numbers_of_one_d
     found = Counter(COLLECTIVE.findall(compiled.as_text()))
     found.pop("all-reduce", None)  # of the loss
     assert found == {"all-to-all": 2 * len(names)}
+
+
+def test_matrices_that_lie_whole_everywhere_are_dealt_out_without_a_word_and_gathered_at_once():
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AUTO,))
+    placed = jax.device_put(weights(8), NamedSharding(mesh, P()))
+    new, compiled = by_jit(mesh, placed)
+    for name in placed:
+        np.testing.assert_allclose(new[name], of_one_device(8)[name], rtol=1e-6, atol=1e-6)
+    assert Counter(COLLECTIVE.findall(compiled.as_text())) == {"all-gather": 1}
