@@ -32,6 +32,7 @@ from optchain.presets.keras import nadam as nadam
 from optchain.presets.keras import rmsprop as rmsprop
 from optchain.presets.keras import schedule_free_adamw as schedule_free_adamw
 from optchain.presets.keras import sgd as sgd
+from optchain.presets.muon_adamw import muon_adamw as muon_adamw
 from optchain.presets.soap import soap as soap
 from optchain.recipes.config import from_config as from_config
 from optchain.recipes.config import to_config as to_config

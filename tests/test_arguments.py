@@ -152,7 +152,12 @@ OTHERS: dict[str, list[tuple[Any, type[Exception], str]]] = {
         ([1, 2], ValueError, "one more"),
     ],
     "coefficients": [
-        (value, TypeError, f"coefficients must be three numbers; got {value!r}") for value in ((1.5, -0.5), 3, "abc")
+        *(
+            (value, TypeError, f"coefficients must be three numbers, a list of such, or a name; got {value!r}")
+            for value in ((1.5, -0.5), 3, [], [(1.5, -0.5)], ["abc"])
+        ),
+        ("abc", ValueError, "coefficients must be 'classic', 'polar_express' or 'cans'; got 'abc'"),
+        ([(1.5, float("nan"), 0.0)], ValueError, "muon_b must be a finite number; got nan"),
     ],
     "depth_factors.layers": [
         ("embed", TypeError, "layers must be a sequence of patterns; got 'embed'"),
@@ -179,6 +184,18 @@ OTHERS: dict[str, list[tuple[Any, type[Exception], str]]] = {
     ],
     "presets.torch.muon.output_axis": [(2, ValueError, "output_axis must be an integer <= 1; got 2")],
     "scale_by_muon_average.output_axis": [(2, ValueError, "output_axis must be an integer <= 1; got 2")],
+    "matrices": [
+        *MAPPING,
+        *(
+            (
+                {"a": value},
+                TypeError,
+                f"matrices['a'] must be (axes in, axes out), such as (-2, -1) or (0, (1, 2)), or None; got {value!r}",
+            )
+            for value in (0, (0,), (0, ()), "ab", (0.5, 1), (True, 1))
+        ),
+    ],
+    "scaling": [(value, ValueError, f"scaling must be 'rms' or 'width'; got {value!r}") for value in ("keras", 0.2)],
     "exclude_from_weight_decay": [
         ("bias", TypeError, "exclude_from_weight_decay must be a list of patterns, not a single string; got 'bias'"),
         ([], ValueError, "at least one pattern"),
@@ -551,6 +568,7 @@ CHOICES = {
     "anneal_strategy",
     "mode",
     "scale_mode",
+    "scaling",
     "threshold_mode",
     "moments",
     "average",

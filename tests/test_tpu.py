@@ -13,7 +13,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import optchain
-from benchmarks import pods
+from benchmarks import pods, split_matrices
 from optchain.cli.bench import ahead, trees
 from optchain.cli.bench.names import ContenderName, RecipeName
 from optchain.cli.bench.recipes import RECIPES
@@ -132,6 +132,16 @@ def test_an_offloaded_state_comes_to_the_device_a_few_leaves_at_a_time() -> None
     # Two lanes, and in each the old and the new of `mu`, `nu` and the average.
     assert many.temp_size_in_bytes - usual.temp_size_in_bytes <= 2 * 2 * 3 * LEAF
     assert many.temp_size_in_bytes - few.temp_size_in_bytes <= 2 * LEAF  # of 36 more
+
+
+# Matrices, each to its owner -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", split_matrices.LAYOUTS)
+def test_muon_sends_each_split_matrix_to_its_owner_and_back(layout: str) -> None:
+    text = split_matrices.compiled_text(ahead.devices("v5e:4x4"), layout, "dealt out", matrices=16, width=256)
+    axes = len(split_matrices.LAYOUTS[layout][0])
+    assert split_matrices.counted(text) == ({"all-to-all": 2 * axes}, 2 * axes * 256**2 * 4)
 
 
 # Gradients of stacked layers, released ------------------------------------------------------------------------------------

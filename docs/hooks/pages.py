@@ -39,8 +39,9 @@ PRESETS = {
     "presets.optax": "Presets: Optax",
     "presets.keras_adamw": "Presets: keras-adamw",
     "presets.soap": "Presets: from papers",
+    "presets.muon_adamw": "Presets: from papers",
 }
-ORDER = [*reversed(GROUPS), "Around other transformations", *PRESETS.values()]
+ORDER = [*reversed(GROUPS), "Around other transformations", *dict.fromkeys(PRESETS.values())]
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

@@ -207,7 +207,16 @@ class Layout:
 
         # On a mesh of explicit axes every operation would have to say where its result lies. (JAX 0.7 takes abstract meshes.)
         out_sharding = jax.tree.map(lambda s: NamedSharding(s.mesh.abstract_mesh, s.spec), (self.params, self.state))
-        automatic: Any = jax.sharding.auto_axes(laid_out, out_sharding=out_sharding)
+        abstract = next((s.mesh.abstract_mesh for s in jax.tree.leaves(self.params)), None)
+
+        def with_mesh(*args: Any) -> tuple[Tree, State]:
+            # Rules of whole matrices deal them out over the mesh, which on one of automatic axes alone no context has yet.
+            if abstract is None or not jax.sharding.get_abstract_mesh().empty:
+                return laid_out(*args)
+            with jax.sharding.use_abstract_mesh(abstract):
+                return laid_out(*args)
+
+        automatic: Any = jax.sharding.auto_axes(with_mesh, out_sharding=out_sharding)
         return lambda params, state, *, grads, **extra: automatic(params, state, grads, extra)
 
 

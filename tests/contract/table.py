@@ -253,6 +253,10 @@ FAMILY = [
         "muon",
         lambda: oc.muon(0.1, exclude_from_weight_decay=only_matrices, epsilon=1e-3),
     ),
+    Row(
+        "muon_adamw",
+        lambda: oc.muon_adamw(0.1, scaling="width", coefficients="cans", epsilon=1e-3, use_ema=True),
+    ),
     Row("nadam", lambda: oc.nadam(0.1, jnp.array(0.9), weight_decay=0.1)),
     Row("rmsprop", lambda: oc.rmsprop(0.1, momentum=0.9, epsilon=1e-3, centered=True, global_clipnorm=0.5)),
     Row("schedule_free_adamw", lambda: oc.schedule_free_adamw(0.1, warmup_steps=3, weight_decay=0.1, epsilon=1e-3)),

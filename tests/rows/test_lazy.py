@@ -155,6 +155,7 @@ def test_a_dense_gradient_updates_the_whole_table():
         (lambda: oc.lamb(lazy=True), "scale_by_trust_ratio"),
         (lambda: oc.muon(lazy=True), "scale_by_muon"),
         (lambda: oc.soap(lazy=True), "scale_by_soap"),
+        (lambda: oc.muon_adamw(lazy=True), "scale_by_muon"),
         (lambda: oc.lazy_rows(oc.chain(oc.sgd(0.1), oc.project_max_norm(1.0))), "project_max_norm"),
         (lambda: oc.lazy_rows(oc.chain(("yogi", optax.scale_by_yogi()))), "yogi"),
         (lambda: oc.lazy_rows(oc.lazy_rows(oc.sgd(0.1))), "lazy_rows"),

@@ -1,12 +1,17 @@
 """Muon: which parameters are made orthogonal is no secret."""
 
+import json
 import warnings
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax.contrib
 import pytest
 
 import optchain as oc
+from optchain.core.precision import enable_x64
+from optchain.rules.muon import NAMED, QUINTIC, each_step, orthogonalize
 
 SCANNED = {
     "layers": {"kernel": jnp.ones((2, 3, 3)), "bias": jnp.ones(3)},
@@ -74,3 +79,246 @@ def test_describe_shows_it_within_groups():
     assert groups["conv"] == "default"
     assert groups["head"] == "matrices/orthogonal"
     assert groups["layers/kernel"] == "matrices/Adam"
+
+
+# Any weight ---------------------------------------------------------------------------------------------------------
+
+
+LAYOUTS = {"layers": (-2, -1), "query": (0, (1, 2)), "conv": ((0, 1, 2), 3), "heads": ((0, 2), 1)}
+"""Four layouts of axes, with the matrices that they are, each by itself."""
+
+
+def weights(dtype=jnp.float32):
+    rng = np.random.default_rng(0)
+    shapes = {
+        "layers": (2, 4, 6),
+        "query": (4, 3, 2),
+        "conv": (2, 1, 3, 5),
+        "heads": (3, 8, 4),
+        "bias": (3,),
+        "embedding": (3, 2),
+    }
+    return {name: jnp.asarray(rng.normal(size=shape), dtype) for name, shape in shapes.items()}
+
+
+def groups_of(tx):
+    return {row.path: row.group for row in oc.describe(tx, weights()).per_parameter}
+
+
+def by_numpy(matrix, coefficients):
+    """The papers' iteration, in float64."""
+    x = matrix / (np.linalg.norm(matrix) + 1e-7)
+    for a, b, c in coefficients:
+        square = x @ x.T
+        x = a * x + (b * square + c * square @ square) @ x
+    return x
+
+
+def loop(gradients):
+    """The matrices of each layout one after the other, by NumPy."""
+    g = {name: np.asarray(x) for name, x in gradients.items()}
+
+    def each(matrix):
+        return 0.2 * max(matrix.shape) ** 0.5 * by_numpy(matrix, [QUINTIC] * 2)
+
+    return {
+        "layers": np.stack([each(layer) for layer in g["layers"]]),
+        "query": each(g["query"].reshape(4, 6)).reshape(4, 3, 2),
+        "conv": each(g["conv"].reshape(6, 5)).reshape(2, 1, 3, 5),
+        "heads": each(g["heads"].transpose(0, 2, 1).reshape(12, 8)).reshape(3, 4, 8).transpose(0, 2, 1),
+    }
+
+
+def test_a_stack_is_the_loop_over_its_matrices_in_each_layout_of_axes():
+    with enable_x64():
+        grads = weights(jnp.float64)
+        tx = oc.scale_by_muon(0.0, ns_steps=2, matrices=LAYOUTS)
+        u, _ = jax.jit(tx.update)(grads, tx.init(grads))
+    for name, value in loop(grads).items():
+        np.testing.assert_allclose(u[name], value, rtol=1e-10, atol=1e-10, err_msg=name)
+
+
+@pytest.mark.thorough
+def test_layouts_and_widths_are_those_of_optax():
+    layouts = {name: LAYOUTS[name] for name in ("layers", "query")}
+    grads = {name: weights()[name] for name in layouts}
+    axes = {name: optax.contrib.MuonDimensionNumbers(*pair) for name, pair in layouts.items()}
+    theirs = optax.contrib.muon(1.0, ns_steps=3, beta=0.0, nesterov=False, muon_weight_dimension_numbers=axes)
+    ours = oc.muon_adamw(
+        1.0, None, matrices=layouts, coefficients="classic", ns_steps=3, momentum=0.0, nesterov=False, scaling="width"
+    )
+    u, expected = (jax.jit(tx.update)(grads, tx.init(grads), grads)[0] for tx in (ours, theirs))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), u, expected)
+
+
+def test_what_no_pattern_finds_and_what_has_none_goes_by_adam_and_describe_says_so():
+    groups = groups_of(oc.muon_adamw(matrices=LAYOUTS | {"conv": None}))
+    assert {name for name, rule in groups.items() if rule == "Adam"} == {"bias", "embedding", "conv"}
+    assert warned(lambda: oc.muon_adamw(matrices=LAYOUTS), weights()) == []
+
+
+def test_masks_and_patterns_go_together():
+    groups = groups_of(oc.scale_by_muon(matrices=LAYOUTS, mask=~oc.matching("conv")))
+    assert groups["conv"] == "Adam"
+    assert groups["query"] == "orthogonal"
+
+
+def test_the_preset_leaves_embeddings_to_adam_unless_it_is_told_otherwise():
+    params = {"wte": {"Embed": jnp.ones((5, 3))}, "kernel": jnp.ones((3, 3))}
+
+    def matrices_of(**options):
+        rows = oc.describe(oc.muon_adamw(**options), params).per_parameter
+        return {row.path for row in rows if row.group == "orthogonal"}
+
+    assert matrices_of() == {"kernel"}
+    assert matrices_of(mask=True) == matrices_of(matrices={"": (0, 1)}) == {"kernel", "wte/Embed"}
+
+
+def test_the_rest_is_adamw():
+    params = {"bias": jnp.array([1.0, -2.0, 3.0])}
+    grads = {"bias": jnp.array([0.1, 0.2, -0.3])}
+
+    def moved(tx):
+        return jax.jit(tx.apply)(params, tx.init(params), grads=grads)[0]["bias"]
+
+    ours, theirs = oc.muon_adamw(0.1, 0.5), oc.adamw(0.1, beta_2=0.95, epsilon=1e-8, weight_decay=0.5)
+    np.testing.assert_array_equal(moved(ours), moved(theirs))
+
+
+def test_matrices_come_back_from_a_config():
+    tx = oc.muon_adamw(matrices={"head": None, **LAYOUTS}, coefficients=[QUINTIC, (1.5, -0.5, 0.0)])
+    back = oc.from_config(json.loads(json.dumps(oc.to_config(tx))))
+    assert oc.to_config(back) == oc.to_config(tx)
+    assert str(back) == str(tx)
+
+
+@pytest.mark.parametrize("others", [{}, {"conv": None}])
+def test_a_state_of_other_matrices_is_refused_by_name(others):
+    grads = weights()
+    state = oc.scale_by_muon(matrices=LAYOUTS).init(grads)
+    fewer = oc.scale_by_muon(matrices={"layers": (-2, -1), **others})
+    with pytest.raises(ValueError, match="the state was made for other matrices: conv is one there"):
+        jax.eval_shape(fewer.update, grads, state)
+
+
+@pytest.mark.thorough
+def test_groups_and_compact_take_stacks():
+    def muon(*names):
+        return oc.muon_adamw(0.1, matrices={name: LAYOUTS[name] for name in names}, ns_steps=1)
+
+    grads = {name: weights()[name] for name in ("layers", "conv")}
+    plain = muon("layers", "conv")
+    expected, _ = jax.jit(plain.apply)(grads, plain.init(grads), grads=grads)
+    for tx in (
+        oc.multi_optimizer(("layers", "layers", muon("layers")), default=muon("conv")),
+        oc.compact(plain, moments="bfloat16", min_size=1),
+    ):
+        new, _ = jax.jit(tx.apply)(grads, tx.init(grads), grads=grads)
+        for name in grads:
+            np.testing.assert_allclose(new[name], expected[name], atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("matrices", "error", "message"),
+    [
+        ({"layers": (0,)}, TypeError, r"matrices\['layers'\] must be \(axes in, axes out\)"),
+        ({"layers": (0, 0)}, ValueError, r"matrices gives layers the axes .* no distinct axes of \(2, 4, 6\)"),
+        ({"layers": (0, 3)}, ValueError, "no distinct axes"),
+        ({"lairs": (0, 1)}, ValueError, "pattern 'lairs' decides for no parameter"),
+        ({"lairs": None}, ValueError, "pattern 'lairs' decides for no parameter"),
+        ({}, ValueError, "matrices needs at least one pattern"),
+    ],
+)
+def test_axes_that_are_none_are_refused(matrices, error, message):
+    with pytest.raises(error, match=message):
+        oc.scale_by_muon(matrices=matrices).init(weights())
+
+
+# Coefficients -------------------------------------------------------------------------------------------------------
+
+
+def best_quintic(low, high):
+    """The odd polynomial of degree 5 that is nearest to 1 on an interval, by Remez's algorithm."""
+    at = (low + high) / 2 - (high - low) / 2 * np.cos(np.pi * np.arange(4) / 3)
+    grid = np.unique(np.concatenate([np.geomspace(low, high, 20_001), np.linspace(low, high, 20_001)]))
+    for _ in range(30):
+        system = np.stack([at, at**3, at**5, [1, -1, 1, -1]], axis=1)
+        *made, _ = np.linalg.solve(system, np.ones(4))
+        error = polynomial(made, grid) - 1
+        turns = 1 + np.flatnonzero(np.diff(np.sign(np.diff(error))))
+        at = grid[[0, *turns[:2], -1]]
+    return np.array(made)
+
+
+def polynomial(triple, x):
+    a, b, c = triple
+    return a * x + b * x**3 + c * x**5
+
+
+CUSHION = 0.02407327424182761
+"""Polar Express's: what share of the largest value counts as the smallest, at least."""
+
+
+@pytest.mark.parametrize(("name", "cushion"), [("polar_express", CUSHION), ("cans", 0.0)])
+def test_each_polynomial_is_the_best_after_those_before_it(name, cushion):
+    low, high = 1e-3, 1.0
+    for triple in NAMED[name][:6]:
+        made = best_quintic(max(low, cushion * high), high)
+        if cushion * high > low:
+            made *= 2 / (polynomial(made, low) + polynomial(made, high))
+        found = np.multiply(triple, [1.01, 1.01**3, 1.01**5])  # for values up to 1.01
+        np.testing.assert_allclose(found, made, rtol=1e-4)
+        low = polynomial(found, low)
+        high = 2 - low
+
+
+DEVIATIONS = {
+    "classic": {5: 0.529, 6: 0.318, 8: 0.318},
+    "polar_express": {5: 0.154, 6: 0.00559, 8: 1e-12},
+    "cans": {5: 0.143, 6: 0.00472, 8: 1e-12},
+}
+"""The largest deviation from 1 that singular values in [1e-3, 1] have after so many iterations: what the documentation says."""
+
+
+@pytest.mark.parametrize("name", DEVIATIONS)
+def test_singular_values_come_as_near_to_one_as_is_said(name):
+    values = np.geomspace(1e-3, 1, 20_001)
+    for count, largest in DEVIATIONS[name].items():
+        x = values
+        for triple in each_step(name, count):
+            x = polynomial(triple, x)
+        assert np.abs(x - 1).max() == pytest.approx(largest, rel=2e-3, abs=1e-12)
+
+
+def test_a_matrix_gets_the_polynomials_of_its_singular_values():
+    rng = np.random.default_rng(0)
+    matrix = np.linalg.qr(rng.normal(size=(5, 4)))[0] * [1.0, 0.3, 0.02, 1e-3]
+    with enable_x64():
+        made = jax.jit(lambda x: orthogonalize(x, "polar_express", 7))(jnp.asarray(matrix))
+    np.testing.assert_allclose(made, by_numpy(matrix.T, each_step("polar_express", 7)).T, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["polar_express", "cans"])
+def test_a_value_that_rounding_puts_above_one_comes_back(name):
+    """Without the margin it would be soon beyond everything."""
+    kept = lost = np.linspace(1.0, 1.005, 11)  # bfloat16 has 1.0078 after 1
+    for triple in each_step(name, 5):
+        kept = polynomial(triple, kept)
+        lost = polynomial(np.multiply(triple, [1.01, 1.01**3, 1.01**5]), lost)
+    assert np.abs(kept - 1).max() < 0.16
+    assert np.abs(lost).max() > 1e3
+
+
+@pytest.mark.thorough
+def test_bfloat16_does_not_throw_a_matrix_of_rank_one_out():
+    rng = np.random.default_rng(0)
+    matrix = jnp.asarray(rng.normal(size=(64, 1)) @ rng.normal(size=(1, 64)), jnp.float32)
+    made = jax.jit(lambda x: orthogonalize(x, "polar_express", 7, dtype="bfloat16"))(matrix)
+    assert made.dtype == jnp.float32
+    assert abs(np.linalg.norm(made, 2) - 1) < 0.02
+
+
+def test_a_list_of_triples_is_one_for_each_iteration():
+    one = (1.5, -0.5, 0.0)
+    assert each_step(one, 3) == each_step([one], 3) == each_step([one] * 4, 3) == (one,) * 3
+    assert each_step([QUINTIC, one], 3) == (QUINTIC, one, one)
