@@ -1,6 +1,11 @@
-"""What a transformation does to an update, as a picture: the values of one gradient, and one value over forty calls."""
+"""Pictures: what a transformation does to an update, a schedule, the curves of a program.
 
+Their colours can be read on white and on black, and their background is transparent.
+"""
+
+import dataclasses
 import io
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -52,9 +57,60 @@ def draw(tx: optchain.Transformation, code: str) -> str:
     )
     _finish(calls, "one value, forty calls")
     figure.legend([incoming, outgoing], names, loc="lower center", ncols=2, frameon=False, fontsize=8, labelcolor=INK)
+    return _svg(figure, code)
+
+
+COLORS = (OUT, "#e0730b", "#12916a")
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    """Some curves over one axis."""
+
+    title: str
+    label: str
+    """Of the horizontal axis."""
+    lines: Mapping[str, tuple[Any, Any]]
+    """Horizontal and vertical values, by names for the legend; one without a name needs none."""
+    x: str = "linear"
+    y: str = "linear"
+    marker: str = ""
+
+
+def panels(title: str, drawn: list[Panel]) -> str:
+    """Panels side by side, as SVG."""
+    figure = Figure((7.6, 2.8), layout="constrained")
+    FigureCanvasSVG(figure)
+    figure.patch.set_alpha(0)
+    for axes, panel in zip(figure.subplots(1, len(drawn), squeeze=False)[0], drawn, strict=True):
+        for (name, (x, y)), color in zip(panel.lines.items(), COLORS, strict=False):
+            axes.plot(x, y, color=color, linewidth=1.7, label=name, marker=panel.marker, markersize=3.5)
+        axes.set_xscale(panel.x)
+        axes.set_yscale(panel.y)
+        _finish(axes, panel.title, zero=False)
+        axes.tick_params(which="minor", labelsize=6.5, labelcolor=INK, color=INK)
+        axes.set_xlabel(panel.label, fontsize=8, color=INK)
+        if any(panel.lines):
+            axes.legend(frameon=False, fontsize=8, labelcolor=INK)
+    return _svg(figure, title)
+
+
+def schedule(made: Any, steps: int) -> str:
+    """A schedule over its steps, as a small picture."""
+    figure = Figure((3.4, 1.7), layout="constrained")
+    FigureCanvasSVG(figure)
+    figure.patch.set_alpha(0)
+    axes = figure.subplots()
+    axes.plot(np.arange(steps), jax.vmap(made)(jnp.arange(steps)), color=OUT, linewidth=1.8)
+    axes.set_ylim(bottom=0)
+    _finish(axes, "")
+    return _svg(figure, repr(made))
+
+
+def _svg(figure: Figure, title: str) -> str:
     out = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "font.family": "sans-serif"}):
-        figure.savefig(out, format="svg", metadata={"Date": None, "Title": code})
+    with matplotlib.rc_context({"svg.fonttype": "none", "font.family": "sans-serif", "svg.hashsalt": title}):
+        figure.savefig(out, format="svg", metadata={"Date": None, "Title": title})
     return out.getvalue()
 
 
@@ -73,9 +129,10 @@ def _own_scale(axes: Any, before: np.ndarray, after: np.ndarray) -> Any:
     return other
 
 
-def _finish(axes: Any, title: str) -> None:
+def _finish(axes: Any, title: str, *, zero: bool = True) -> None:
     axes.set_title(title, fontsize=9, color=INK, loc="left")
-    axes.axhline(0, color=INK, linewidth=0.7)
+    if zero:
+        axes.axhline(0, color=INK, linewidth=0.7)
     axes.patch.set_alpha(0)
     axes.tick_params(labelsize=7, colors=INK)
     axes.spines[["top", "right"]].set_visible(False)
