@@ -40,7 +40,7 @@ def test_each_program_has_a_page_that_is_on_the_index_and_a_test():
 
 def test_layer_rates_and_decay_are_those_of_the_table():
     ran = run("layer_rates")
-    rows = {row.parameter: row for row in ran["table"].per_parameter}
+    rows = {row.path: row for row in ran["table"].per_parameter}
     tx, params = ran["tx"], ran["params"]
     step = jax.jit(lambda params, state, grads: tx.apply(params, state, grads=grads))
     still, _ = step(params, tx.init(params), jax.tree.map(jnp.zeros_like, params))
@@ -51,7 +51,8 @@ def test_layer_rates_and_decay_are_those_of_the_table():
         np.testing.assert_allclose(old["kernel"] - without["kernel"], 1e-4 * old["kernel"], rtol=1e-2)
         np.testing.assert_array_equal(without["norm"]["scale"], old["norm"]["scale"])
     np.testing.assert_allclose(params["head"]["bias"] - moved["head"]["bias"], 1e-2, rtol=1e-3)
-    assert [rows[name].decay for name in ("head/kernel", "layers/0/norm/scale")] == ["0.1", "-"]
+    assert [rows[name].decay for name in ("head/kernel", "layers/0/norm/scale")] == [{"weight_decay": 0.1}, {}]
+    assert [rows[name].rate_factor for name in ("head/kernel", "layers/0/norm/scale")] == [10.0, 0.25]
 
 
 def test_a_rule_of_two_moments_trains_and_keeps_the_contract():
