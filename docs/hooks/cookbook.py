@@ -23,6 +23,12 @@ def path(page: str) -> Path:
     return PROGRAMS / f"{Path(page).stem.replace('-', '_')}.py"
 
 
+def title(name: str) -> str:
+    """The heading of a program's page."""
+    page = Path(__file__).parents[1] / "cookbook" / f"{name.replace('_', '-')}.md"
+    return page.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+
+
 @functools.cache
 def run(name: str) -> tuple[Namespace, str] | None:
     """What a program of that name leaves behind, and what it printed; None where a library that it needs is missing."""

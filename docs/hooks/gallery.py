@@ -48,7 +48,7 @@ def page(shown: Mapping[str, Sequence[str]]) -> str:
             (
                 f"cookbook/{name}.svg",
                 cookbook.ALT[name],
-                name.replace("_", " "),
+                cookbook.title(name),
                 f"cookbook/{name.replace('_', '-')}.md",
             )
             for name in cookbook.drawn()

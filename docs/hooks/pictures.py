@@ -14,6 +14,7 @@ import matplotlib
 import numpy as np
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 import optchain
 
@@ -87,8 +88,14 @@ def panels(title: str, drawn: list[Panel]) -> str:
             axes.plot(x, y, color=color, linewidth=1.7, label=name, marker=panel.marker, markersize=3.5)
         axes.set_xscale(panel.x)
         axes.set_yscale(panel.y)
+        for axis, scale in ((axes.xaxis, panel.x), (axes.yaxis, panel.y)):
+            low, high = axis.get_view_interval()
+            if scale == "log":
+                axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 30 * low else (1,)))
+                axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+                axis.set_minor_formatter(NullFormatter())
         _finish(axes, panel.title, zero=False)
-        axes.tick_params(which="minor", labelsize=6.5, labelcolor=INK, color=INK)
+        axes.tick_params(which="minor", color=INK)
         axes.set_xlabel(panel.label, fontsize=8, color=INK)
         if any(panel.lines):
             axes.legend(frameon=False, fontsize=8, labelcolor=INK)
@@ -102,7 +109,7 @@ def schedule(made: Any, steps: int) -> str:
     figure.patch.set_alpha(0)
     axes = figure.subplots()
     axes.plot(np.arange(steps), jax.vmap(made)(jnp.arange(steps)), color=OUT, linewidth=1.8)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.05)
     _finish(axes, "")
     return _svg(figure, repr(made))
 
