@@ -26,7 +26,7 @@ def path(page: str) -> Path:
 def title(name: str) -> str:
     """The heading of a program's page."""
     page = Path(__file__).parents[1] / "cookbook" / f"{name.replace('_', '-')}.md"
-    return page.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+    return page.read_text(encoding="utf-8").partition("\n# ")[2].partition("\n")[0]
 
 
 @functools.cache
@@ -97,7 +97,7 @@ def _plateau(ran: Namespace) -> list[pictures.Panel]:
 def _bfloat16(ran: Namespace) -> list[pictures.Panel]:
     lines = {"float32": ran["float32"], "bfloat16": ran["plain"], "bfloat16, weights=24": ran["compact"]}
     means = {name: (np.arange(4, 300, 8), np.reshape(losses[:296], (-1, 8)).mean(1)) for name, losses in lines.items()}
-    return [pictures.Panel("loss, the mean of eight calls", "call", means)]
+    return [pictures.Panel("loss, the mean of eight calls", "call", means, widths=(4.5, 1.7, 1.5))]
 
 
 def _float16(ran: Namespace) -> list[pictures.Panel]:

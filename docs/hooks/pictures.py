@@ -76,6 +76,8 @@ class Panel:
     x: str = "linear"
     y: str = "linear"
     marker: str = ""
+    widths: tuple[float, ...] = (1.7, 1.7, 1.7)
+    """Of the lines: one that lies under another has to be wider to be seen."""
 
 
 def panels(title: str, drawn: list[Panel]) -> str:
@@ -84,8 +86,8 @@ def panels(title: str, drawn: list[Panel]) -> str:
     FigureCanvasSVG(figure)
     figure.patch.set_alpha(0)
     for axes, panel in zip(figure.subplots(1, len(drawn), squeeze=False)[0], drawn, strict=True):
-        for (name, (x, y)), color in zip(panel.lines.items(), COLORS, strict=False):
-            axes.plot(x, y, color=color, linewidth=1.7, label=name, marker=panel.marker, markersize=3.5)
+        for (name, (x, y)), color, width in zip(panel.lines.items(), COLORS, panel.widths, strict=False):
+            axes.plot(x, y, color=color, linewidth=width, label=name, marker=panel.marker, markersize=3.5)
         axes.set_xscale(panel.x)
         axes.set_yscale(panel.y)
         for axis, scale in ((axes.xaxis, panel.x), (axes.yaxis, panel.y)):

@@ -3,7 +3,9 @@ import jax.numpy as jnp
 
 import optchain
 
-x = jax.random.normal(jax.random.key(0), (22, 3))  # 22 examples: five batches of 4, and one of 2
+x = jax.random.normal(
+    jax.random.key(0), (22, 3)
+)  # 22 examples: five batches of 4, and one of 2
 y = x @ jnp.array([1.0, -2.0, 0.5])
 
 
@@ -18,11 +20,15 @@ state, updates = tx.init(params), []
 for start in range(0, 22, 4):
     batch = x[start : start + 4], y[start : start + 4]
     before = jnp.copy(params)
-    params, state, metrics = step(params, state, *batch, weight=len(batch[0]))  # what the batch counts for
+    params, state, metrics = step(
+        params, state, *batch, weight=len(batch[0])
+    )  # what the batch counts for
     updates.append(bool((params != before).any()))
 
 before_tail = jnp.copy(params)
-params, state = optchain.flush(tx, params, state)  # the end of the epoch: what waits becomes an update
+params, state = optchain.flush(
+    tx, params, state
+)  # the end of the epoch: what waits becomes an update
 
 # The same in two large batches: one of 16, and the tail of 6.
 expected = jnp.zeros(3)

@@ -26,16 +26,25 @@ def train(tx, params, state):
 def initial():
     rng = np.random.default_rng(1)
     hidden, head = rng.normal(size=(32, 128)) / 6, rng.normal(size=(128, 1)) / 11
-    return {"hidden": jnp.asarray(hidden, jnp.float32), "head": jnp.asarray(head, jnp.float32)}
+    return {
+        "hidden": jnp.asarray(hidden, jnp.float32),
+        "head": jnp.asarray(head, jnp.float32),
+    }
 
 
 adamw = optchain.adamw(3e-4, weight_decay=0.0)
-kept = optchain.compact(adamw, weights=24)  # 16 bits of a weight in the parameters, 8 more in the state
+kept = optchain.compact(
+    adamw, weights=24
+)  # 16 bits of a weight in the parameters, 8 more in the state
 
 wide = initial()
 _, _, float32 = train(adamw, initial(), adamw.init(initial()))
-_, _, plain = train(adamw, optchain.narrow(initial()), adamw.init(optchain.narrow(initial())))
-params, state, compact = train(kept, optchain.narrow(wide), kept.init(wide))  # the state of the wide weights
+_, _, plain = train(
+    adamw, optchain.narrow(initial()), adamw.init(optchain.narrow(initial()))
+)
+params, state, compact = train(
+    kept, optchain.narrow(wide), kept.init(wide)
+)  # the state of the wide weights
 
 print("the model sees", params["hidden"].dtype, "and the state has the rest")
 last = {"float32": float32, "bfloat16": plain, "bfloat16, weights=24": compact}

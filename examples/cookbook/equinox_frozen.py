@@ -27,5 +27,8 @@ for _ in range(100):
     losses.append(float(metrics["loss"]))
 
 model = eqx.combine(params, static)
-still = [bool((new.weight == old.weight).all()) for new, old in zip(model.layers, before.layers, strict=True)]
+still = [
+    bool((new.weight == old.weight).all())
+    for new, old in zip(model.layers, before.layers, strict=True)
+]
 print(f"loss {losses[0]:.3f} -> {losses[-1]:.3f}; layers that stand still: {still}")

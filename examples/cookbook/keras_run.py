@@ -21,7 +21,9 @@ path = f"{tempfile.mkdtemp()}/run.keras"
 model.save(path)
 
 # Our half: the recipe, the weights and the state are read from the file.
-like = {"head": {"kernel": jnp.zeros((3, 1)), "bias": jnp.zeros(1)}}  # paths and shapes of the network here
+like = {
+    "head": {"kernel": jnp.zeros((3, 1)), "bias": jnp.zeros(1)}
+}  # paths and shapes of the network here
 tx = from_keras(path)
 params = load_params(like, path)
 state = load_state(tx, params, path)

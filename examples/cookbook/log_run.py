@@ -10,7 +10,9 @@ import optchain
 
 def to_csv(folder):
     def log(step, row):
-        with (Path(folder) / "run.csv").open("a", newline="") as file:  # so that a killed run has all its rows
+        with (Path(folder) / "run.csv").open(
+            "a", newline=""
+        ) as file:  # so that a killed run has all its rows
             writer = csv.writer(file)
             if file.tell() == 0:
                 writer.writerow(["step", *row])
@@ -20,7 +22,9 @@ def to_csv(folder):
 
 
 def to_tensorboard(folder):
-    from tensorboardX import SummaryWriter  # or from torch.utils.tensorboard, or flax.metrics.tensorboard
+    from tensorboardX import (
+        SummaryWriter,
+    )  # or from torch.utils.tensorboard, or flax.metrics.tensorboard
 
     writer = SummaryWriter(folder)
 
@@ -35,16 +39,22 @@ def to_tensorboard(folder):
 def to_wandb(folder):
     import wandb
 
-    run = wandb.init(project="optchain", dir=folder, mode="offline")  # `wandb sync` sends it later
+    run = wandb.init(
+        project="optchain", dir=folder, mode="offline"
+    )  # `wandb sync` sends it later
     return lambda step, row: run.log(row, step=step)
 
 
 def train(log, steps=60, every=10):
     x = jax.random.normal(jax.random.key(0), (64, 4))
     y = x @ jnp.array([1.0, -1.0, 2.0, 0.0])
-    schedule = optchain.schedules.CosineDecay(0.0, decay_steps=50, warmup_target=0.1, warmup_steps=10)
+    schedule = optchain.schedules.CosineDecay(
+        0.0, decay_steps=50, warmup_target=0.1, warmup_steps=10
+    )
     tx = optchain.chain(optchain.adamw(schedule, global_clipnorm=1.0), optchain.monitor())
-    step = optchain.make_step(lambda params, x, y: jnp.mean((x @ params["kernel"] - y) ** 2), tx)
+    step = optchain.make_step(
+        lambda params, x, y: jnp.mean((x @ params["kernel"] - y) ** 2), tx
+    )
     params = {"kernel": jnp.zeros(4)}
     state = tx.init(params)
     for number in range(steps):

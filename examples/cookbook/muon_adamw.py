@@ -17,12 +17,19 @@ def loss_fn(params, tokens):
     x = params["embedding"][tokens]
     x = x + jnp.tanh(x @ params["hidden"]["kernel"] + params["hidden"]["bias"])
     logits = x @ params["head"]["kernel"] + params["head"]["bias"]
-    return -jnp.take_along_axis(jax.nn.log_softmax(logits), ((7 * tokens + 3) % 50)[:, None], 1).mean()
+    return -jnp.take_along_axis(
+        jax.nn.log_softmax(logits), ((7 * tokens + 3) % 50)[:, None], 1
+    ).mean()
 
 
-# Hidden matrices by Muon; embeddings, the head, norms and biases by AdamW, whose steps here are half as long.
+# Hidden matrices by Muon; embeddings, the head, norms and biases by AdamW, with half the step.
 tx = optchain.muon(
-    2e-2, weight_decay=0.01, exclude_layers=["^head/"], adam_weight_decay=0.0, adam_lr_ratio=0.5, global_clipnorm=1.0
+    2e-2,
+    weight_decay=0.01,
+    exclude_layers=["^head/"],
+    adam_weight_decay=0.0,
+    adam_lr_ratio=0.5,
+    global_clipnorm=1.0,
 )
 print(optchain.describe(tx, params))
 

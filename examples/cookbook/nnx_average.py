@@ -40,7 +40,9 @@ def averaged(model, optimizer):
 x = np.linspace(-2, 2, 64, dtype=np.float32)[:, None]
 y = np.sin(3 * x)
 model = Network(nnx.Rngs(0))
-optimizer = Optimizer(model, optchain.adam(2e-2, use_ema=True, ema_momentum=0.98), wrt=nnx.Param)
+optimizer = Optimizer(
+    model, optchain.adam(2e-2, use_ema=True, ema_momentum=0.98), wrt=nnx.Param
+)
 
 rng, losses, of_average = np.random.default_rng(0), [], []
 for call in range(400):

@@ -7,7 +7,9 @@ from optchain import Slot
 
 @optchain.register
 def scale_by_belief(beta_1=0.9, beta_2=0.999, epsilon=1e-8):
-    """Divides by how far gradients are from their own average (AdaBelief; Zhuang et al., 2020, arXiv:2010.07468).
+    """Divides by how far gradients are from their own average: AdaBelief.
+
+    Source: Zhuang et al., 2020, arXiv:2010.07468.
 
     mu ← β₁ mu + (1 − β₁) g
     nu ← β₂ nu + (1 − β₂)(g − mu)² + ε
@@ -20,12 +22,19 @@ def scale_by_belief(beta_1=0.9, beta_2=0.999, epsilon=1e-8):
         def leaf(g, mu, nu):  # once a parameter, in float32
             mu = beta_1 * mu + (1 - beta_1) * g
             nu = beta_2 * nu + (1 - beta_2) * (g - mu) ** 2 + epsilon
-            return mu / mu_correction / (jnp.sqrt(nu / nu_correction) + epsilon), {"mu": mu, "nu": nu}
+            return mu / mu_correction / (jnp.sqrt(nu / nu_correction) + epsilon), {
+                "mu": mu,
+                "nu": nu,
+            }
 
         return leaf
 
     slots = {"mu": Slot(decay="beta_1"), "nu": Slot(nonnegative=True)}
-    return optchain.rule(step, slots=slots, hyperparams={"beta_1": beta_1, "beta_2": beta_2, "epsilon": epsilon})
+    return optchain.rule(
+        step,
+        slots=slots,
+        hyperparams={"beta_1": beta_1, "beta_2": beta_2, "epsilon": epsilon},
+    )
 
 
 tx = optchain.chain(
@@ -38,7 +47,9 @@ tx = optchain.chain(
 
 x = jax.random.normal(jax.random.key(0), (64, 4))
 y = x @ jnp.array([1.0, -1.0, 2.0, 0.0])
-step = optchain.make_step(lambda params, x, y: jnp.mean((x @ params["kernel"] - y) ** 2), tx)
+step = optchain.make_step(
+    lambda params, x, y: jnp.mean((x @ params["kernel"] - y) ** 2), tx
+)
 params = {"kernel": jnp.zeros(4)}
 state, losses = tx.init(params), []
 for _ in range(300):

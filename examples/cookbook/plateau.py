@@ -28,9 +28,14 @@ for _ in range(40):  # epochs
         params, state, metrics = step(params, state, x[rows], noisy[rows])
     losses.append(float(evaluate(params, x[192:], y[192:])))
     rates.append(float(metrics["learning_rate"]))
-    lowering, state = lower.update(losses[-1], lowering, state)  # sets the rate; nothing is compiled again
+    lowering, state = lower.update(
+        losses[-1], lowering, state
+    )  # sets the rate; nothing is compiled again
     stopping = stop.update(losses[-1], stopping)
     if stopping["stop"]:
         break
 
-print(f"{len(losses)} epochs, rate {rates[0]:g} -> {rates[-1]:g}, held-out loss {losses[-1]:.4f}")
+print(
+    f"{len(losses)} epochs, rate {rates[0]:g} -> {rates[-1]:g},",
+    f"held-out loss {losses[-1]:.4f}",
+)

@@ -38,4 +38,7 @@ for call in range(CALLS):
         break
 
 lowest = rates[smooth.index(min(smooth))]
-print(f"the loss is lowest at {lowest:.2g} and astray at {rates[-1]:.2g}: start with {lowest / 10:.1g}")
+print(
+    f"the loss is lowest at {lowest:.2g} and astray at {rates[-1]:.2g}:",
+    f"start with {lowest / 10:.1g}",
+)

@@ -27,7 +27,9 @@ save(folder, 50, {"params": params, "state": state})
 # Tuesday: the recipe has changed. It clips, keeps an average, and has a rate of its own.
 tx = optchain.adamw(3e-3, global_clipnorm=1.0, use_ema=True)
 target = {"params": params, "state": tx.init(params)}  # shapes and what is new
-restored, report = restore(folder, target, hyperparams="configured")  # or "saved", for the saved rate
+restored, report = restore(
+    folder, target, hyperparams="configured"
+)  # or "saved", for the saved rate
 print(report)
 
 params, state = restored["params"], restored["state"]
@@ -36,5 +38,6 @@ resumed_at = int(state["scale_by_adam"]["count"])
 for _ in range(50):
     params, state, metrics = step(params, state, x, y)
 print(
-    f"Adam's count {resumed_at} -> {state['scale_by_adam']['count']}; the rate is {float(metrics['learning_rate']):g}"
+    f"Adam's count {resumed_at} -> {state['scale_by_adam']['count']};",
+    f"the rate is {float(metrics['learning_rate']):g}",
 )

@@ -28,12 +28,17 @@ def train(tx, bad=(20, 21, 50)):
         params, state, metrics = step(params, state, batch, y[rows])
         losses.append(float(evaluate(params, x, y)))
         if call % 10 == 9:  # where the run logs anyway
-            optchain.raise_if_nonfinite(metrics)  # FloatingPointError, were there five bad steps in a row
+            optchain.raise_if_nonfinite(
+                metrics
+            )  # FloatingPointError, were there five bad steps in a row
     return losses, metrics
 
 
 adamw = optchain.adamw(5e-2, global_clipnorm=1.0)
 losses, metrics = train(optchain.skip_nonfinite(adamw, max_consecutive=5))
 without, _ = train(adamw)
-print(f"with skip_nonfinite: loss {losses[-1]:.4f}, {int(metrics['skipped_steps'])} steps skipped")
+print(
+    f"with skip_nonfinite: loss {losses[-1]:.4f},",
+    f"{int(metrics['skipped_steps'])} steps skipped",
+)
 print(f"without: loss {without[-1]}")

@@ -29,7 +29,10 @@ path = f"{tempfile.mkdtemp()}/run.pt"
 torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, path)
 
 # Our half. PyTorch's kernels are transposed; the paths say which ones.
-names = {"head/kernel": "weight", "head/bias": "bias"}  # ours: theirs, in the order of the optimizer
+names = {
+    "head/kernel": "weight",
+    "head/bias": "bias",
+}  # ours: theirs, in the order of the optimizer
 halfway = interop.read(path)
 like = {"head": {"kernel": jnp.zeros((3, 1)), "bias": jnp.zeros(1)}}
 params = interop.load_params(like, halfway.model, names)

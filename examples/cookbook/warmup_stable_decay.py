@@ -31,17 +31,27 @@ def train(schedule, params, state, calls):
 
 
 # One run that could go on for ever, up to call 200.
-long = WarmupStableDecay(3e-2, warmup_steps=20, stable_steps=10_000, decay_steps=100, shape="sqrt")
-params = {"hidden": rng.normal(size=(8, 32)).astype(np.float32) / 3, "head": np.zeros((32, 1), np.float32)}
+long = WarmupStableDecay(
+    3e-2, warmup_steps=20, stable_steps=10_000, decay_steps=100, shape="sqrt"
+)
+params = {
+    "hidden": rng.normal(size=(8, 32)).astype(np.float32) / 3,
+    "head": np.zeros((32, 1), np.float32),
+}
 params = jax.tree.map(jnp.asarray, params)
-params, state, rates, losses = train(long, params, optchain.adamw(long).init(params), range(200))
+params, state, rates, losses = train(
+    long, params, optchain.adamw(long).init(params), range(200)
+)
 kept = jax.tree.map(jnp.copy, (params, state))  # a checkpoint
 
-# It goes on at the full rate; and from the checkpoint it is brought down in 100 calls. The count is in the state.
+# It goes on at the full rate; and from the checkpoint it is brought down in 100 calls.
 _, _, more_rates, more_losses = train(long, params, state, range(200, 300))
-short = WarmupStableDecay(3e-2, warmup_steps=20, stable_steps=180, decay_steps=100, shape="sqrt")
+short = WarmupStableDecay(
+    3e-2, warmup_steps=20, stable_steps=180, decay_steps=100, shape="sqrt"
+)
 _, _, down_rates, down_losses = train(short, *kept, range(200, 300))
 
 print(
-    f"at 200 {losses[-1]:.4f}; at 300, {more_losses[-1]:.4f} with the full rate, {down_losses[-1]:.4f} with the decay"
+    f"at 200 {losses[-1]:.4f}; at 300, {more_losses[-1]:.4f} with the full rate,",
+    f"{down_losses[-1]:.4f} with the decay",
 )
