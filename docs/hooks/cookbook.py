@@ -95,7 +95,7 @@ def _plateau(ran: Namespace) -> list[pictures.Panel]:
 
 
 def _bfloat16(ran: Namespace) -> list[pictures.Panel]:
-    lines = {"float32": ran["float32"], "bfloat16": ran["plain"], "bfloat16, weights=24": ran["compact"]}
+    lines = {"float32": ran["float32"], "bfloat16, weights=24": ran["compact"], "bfloat16": ran["plain"]}
     means = {name: (np.arange(4, 300, 8), np.reshape(losses[:296], (-1, 8)).mean(1)) for name, losses in lines.items()}
     return [pictures.Panel("loss, the mean of eight calls", "call", means, widths=(4.5, 1.7, 1.5))]
 

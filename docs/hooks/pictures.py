@@ -90,9 +90,9 @@ def panels(title: str, drawn: list[Panel]) -> str:
             axes.plot(x, y, color=color, linewidth=width, label=name, marker=panel.marker, markersize=3.5)
         axes.set_xscale(panel.x)
         axes.set_yscale(panel.y)
-        for axis, scale in ((axes.xaxis, panel.x), (axes.yaxis, panel.y)):
-            low, high = axis.get_view_interval()
+        for axis, scale, limits in ((axes.xaxis, panel.x, axes.get_xlim), (axes.yaxis, panel.y, axes.get_ylim)):
             if scale == "log":
+                low, high = limits()
                 axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 30 * low else (1,)))
                 axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
                 axis.set_minor_formatter(NullFormatter())

@@ -10,9 +10,8 @@ import optchain
 
 def to_csv(folder):
     def log(step, row):
-        with (Path(folder) / "run.csv").open(
-            "a", newline=""
-        ) as file:  # so that a killed run has all its rows
+        # Opened anew each time, so that a run that is killed has all its rows.
+        with (Path(folder) / "run.csv").open("a", newline="") as file:
             writer = csv.writer(file)
             if file.tell() == 0:
                 writer.writerow(["step", *row])
@@ -22,9 +21,7 @@ def to_csv(folder):
 
 
 def to_tensorboard(folder):
-    from tensorboardX import (
-        SummaryWriter,
-    )  # or from torch.utils.tensorboard, or flax.metrics.tensorboard
+    from tensorboardX import SummaryWriter  # or from torch.utils.tensorboard
 
     writer = SummaryWriter(folder)
 

@@ -22,7 +22,7 @@ def loss_fn(params, tokens):
     ).mean()
 
 
-# Hidden matrices by Muon; embeddings, the head, norms and biases by AdamW, with half the step.
+# Hidden matrices by Muon; embeddings, the head, norms and biases by AdamW, half as far.
 tx = optchain.muon(
     2e-2,
     weight_decay=0.01,

@@ -15,9 +15,8 @@ x = jax.device_put(jnp.ones((64, 16)), split)  # each device has a part of the b
 tx = optchain.adamw(1e-2, global_clipnorm=1.0)
 
 # 1. make_step
-params = jax.device_put(
-    {"kernel": jnp.ones((16, 8)) / 16, "bias": jnp.zeros(8)}, whole
-)  # all of them on each device
+params = {"kernel": jnp.ones((16, 8)) / 16, "bias": jnp.zeros(8)}
+params = jax.device_put(params, whole)  # all of them on each device
 
 
 def loss_fn(params, x):
