@@ -36,9 +36,8 @@ def to_tensorboard(folder):
 def to_wandb(folder):
     import wandb
 
-    run = wandb.init(
-        project="optchain", dir=folder, mode="offline"
-    )  # `wandb sync` sends it later
+    # What is logged offline, `wandb sync` sends later.
+    run = wandb.init(project="optchain", dir=folder, mode="offline")
     return lambda step, row: run.log(row, step=step)
 
 
