@@ -1,4 +1,6 @@
-"""Pages that are made when the site is built: one a transformation, from the registry and its docstring; the benchmarks; the notebooks."""
+"""Pages that are made when the site is built: one a transformation, from the registry and its docstring; the benchmarks; the notebooks;
+the programs of the cookbook; the gallery.
+"""
 
 import base64
 import inspect
@@ -9,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import calls
+import cookbook
+import gallery
 import latex2mathml.converter
 import links
 import pictures
@@ -64,6 +68,16 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         {"Transformations": ["transformations/index.md", *listed]} if "Transformations" in entry else entry
         for entry in config.nav or []
     ]
+    for name, picture in cookbook.drawn().items():
+        files.append(File.generated(config, f"cookbook/{name}.svg", content=picture))
+    for name, (_, made, steps) in gallery.schedules().items():
+        files.append(File.generated(config, f"schedules/{name}.svg", content=pictures.schedule(made, steps)))
+    files.append(File.generated(config, "race.svg", content=_race_picture()))
+    shown = {
+        group: [name for name, _ in pages[group] if files.get_file_from_path(f"transformations/{name}.svg")]
+        for group in ORDER
+    }
+    files.append(File.generated(config, "gallery.md", content=gallery.page(shown)))
     for picture in sorted(RESULTS.rglob("*.png")):
         place = f"images/{picture.relative_to(RESULTS).as_posix()}"
         files.append(File.generated(config, place, abs_src_path=str(picture)))
@@ -76,8 +90,12 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Shows the benchmarks' charts, which lie outside of the site, and puts their own notes into the page on costs."""
+def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
+    """Shows the programs of the cookbook, and the benchmarks' charts, which lie outside of the site, with their own notes on costs."""
+    if page.file.src_uri.startswith("cookbook/"):
+        return cookbook.shown(page.file.src_uri, markdown)
+    if "{{ schedules }}" in markdown:
+        markdown = markdown.replace("{{ schedules }}", gallery.schedule_cards())
     if "{{ race }}" in markdown:
         markdown = markdown.replace("{{ race }}", _race())
     for folder in ("spikes", "additions"):
@@ -98,6 +116,13 @@ def on_page_content(html: str, page: Page, **_: Any) -> str:
     addresses = {name: f"transformations/{name}/" for name in own}
     pages = {name: "" if at == page.url else get_relative_url(at, page.url) for name, at in addresses.items()}
     return links.linked(html, pages, links.listed())
+
+
+def _race_picture() -> str:
+    """The race that is kept with the benchmarks, as a file: in colours for white and for black."""
+    kept = json.loads((RESULTS / "race" / "race.json").read_text(encoding="utf-8"))
+    drawn = chart.svg([from_json(result) for result in kept["results"]], kept["settings"]["level"])
+    return drawn.replace("currentColor", chart.INK)
 
 
 def _race() -> str:

@@ -1,6 +1,11 @@
-"""What a transformation does to an update, as a picture: the values of one gradient, and one value over forty calls."""
+"""Pictures: what a transformation does to an update, a schedule, the curves of a program.
 
+Their colours can be read on white and on black, and their background is transparent.
+"""
+
+import dataclasses
 import io
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -9,6 +14,7 @@ import matplotlib
 import numpy as np
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 import optchain
 
@@ -53,6 +59,57 @@ def draw(tx: optchain.Transformation, code: str) -> str:
     return _svg(figure, code)
 
 
+COLORS = (OUT, "#e0730b", "#12916a")
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    """Some curves over one axis."""
+
+    title: str
+    label: str
+    """Of the horizontal axis."""
+    lines: Mapping[str, tuple[Any, Any]]
+    """Horizontal and vertical values, by names for the legend; one without a name needs none."""
+    x: str = "linear"
+    y: str = "linear"
+    marker: str = ""
+    widths: tuple[float, ...] = (1.7, 1.7, 1.7)
+    """Of the lines: one that lies under another has to be wider to be seen."""
+
+
+def panels(title: str, drawn: list[Panel]) -> str:
+    """Panels side by side, as SVG."""
+    figure = Figure((7.6, 2.8), layout="constrained")
+    for axes, panel in zip(figure.subplots(1, len(drawn), squeeze=False)[0], drawn, strict=True):
+        for (name, (x, y)), color, width in zip(panel.lines.items(), COLORS, panel.widths, strict=False):
+            axes.plot(x, y, color=color, linewidth=width, label=name, marker=panel.marker, markersize=3.5)
+        axes.set_xscale(panel.x)
+        axes.set_yscale(panel.y)
+        for axis, scale, limits in ((axes.xaxis, panel.x, axes.get_xlim), (axes.yaxis, panel.y, axes.get_ylim)):
+            if scale == "log":
+                low, high = limits()
+                axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 30 * low else (1,)))
+                axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+                axis.set_minor_formatter(NullFormatter())
+        _finish(axes, panel.title, zero=False)
+        axes.tick_params(which="minor", color=INK)
+        axes.set_xlabel(panel.label, fontsize=8, color=INK)
+        if any(panel.lines):
+            axes.legend(frameon=False, fontsize=8, labelcolor=INK)
+    return _svg(figure, title)
+
+
+def schedule(made: Any, steps: int) -> str:
+    """A schedule over its steps, as a small picture."""
+    figure = Figure((3.4, 1.7), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(np.arange(steps), jax.vmap(made)(jnp.arange(steps)), color=OUT, linewidth=1.8)
+    axes.set_ylim(0, 1.05)
+    _finish(axes, "")
+    return _svg(figure, repr(made))
+
+
 def coordinates() -> str:
     """The coordinate check of muP: how far activations move in four Adam steps, over the widths, without its factors and with them."""
     widths, inputs = [2**n for n in range(5, 10)], np.random.default_rng(1).normal(size=(16, 8)).astype(np.float32)
@@ -95,7 +152,7 @@ def _svg(figure: Figure, title: str) -> str:
     FigureCanvasSVG(figure)
     figure.patch.set_alpha(0)
     out = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "font.family": "sans-serif"}):
+    with matplotlib.rc_context({"svg.fonttype": "none", "font.family": "sans-serif", "svg.hashsalt": title}):
         figure.savefig(out, format="svg", metadata={"Date": None, "Title": title})
     return out.getvalue()
 
@@ -115,9 +172,10 @@ def _own_scale(axes: Any, before: np.ndarray, after: np.ndarray) -> Any:
     return other
 
 
-def _finish(axes: Any, title: str) -> None:
+def _finish(axes: Any, title: str, *, zero: bool = True) -> None:
     axes.set_title(title, fontsize=9, color=INK, loc="left")
-    axes.axhline(0, color=INK, linewidth=0.7)
+    if zero:
+        axes.axhline(0, color=INK, linewidth=0.7)
     axes.patch.set_alpha(0)
     axes.tick_params(labelsize=7, colors=INK)
     axes.spines[["top", "right"]].set_visible(False)
