@@ -72,7 +72,7 @@ def test_so_it_does_with_each_argument(case, record_error):
     assert error <= 1e-4
 
 
-@pytest.mark.thorough
+@pytest.mark.for_release
 def test_with_decay_it_differs_by_no_more_than_the_order_of_step_and_decay():
     """Theirs does not decay at the first call, which ours does, and multiplies the new parameters."""
     assert worst_error([(6, 4)], {}, rate=1e-3, decay=0.01) <= 1e-4

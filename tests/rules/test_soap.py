@@ -186,7 +186,7 @@ def test_rounding_errors_do_not_choose_the_bases():
     assert np.max(np.abs(history - nearly)) <= 1e-4
 
 
-@pytest.mark.thorough
+@pytest.mark.for_release
 def test_derivatives_through_steps_take_the_bases_for_constants():
     tx = oc.scale_by_soap(epsilon=1e-3, precondition_frequency=1)
     grads = jnp.asarray(random((3, 3), 0, 4), jnp.float32)
