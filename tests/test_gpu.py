@@ -22,6 +22,7 @@ from optchain.cli.bench.names import ContenderName, RecipeName
 from optchain.cli.bench.recipes import RECIPES
 from optchain.cli.bench.results import CompiledRow
 from optchain.core.trees import Tree
+from tests import programs
 
 pytest.importorskip("jax_cuda12_plugin", reason=f"left out: pip install {' '.join(ahead.CUDA_COMPILER)}")
 
@@ -187,3 +188,18 @@ def test_between_two_refreshes_soap_copies_nothing() -> None:
     computations, entry = traffic.parse(step.lower(*placed).compile().as_text())
     copies = [one for one in computations[entry].values() if one.opcode in ("copy", "copy-start", "transpose")]
     assert not [one.line for one in copies if any(shape for _, shape, _ in traffic.arrays(one.type))]
+
+
+# One kernel a leaf ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("weights", "floor"), [(None, 16.25), (24, 12.25)])
+def test_by_kernels_a_step_of_codes_moves_each_byte_once(weights: Any, floor: float) -> None:
+    """Of a leaf whose blocks lie down its rows, and of one whose blocks lie along its columns."""
+    row = programs.compact_step("h100", weights, kernel=True)
+    assert_within(row, floor, floor)
+
+
+def test_xla_alone_moves_the_moments_more_than_once() -> None:
+    """When it no longer does, the kernels may go."""
+    assert programs.compact_step("h100", 24, kernel=False).updating_bytes >= 20

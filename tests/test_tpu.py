@@ -18,6 +18,7 @@ from optchain.cli.bench import ahead, trees
 from optchain.cli.bench.names import ContenderName, RecipeName
 from optchain.cli.bench.recipes import RECIPES
 from optchain.cli.bench.results import CompiledRow
+from tests import programs
 
 pytest.importorskip("libtpu", reason="TPU programs were left out: pip install 'jax[tpu]'")
 
@@ -174,3 +175,14 @@ def test_released_gradients_of_layers_take_no_memory(tx: optchain.Transformation
     usual, released = (temporaries_of_layers(tx, release) for release in (None, "layers"))
     assert usual - released >= 2 * 24 * LEAF
     assert released <= 25 * LEAF  # the matrices in bfloat16, for the products
+
+
+# One kernel a leaf ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("weights", "floor"), [(None, 16.25), (24, 12.25)])
+def test_by_kernels_a_step_of_codes_moves_each_byte_once(weights: Any, floor: float) -> None:
+    """Of a leaf whose blocks lie down its rows, and of one whose blocks lie along its columns."""
+    row = programs.compact_step("v5e", weights, kernel=True)
+    assert floor * 0.99 <= row.updating_bytes <= floor * 1.01
+    assert row.temporary_bytes <= 0.1

@@ -16,21 +16,29 @@ from jax.interpreters import ad, batching, mlir
 by_platform_p = Primitive("by_platform")
 by_platform_p.multiple_results = True
 
-_PLATFORMS = {"cpu": ("cpu",), "gpu": ("cuda", "rocm")}
+_PLATFORMS = {"cpu": ("cpu",), "gpu": ("cuda", "rocm"), "tpu": ("tpu",)}
 """The devices that may have a form of their own, and what JAX calls them."""
 
 
-def by_platform(default: Callable[..., list[Any]], *operands: Any, **forms: Callable[..., list[Any]]) -> list[Any]:
+def by_platform(
+    default: Callable[..., list[Any]],
+    *operands: Any,
+    in_kernels: Callable[..., list[Any]] | None = None,
+    **forms: Callable[..., list[Any]],
+) -> list[Any]:
     """`default(*operands)`, as the form of the device computes it.
 
     Args:
       default: a function of the operands, which closes over nothing that is traced. It returns a list of arrays, and is what is
         differentiated.
       *operands: trees of arrays.
+      in_kernels: a function of `"tpu"` or `"cuda"` and of the leaves of the operands, which returns the same numbers by kernels
+        that know of one device only. It is traced where the program is lowered for one such device, and not under `vmap`.
       **forms: functions that return the same numbers, by `cpu` or `gpu`.
     """
     programs = {name: jax.make_jaxpr(form)(*operands) for name, form in {"default": default, **forms}.items()}
-    return by_platform_p.bind(*jax.tree.leaves(operands), **programs)
+    kernels = {} if in_kernels is None else {"in_kernels": in_kernels}
+    return by_platform_p.bind(*jax.tree.leaves(operands), **programs, **kernels)
 
 
 def run_form(*operands: Any, form: str, **forms: ClosedJaxpr) -> list[Any]:
@@ -96,7 +104,9 @@ def _batched(
 
     jax.make_jaxpr(vmap(probe))(*operands)
     mapped = {
-        name: jax.make_jaxpr(vmap(jaxpr_as_fun(form), out_axes=out_dims))(*operands) for name, form in forms.items()
+        name: jax.make_jaxpr(vmap(jaxpr_as_fun(form), out_axes=out_dims))(*operands)
+        for name, form in forms.items()
+        if name != "in_kernels"
     }
     return by_platform_p.bind(*operands, **mapped), out_dims
 
@@ -104,6 +114,17 @@ def _batched(
 def _keeps_most_unbatched(forms: dict[str, ClosedJaxpr]) -> str:
     """A loop keeps unbatched what is; a `cond` whose predicate is batched makes all of it batched."""
     return "gpu" if "gpu" in forms else "default"
+
+
+def _lowering(form: str, platform: str) -> Callable[..., Any]:
+    def lower(context: Any, *operands: Any, in_kernels: Any = None, **forms: ClosedJaxpr) -> Any:
+        run: Callable[..., list[Any]] = functools.partial(run_form, form=form, **forms)
+        devices = getattr(context.module_context.axis_context, "num_devices", None)  # not within `shard_map` and `pmap`
+        if in_kernels is not None and devices == 1 and platform != "rocm":
+            run = functools.partial(in_kernels, platform)
+        return mlir.lower_fun(run, multiple_results=True)(context, *operands)
+
+    return lower
 
 
 by_platform_p.def_impl(_run_default)
@@ -115,5 +136,4 @@ checkify.error_checks[by_platform_p] = _checkified
 mlir.register_lowering(by_platform_p, mlir.lower_fun(_run_default, multiple_results=True))
 for _form, _names in _PLATFORMS.items():
     for _name in _names:
-        _lowered = mlir.lower_fun(functools.partial(run_form, form=_form), multiple_results=True)
-        mlir.register_lowering(by_platform_p, _lowered, platform=_name)
+        mlir.register_lowering(by_platform_p, _lowering(_form, _name), platform=_name)

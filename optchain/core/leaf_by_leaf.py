@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
 
-from optchain.core import arguments, memory, storage
+from optchain.core import arguments, kernel, memory, storage
 from optchain.core.branch import once, runs_step_by_step
 from optchain.core.by_platform import by_platform
 from optchain.core.programs import run_equation, value_in
@@ -27,7 +27,9 @@ _CHEAP = frozenset({"add", "broadcast_in_dim", "convert_element_type", "div", "m
 """What is rather computed again for a leaf than kept from when it was computed for all."""
 
 
-def leaf_by_leaf(run: Callable[[Tree, Tree], tuple[Tree, Tree]], leaves: Tree, state: Tree) -> tuple[Tree, Tree]:
+def leaf_by_leaf(
+    run: Callable[[Tree, Tree], tuple[Tree, Tree]], leaves: Tree, state: Tree, *, in_kernels: bool = False
+) -> tuple[Tree, Tree]:
     """`run(leaves, state)`, which on a CPU is computed one leaf after the other.
 
     Args:
@@ -52,7 +54,15 @@ def leaf_by_leaf(run: Callable[[Tree, Tree], tuple[Tree, Tree]], leaves: Tree, s
     def one_by_one(captured: list[Any], given: list[Any], count: jax.Array) -> list[Any]:
         return parts.run(captured, given, count >= 0)
 
-    return treedef.unflatten(by_platform(at_once, program.consts, given, counts[0], cpu=one_by_one))
+    length = len(program.consts)
+
+    def by_kernel(platform: kernel.Platform, *operands: Any, interpret: bool = False) -> list[Any]:
+        captured, given = operands[:length], operands[length:-1]
+        return parts.run_in_kernels([*captured], [*given], platform, interpret=interpret)
+
+    config: Any = jax.config
+    kernels = {"in_kernels": by_kernel} if in_kernels and not config.jax_enable_x64 else {}
+    return treedef.unflatten(by_platform(at_once, program.consts, given, counts[0], cpu=one_by_one, **kernels))
 
 
 def leaf_by_leaf_if_packed(
@@ -99,6 +109,29 @@ class _Parts:
                 return [value_in(inside, jaxpr.outvars[i]) for i in places]
 
             new = once(always, change, [given[i] for i in places])
+            made |= dict(zip(places, new, strict=True))
+        return [made[i] if i in made else value_in(known, var) for i, var in enumerate(jaxpr.outvars)]
+
+    def run_in_kernels(
+        self, captured: list[Any], given: list[Any], platform: kernel.Platform, *, interpret: bool = False
+    ) -> list[Any]:
+        """Each leaf by a kernel of its own, where there can be one."""
+        jaxpr = self._jaxpr
+        known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*captured, *given], strict=True))
+        self._run_equations(self._shared, known)
+        made = dict[int, Any]()
+        for leaf, equations in self.of_leaves.items():
+            places = self._outputs[leaf]
+            own = {jaxpr.invars[i]: given[i] for i in places}
+            new = kernel.run(
+                kernel.Leaf([jaxpr.eqns[i] for i in equations], own, [jaxpr.outvars[i] for i in places], known),
+                platform,
+                interpret=interpret,
+            )
+            if new is None:
+                inside = dict(known)
+                self._run_equations(equations, inside)
+                new = [value_in(inside, jaxpr.outvars[i]) for i in places]
             made |= dict(zip(places, new, strict=True))
         return [made[i] if i in made else value_in(known, var) for i, var in enumerate(jaxpr.outvars)]
 
