@@ -197,6 +197,8 @@ TORCH_RECIPES: dict[str, dict[str, dict[str, Any]]] = {
     "SGD": {"defaults": {}, "Nesterov": {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1}},
 }
 LEFT_OUT = {
+    "muon_adamw": "Keras has none",
+    "soap": "Keras has none",
     "torch.muon": "takes matrices alone, and PyTorch rounds to bfloat16 on the way",
     "torch.sparse_adam": "takes gradients of rows",
 }
