@@ -36,23 +36,42 @@ def by_owners(function: Callable[[jax.Array], jax.Array], matrices: Sequence[jax
     Returns:
       The results in the shapes of `matrices`.
     """
-    stack = jnp.concatenate(matrices) if len(matrices) > 1 else matrices[0]
     axes = owner_axes()
-    if axes:
-        mesh = jax.sharding.get_abstract_mesh()
-        spare = -len(stack) % math.prod(mesh.shape[name] for name in axes)
-        stack = jnp.pad(stack, [(0, spare), *[(0, 0)] * (stack.ndim - 1)])
-        # From a stack that is not dealt out, one axis at a time, and back: compilers exchange along one axis, and gather where they
-        # must exchange along several at once; and of a stack that is cut while it is dealt out they send each piece by itself.
-        steps = [_dealt(mesh, axes[:i], stack.ndim, whole=i == len(axes)) for i in range(len(axes) + 1)]
+    if not axes:
+        return _cut(function(_joined(matrices)), matrices)
+    mesh = jax.sharding.get_abstract_mesh()
+    owners = math.prod(mesh.shape[name] for name in axes)
+    # One axis at a time, and back: compilers exchange along one axis, and gather where they must exchange along several at once.
+    steps = [_dealt(mesh, axes[:i], matrices[0].ndim, whole=i == len(axes)) for i in range(len(axes) + 1)]
+
+    def dealt(stack: jax.Array, steps: Sequence[NamedSharding]) -> jax.Array:
         for step in steps:
             stack = lax.with_sharding_constraint(stack, step)
         stack = function(stack)
         for step in reversed(steps):
             stack = lax.with_sharding_constraint(stack, step)
-    else:
-        stack = function(stack)
-    ends = itertools.accumulate([len(part) for part in matrices], initial=0)
+        return stack
+
+    # A stack that goes round may be split along itself already, such as the layers of a scanned model: it is dealt out by itself.
+    alone = [len(part) > 0 and len(part) % owners == 0 for part in matrices]
+    made = [dealt(part, steps[1:]) if is_alone else part for part, is_alone in zip(matrices, alone, strict=True)]
+    rest = [i for i, is_alone in enumerate(alone) if not is_alone]
+    if rest:
+        parts = [matrices[i] for i in rest]
+        stack = _joined(parts)
+        stack = jnp.pad(stack, [(0, -len(stack) % owners), *[(0, 0)] * (stack.ndim - 1)])
+        # First a stack that is not dealt out, and last: of one that is cut while it is dealt out each piece is sent by itself.
+        for i, part in zip(rest, _cut(dealt(stack, steps), parts), strict=True):
+            made[i] = part
+    return made
+
+
+def _joined(matrices: Sequence[jax.Array]) -> jax.Array:
+    return jnp.concatenate(matrices) if len(matrices) > 1 else matrices[0]
+
+
+def _cut(stack: jax.Array, like: Sequence[jax.Array]) -> list[jax.Array]:
+    ends = itertools.accumulate([len(part) for part in like], initial=0)
     return [stack[start:end] for start, end in itertools.pairwise(ends)]
 
 

@@ -88,3 +88,26 @@ def test_matrices_that_lie_whole_everywhere_are_dealt_out_without_a_word_and_gat
     for name in placed:
         np.testing.assert_allclose(new[name], of_one_device(8)[name], rtol=1e-6, atol=1e-6)
     assert Counter(COLLECTIVE.findall(compiled.as_text())) == {"all-gather": 1}
+
+
+@pytest.mark.parametrize(
+    ("layout", "spec", "found"),
+    [
+        ("FSDP", P("data"), {}),
+        ("both", P("data", None, "model"), {"all-to-all": 2}),
+    ],
+)
+def test_layers_that_lie_on_devices_of_their_own_stay_there(layout, spec, found):
+    shape, names, _ = LAYOUTS[layout]
+    mesh = jax.make_mesh(shape, names, axis_types=(AUTO,) * len(names))
+    params = {"layers": np.random.default_rng(0).normal(size=(8, 16, 16)).astype(np.float32)}
+    placed = jax.device_put(params, NamedSharding(mesh, spec))
+    tx = oc.scale_by_muon(matrices={"layers": (-2, -1)}, ns_steps=2)
+    with jax.set_mesh(mesh):
+        state = oc.init_sharded(tx, placed, mesh)
+        out = jax.tree.map(lambda x: x.sharding, (placed, state))
+        compiled = jax.jit(lambda g, s: tx.update(g, s, g), out_shardings=out).lower(placed, state).compile()
+        new, _ = compiled(placed, state)
+    grads = jax.tree.map(jnp.asarray, params)
+    np.testing.assert_allclose(new["layers"], tx.update(grads, tx.init(grads))[0]["layers"], rtol=1e-6, atol=1e-6)
+    assert Counter(COLLECTIVE.findall(compiled.as_text())) == found
