@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -142,12 +143,14 @@ def rows_of(transformation: Transformation, facts: Mapping[str, Facts], state: T
             entry = "/".join(name for name in names[: len(names) - len(owner)] if not name.isdigit())
             known = storage[path]
             key = next(key for n in itertools.count(1) if (key := entry if n == 1 else f"{entry}_{n}") not in known)
-            known[key] = dtype_of(leaf).name
             bytes_of[path] += leaf.size * dtype_of(leaf).itemsize
+            if not _is_empty_place(leaf, facts[path]):
+                known[key] = dtype_of(leaf).name
         for names, owner in beneath(own, parameters).items():
             path, leaf = "/".join(owner), leaves[names]
-            storage[path][names[0]] = dtype_of(leaf).name
             bytes_of[path] += leaf.size * dtype_of(leaf).itemsize
+            if not _is_empty_place(leaf, facts[path]):
+                storage[path][names[0]] = dtype_of(leaf).name
     for path, seen in facts.items():
         frozen = "frozen" in seen.labels
         yield ParameterRow(
@@ -164,6 +167,11 @@ def rows_of(transformation: Transformation, facts: Mapping[str, Facts], state: T
             state_bytes=bytes_of[path],
             links=tuple(seen.links),
         )
+
+
+def _is_empty_place(leaf: Any, parameter: Facts) -> bool:
+    """Whether a leaf is one of a rule that keeps something else for this parameter: checkpoints need an element there."""
+    return leaf.shape == (1,) and math.prod(parameter.shape) > 1
 
 
 def own_entries(node: Node) -> Any:

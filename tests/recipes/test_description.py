@@ -336,3 +336,18 @@ def test_a_link_of_ones_own_says_how_strongly_it_acts() -> None:
 
     half = oc.Transformation(update=halve).with_effects(lambda params: {"rate": jax.tree.map(lambda p: 0.5, params)})
     assert row_of(oc.chain(oc.sgd(0.1), ("half", half)), "norm/scale").rate_factor == 0.5
+
+
+def test_what_a_rule_does_not_keep_for_a_parameter_is_not_in_its_row():
+    params = {"w": jnp.ones((2, 4, 4)), "b": jnp.ones(3)}
+    soap, muon, factored = (
+        {row.path: set(row.storage) for row in oc.describe(tx, params).per_parameter}
+        for tx in (
+            oc.scale_by_soap(),
+            oc.scale_by_muon(matrices={"w": (-2, -1)}),
+            oc.scale_by_factored_rms(),
+        )
+    )
+    assert soap == {"w": {"mu", "nu", "gram", "basis"}, "b": {"mu", "nu"}}
+    assert muon == {"w": {"mu"}, "b": {"mu", "adam_nu"}}
+    assert factored == {"w": {"v_row", "v_col"}, "b": {"v"}}
