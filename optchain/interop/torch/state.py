@@ -21,14 +21,14 @@ from optchain.interop.mapping import Entry, match, parameter_entries
 from optchain.interop.merging import check_choice, merge_entries
 from optchain.interop.report import Choice, Names, Report, join_paths
 from optchain.interop.torch.layouts import Transforms, check_outputs, factor_names, layouts, to_array, transposed
-from optchain.interop.torch.recipes import INITIAL, class_name, plain
+from optchain.interop.torch.recipes import CONSTANTS, DECOUPLED, INITIAL, class_name, plain, to_group
 from optchain.interop.torch.rules import (
     COUNT,
     DERIVED,
     FACTORS,
-    HYPERPARAMS,
     OPTIONAL,
     SCALARS,
+    name_in_group,
     names_in_torch,
     split_betas,
 )
@@ -294,12 +294,13 @@ def _hyperparam_entries(place: Place, source: _Source, choice: Choice) -> dict[N
     """The hyperparameters that are values in a link's state, out of the groups of its parameters."""
     values: dict[str, Any] = {}
     for name in sorted(place.settable):
-        theirs = HYPERPARAMS.get(name, "")
-        groups = {path: source.groups[path] for path in place.parameters if theirs in source.groups[path]}
-        for path, group in groups.items():
-            checks.hyperparam(f"{theirs} of the group of {source.labels[path]}", name, group[theirs])
-        given = {group[theirs] for group in groups.values()}
+        named = {path: (name_in_group(name, source.groups[path]), source.groups[path]) for path in place.parameters}
+        groups = {path: (theirs, group[theirs]) for path, (theirs, group) in named.items() if theirs}
+        for path, (theirs, value) in groups.items():
+            checks.hyperparam(f"{theirs} of the group of {source.labels[path]}", name, value)
+        given = {value for _, value in groups.values()}
         if len(given) > 1 and choice == "saved":
+            theirs = next(iter(groups.values()))[0]
             raise ValueError(
                 f"PyTorch's groups have the {theirs} {join_paths(map(str, sorted(given)))}, and {place} has one for all: use "
                 "multi_optimizer, as from_torch(optimizer, names) does"
@@ -332,24 +333,41 @@ def _check_constants(place: Place, source: _Source) -> None:
     kind = class_name(place.link)
     if kind is None:
         return
-    configured = split_betas(dict(place.link.config)) | ({"decoupled_weight_decay": True} if kind == "AdamW" else {})
-    constants = {
-        key: value
-        for key, value in configured.items()
-        if isinstance(value, bool | int | float) and key not in ("lr", "betas")
-    }
+    configured = split_betas(to_group(place.link))
+    changing = {key for key, value in configured.items() if callable(value) or arguments.is_array(value)}
     for path in place.parameters:
-        group = source.groups[path]
+        # Of AdamW, older versions of PyTorch do not write that its decay is decoupled.
+        saved = ({DECOUPLED: True} if kind == "AdamW" else {}) | source.groups[path]
+        dtype = trees.real_dtype(dtype_of(source.params[path]))
         wrong = [
-            f"{key} {group[key]}, configured {constants[key]}"
-            for key in constants
-            if group.get(key, constants[key]) != constants[key]
+            f"{key} {saved[key]}, configured {configured.get(key, 'none')}"
+            for key in sorted(CONSTANTS & saved.keys() - changing)
+            if _in_effect(key, saved, dtype) != _in_effect(key, configured, trees.wide_dtype(dtype))
         ]
         if wrong:
             raise ValueError(
                 f"{place} has other hyperparameters than PyTorch's group of {source.labels[path]}: saved {'; '.join(wrong)}. "
                 'Build it with the saved ones, or choose hyperparams="configured"'
             )
+
+
+def _in_effect(key: str, group: Mapping[str, Any], dtype: Any) -> Any:
+    """An argument as it is used with parameters of a dtype; None if it is off, or none of the class's."""
+    if key not in group:
+        return None
+    value = group[key]
+    if key == "adjust_lr_fn" and value is None:
+        return "original"
+    if key == "eps" and isinstance(value, tuple) and value and value[0] is None:
+        value = (float(jnp.finfo(dtype).eps), *value[1:])
+    return _rounded(value, trees.wide_dtype(dtype)) or None
+
+
+def _rounded(value: Any, dtype: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_rounded(part, dtype) for part in value)
+    with np.errstate(over="ignore"):
+        return dtype.type(value) if arguments.is_number(value) else value
 
 
 def plain_group(group: Mapping[str, Any], name: str) -> dict[str, Any]:
