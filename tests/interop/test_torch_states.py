@@ -488,6 +488,32 @@ def test_a_group_has_the_numbers_of_the_recipe_whatever_they_are_made_of(make):
     )
 
 
+@pytest.mark.parametrize(("name", "field"), [("ASGD", "eta"), ("NAdam", "mu_product")])
+def test_a_number_that_all_parameters_share_must_be_there_and_the_same(name, field):
+    optimizer = optimizer_of(name)
+    tx, there = interop.from_torch(optimizer), optimizer.state_dict()
+    there["state"][1][field] = torch.tensor(0.5)
+    with pytest.raises(ValueError, match=rf"has one {field} for its parameters, .*: dense/.* 0\.5.*multi_optimizer"):
+        interop.load_state_dict(tx, PARAMS, there, ORDER)
+    for missing in ([0], [1], [0, 1]):
+        slots = {n: {k: v for k, v in s.items() if n not in missing or k != field} for n, s in there["state"].items()}
+        with pytest.raises(ValueError, match=rf"needs {field} of dense/.*, and PyTorch's state of parameter"):
+            interop.load_state_dict(tx, PARAMS, there | {"state": slots}, ORDER)
+
+
+@pytest.mark.parametrize("size", [-1.0, torch.tensor(-1 + 1j), torch.tensor(1 - 1j)])
+def test_a_step_size_is_never_negative(size):
+    leaf = torch.ones(2, requires_grad=True, dtype=torch.as_tensor(size).dtype)
+    optimizer = torch.optim.Rprop([leaf], lr=0.1)
+    leaf.grad = torch.ones_like(leaf)
+    optimizer.step()
+    there, params = optimizer.state_dict(), {"bias": jnp.asarray(leaf.detach().numpy())}
+    interop.load_state_dict(presets.rprop(0.1), params, there, ["bias"])
+    there["state"][0]["step_size"][0] = size
+    with pytest.raises(ValueError, match="step_size of parameter 0 must be >= 0, a size; 1 of 2 numbers are negative"):
+        interop.load_state_dict(presets.rprop(0.1), params, there, ["bias"])
+
+
 def test_a_velocity_with_the_rate_in_it_is_refused_both_ways():
     tx = optchain.sgd(0.1, momentum=0.9)
     with pytest.raises(ValueError, match="apply_momentum comes after the learning rate"):

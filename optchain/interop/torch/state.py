@@ -180,14 +180,10 @@ class _Source:
         """A tensor in our layout; None where PyTorch has not made it yet."""
         self.used.add((path, field))
         slot = self.slots[path]
-        if field not in slot:
-            if slot and field not in OPTIONAL:
-                raise ValueError(
-                    f"the recipe needs {field} of {'/'.join(path)}, and PyTorch's state of {self.labels[path]} has {join_paths(slot)}"
-                )
+        if field not in slot and (not slot or field in OPTIONAL):
             return None
-        name, value = f"{field} of {self.labels[path]}", slot[field]
-        value, param = to_array(value, name), self.params[path]
+        name = f"{field} of {self.labels[path]}"
+        value, param = to_array(self._field(path, field), name), self.params[path]
         shape = np.shape(param)
         if entry in FACTORS and entry != "v":
             shape = (*shape[:-1], 1) if entry == "v_row" else (*shape[:-2], 1, shape[-1])
@@ -196,6 +192,36 @@ class _Source:
         checks.kind(f"{name} of PyTorch's", value.dtype, like.dtype)
         checks.moment(name, entry, value, like.dtype)
         return transposed(value, self.axes[path], like, "/".join(path), name)
+
+    def number(self, place: Place, field: str, allowed: arguments.Range) -> float | None:
+        """A number that PyTorch has of each parameter, and we of all those of a link; None before the first step.
+
+        Raises:
+          ValueError: a parameter does not have it, or they differ.
+        """
+        numbers: dict[str, float] = {}
+        for path in place.parameters:
+            self.used.add((path, field))
+            if self.slots[path]:
+                name = f"{field} of {self.labels[path]}"
+                value = to_array(self._field(path, field), name)
+                checks.number(name, value, allowed)
+                numbers["/".join(path)] = float(value)
+        if len(set(numbers.values())) > 1:
+            found = join_paths(f"{path} {number:g}" for path, number in numbers.items())
+            raise ValueError(
+                f"{place} has one {field} for its parameters, and in PyTorch they have different ones: {found}. Give those that "
+                "differ groups of their own: multi_optimizer"
+            )
+        return next(iter(numbers.values()), None)
+
+    def _field(self, path: Names, field: str) -> Any:
+        slot = self.slots[path]
+        if field not in slot:
+            raise ValueError(
+                f"the recipe needs {field} of {'/'.join(path)}, and PyTorch's state of {self.labels[path]} has {join_paths(slot)}"
+            )
+        return slot[field]
 
     def steps(self, place: Place) -> int | None:
         """How many steps the parameters of a link have made; None if PyTorch does not know.
@@ -280,11 +306,9 @@ def _rule_entries(place: Place, fresh: State, source: _Source) -> dict[Names, An
             steps = int(bool(made))
         saved[(*place.path, "count")] = steps
     for entry, allowed in (("mu_product", arguments.FRACTION), ("eta", arguments.NON_NEGATIVE)):
-        if entry in known and (slot := source.slots[place.parameters[0]]):
-            number = to_array(slot[entry])
-            checks.number(f"{entry} of {source.labels[place.parameters[0]]}", number, allowed)
-            saved[(*place.path, entry)] = float(number)
-            source.used |= {(path, entry) for path in place.parameters}
+        number = source.number(place, entry, allowed) if entry in known else None
+        if number is not None:
+            saved[(*place.path, entry)] = number
     if place.rule == "polyak_average":
         source.used |= {(path, field) for path in place.parameters for field in DERIVED}
     return saved
