@@ -228,3 +228,20 @@ def test_decay_before_the_factors_is_that_of_torchs_groups():
 def test_bad_layers_are_refused(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    ("loss", "activations", "error", "message"),
+    [
+        (jnp.sum, lambda p: p, TypeError, "activations must return a dict of arrays by name; it returned Shape"),
+        (jnp.sum, lambda p: {"a": [p]}, TypeError, "activations must return a dict of arrays"),
+        (jnp.sum, lambda p: None, TypeError, "activations must return a dict of arrays by name; it returned None"),
+        (jnp.sum, lambda p: {"a": p, "b": p[:0]}, ValueError, r"that have numbers; 'b' has shape \(0,\)"),
+        (lambda p: p, lambda p: {"a": p}, TypeError, "loss_fn must return a real scalar"),
+        (lambda p: (p.sum(), p), lambda p: {"a": p}, TypeError, "loss_fn must return a real scalar, without auxiliary"),
+        (lambda p: 1j * p.sum(), lambda p: {"a": p}, TypeError, "loss_fn must return a real scalar"),
+    ],
+)
+def test_what_is_no_loss_and_no_activation_is_named(loss, activations, error, message):
+    with pytest.raises(error, match=message):
+        optchain.coordinate_sizes(optchain.sgd(0.1), jnp.ones(2), loss, activations)
