@@ -1,5 +1,6 @@
 """The mean of the parameters of the later part of a run."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -24,7 +25,7 @@ def polyak_average(t0: float = 1e6) -> Transformation:
     Until then it is the parameters themselves. `averaged_params(state)` and `finalize(params, state)` give the average.
 
     Args:
-      t0: the number of calls before the average begins, a number >= 0.
+      t0: the number of calls before the average begins, a number >= 0; `math.inf` for never.
 
     Returns:
       A transformation with state `count, average`.
@@ -43,7 +44,8 @@ def polyak_average(t0: float = 1e6) -> Transformation:
       >>> optchain.averaged_params(state)  # of 2 and 3
       Array([2.5], dtype=float32)
     """
-    arguments.check_number("t0", t0, arguments.NON_NEGATIVE)
+    if not (arguments.is_number(t0) and t0 == math.inf):
+        arguments.check_number("t0", t0, arguments.NON_NEGATIVE)
     slot = SLOTS["average"]
 
     def init(params: Tree) -> dict[str, Any]:

@@ -78,7 +78,8 @@ def from_torch(
         rate.
 
     Returns:
-      A transformation with the same numbers, step for step.
+      A transformation with the same numbers, step for step, but for complex parameters: a second moment is of their modulus
+      here, where PyTorch has one each of the real and the imaginary part.
 
     Raises:
       TypeError: an optimizer of another class.
