@@ -1,6 +1,5 @@
 """The mean of the parameters of the later part of a run."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -44,8 +43,7 @@ def polyak_average(t0: float = 1e6) -> Transformation:
       >>> optchain.averaged_params(state)  # of 2 and 3
       Array([2.5], dtype=float32)
     """
-    if not (arguments.is_number(t0) and t0 == math.inf):
-        arguments.check_number("t0", t0, arguments.NON_NEGATIVE)
+    arguments.check_number("t0", t0, arguments.NON_NEGATIVE_OR_NEVER)
     slot = SLOTS["average"]
 
     def init(params: Tree) -> dict[str, Any]:
