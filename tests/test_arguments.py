@@ -41,11 +41,12 @@ NUMBERS = {
         epsilon_2 epsilon_root eta eta_max eta_min
         gamma initial_accumulator_value initial_learning_rate l1_regularization_strength l2_regularization_strength
         l2_shrinkage_regularization_strength lambd learning_rate lr lr_decay max_lr min_delta min_learning_rate min_lr min_scale min_value
-        momentum_decay peak rms_rate schedule_decay slow_weight stable_steps t0 warmup_steps warmup_target weight_decay
+        momentum_decay peak rms_rate schedule_decay slow_weight stable_steps warmup_steps warmup_target weight_decay
         """,
         (-1e-7, -1e-3, -0.1, -0.55, -1.0),
         (0.0, 0, 1.0),
     ),
+    "a number >= 0, or infinity": Numbers("t0", (-1e-7, -1.0), (0.0, 0, INF, 1.0)),
     "a finite number > 0": Numbers(
         """
         clip_threshold clipnorm clipping clipvalue decay_rate decay_steps div_factor final_div_factor first_decay_steps
@@ -469,7 +470,8 @@ def test_no_table_has_a_row_for_nothing():
 @each("number", "hyperparameter")
 def test_a_number_out_of_range_names_the_argument_the_value_and_what_is_allowed(argument):
     allowed = argument.look_up(ALLOWED)
-    for value in (*NUMBERS[allowed].outside, NAN, INF, -INF):
+    numbers = NUMBERS[allowed]
+    for value in (*numbers.outside, NAN, -INF, *({INF} - {*numbers.inside})):
         argument.refuses(value, ValueError, allowed, float(value))
         if argument.kind == "hyperparameter":  # an array is looked at too; in float32 it may print differently
             argument.refuses(jnp.array(value), ValueError, allowed, "")

@@ -26,16 +26,20 @@ class Range:
     high_open: bool = False
     high_apart: bool = False
     """Whether the upper end does something else than every number below: a number that rounds to it is refused."""
+    endless: bool = False
+    """Whether infinity is in it."""
 
     def __contains__(self, value: float) -> bool:
         value = as_float(value)
         above = value > self.low if self.low_open else value >= self.low
         below = value < self.high if self.high_open else value <= self.high
-        return above and below and math.isfinite(value)
+        return above and below and (math.isfinite(value) or (self.endless and value == math.inf))
 
     def __str__(self) -> str:
         if self.low == -math.inf:
             return "a finite number" if self.high == math.inf else f"a finite number <= {self.high:g}"
+        if self.endless:
+            return f"a number >= {self.low:g}, or infinity"
         if self.high == math.inf:
             return f"a finite number {'>' if self.low_open else '>='} {self.low:g}"
         left, right = "(" if self.low_open else "[", ")" if self.high_open else "]"
@@ -45,6 +49,7 @@ class Range:
 LARGEST_INTEGER = 2**31 - 1
 
 NON_NEGATIVE = Range(0.0)
+NON_NEGATIVE_OR_NEVER = Range(0.0, endless=True)
 POSITIVE = Range(0.0, low_open=True)
 FRACTION = Range(0.0, 1.0)
 KEPT = Range(0.0, 1.0, high_apart=True)

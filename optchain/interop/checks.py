@@ -15,7 +15,9 @@ from optchain.interop.report import Names, is_field, split
 
 SQUARES = frozenset({"nu", "nu_max", "adam_nu", "sum_of_squares", "e_g", "e_x", "v", "v_row", "v_col"})
 """The entries of a link's state that are means or sums of squares, or the largest of absolute values."""
-MOMENTS = SQUARES | {"mu", "mu_slow", "velocity", "linear_term", "previous", "step_size"}
+SIZES = frozenset({"step_size", "usual_norm", "initial_norm"})
+"""The other entries of which no number is negative: sizes of steps, norms."""
+MOMENTS = SQUARES | SIZES | {"mu", "mu_slow", "velocity", "linear_term", "previous"}
 """The entries that are means or sums of gradients, or of their squares: once infinite or NaN they stay so."""
 COUNTS = frozenset({"count", "updates", "good_steps", "skipped_steps", "consecutive"})
 
@@ -59,11 +61,17 @@ def squares(what: str, values: Any) -> None:
     """
     if jnp.issubdtype(values.dtype, jnp.complexfloating):
         raise ValueError(f"{what} must be real, a mean of squares; its dtype is {values.dtype}")
+    _check_not_negative(what, values, "a mean of squares")
+
+
+def _check_not_negative(what: str, values: Any, meaning: str) -> None:
+    """Of complex numbers, neither of the two parts: Rprop has a step size for each."""
+    values = np.asarray(values)
     with np.errstate(invalid="ignore"):  # NaN of a bfloat16
-        negative = np.asarray(values) < 0
+        negative = (values.real < 0) | (values.imag < 0) if np.iscomplexobj(values) else values < 0
     if np.any(negative):
         raise ValueError(
-            f"{what} must be >= 0, a mean of squares; {np.count_nonzero(negative)} of {negative.size} numbers are negative"
+            f"{what} must be >= 0, {meaning}; {np.count_nonzero(negative)} of {negative.size} numbers are negative"
         )
 
 
@@ -71,10 +79,12 @@ def moment(what: str, field: str, values: Any, dtype: Any) -> None:
     """Requires what the entry `field` can be, a mean or sum of gradients or of their squares, kept in `dtype`.
 
     Raises:
-      ValueError: a number is not finite, or not in that dtype; or it is none that a mean of squares can be.
+      ValueError: a number is not finite, or not in that dtype; or it is none that a mean of squares or a size can be.
     """
     if field in SQUARES:
         squares(what, values)
+    if field in SIZES:
+        _check_not_negative(what, values, "a size")
     xp = jnp if isinstance(values, jax.Array) else np
     with np.errstate(over="ignore"):
         finite = xp.isfinite(values) & (xp.abs(values) <= float(jnp.finfo(dtype).max))
@@ -107,6 +117,8 @@ def entry(names: Names, value: Any, dtype: Any, siblings: Callable[[Names], Coll
     for where, each in _members(what, value):
         if field == "mu_product" and not below:
             number(where, each, arguments.FRACTION)
+        elif field == "eta" and not below:
+            number(where, each, arguments.NON_NEGATIVE)
         elif field in COUNTS and not below:
             count(where, each)
         elif field == "hyperparams" and below:

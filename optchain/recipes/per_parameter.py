@@ -39,7 +39,8 @@ class ParameterRow:
     """What the learning rate is multiplied by for this parameter (`scale_by_path`); 0 if it is frozen."""
     decay: dict[str, Value]
     """Its decays by kind, without those that are 0: `weight_decay` and `l2` are decoupled, `l1` too, `l2_penalty` is part
-    of the gradient."""
+    of the gradient. A decoupled one is multiplied by the learning rate, and has the factor in it already if it stands before
+    `scale_by_path`."""
     clips: dict[str, dict[str, Value]]
     """The links that clip its gradient, each with its bounds."""
     storage: dict[str, str]
@@ -86,7 +87,7 @@ def _meet(facts: Mapping[str, Facts], node: Node, place: str) -> None:
         if link.parts:
             if link.is_registered and not any(map(holds_link, link.config.values())):
                 seen.optimizer = node.rule
-        elif of and not any(tree[path] for tree in of.values()):
+        elif of and not any(tree[path] or name == "rate" for name, tree in of.items()):
             continue  # a mask leaves it out
         elif isinstance(link, OptaxLink):
             seen.rules.append(link.name)
@@ -103,6 +104,7 @@ def _meet(facts: Mapping[str, Facts], node: Node, place: str) -> None:
                 _decays(seen.decay, name, values.get(name, values.get("weight_decay", 1.0)), tree[path])
             elif name == "rate":
                 seen.factor *= float(tree[path])
+                _scale_decays(seen.decay, float(tree[path]))
 
 
 def _decays(decay: dict[str, Value], name: str, value: Value, share: float) -> None:
@@ -114,6 +116,16 @@ def _decays(decay: dict[str, Value], name: str, value: Value, share: float) -> N
     else:
         before = decay.get(name, 0.0)
         decay[name] = value * share + (before if isinstance(before, float) else 0.0)
+
+
+def _scale_decays(decay: dict[str, Value], share: float) -> None:
+    """Multiplies the decays that are in the updates by now; a penalty in the gradient has gone through the rule."""
+    for name in [name for name in decay if name != "l2_penalty"]:
+        value = decay.pop(name)
+        if share and share != 1:
+            value = f"{share:g} * {value}" if isinstance(value, str) else value * share
+        if share:
+            decay[name] = value
 
 
 def _by_path(tree: Tree) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def scale_by_rprop(
 
     It is for gradients of the whole data set: signs of small batches turn by chance. The learning rate of the chain is read
     at the first update and never again, so that a schedule has no effect. Of complex numbers, real and imaginary parts go
-    each by themselves.
+    each by themselves. A gradient of NaN makes its parameter NaN, where PyTorch takes its sign for 0 and goes on.
 
     Args:
       etas: the factors of a step size whose gradient's sign has turned, in (0, 1), and of one whose sign stays, > 1.

@@ -27,15 +27,16 @@ def coordinate_sizes(
     Args:
       tx: the recipe at this width.
       params: the parameters at this width.
-      loss_fn: the loss, a function of the parameters: always on the same batch.
-      activations: from the parameters to arrays by name, on a batch of one's choice.
+      loss_fn: the loss, a function of the parameters to a real scalar: always on the same batch.
+      activations: from the parameters to a dict of arrays by name, none of them empty, on a batch of one's choice.
       steps: the number of steps, >= 1.
 
     Returns:
       For each name the means after steps 1, 2, …, an array of shape (steps,).
 
     Raises:
-      TypeError, ValueError: a `steps` out of range, something that is no function or no transformation.
+      TypeError, ValueError: a `steps` out of range, something that is no function or no transformation, a function that
+        returns something else.
 
     Source: Yang et al., "Tensor Programs V", 2022, arXiv:2203.03466, appendix D.1.
 
@@ -49,6 +50,7 @@ def coordinate_sizes(
     arguments.check_function("loss_fn", loss_fn)
     arguments.check_function("activations", activations)
     link = as_transformation(tx, "tx")
+    _check_returns(jax.eval_shape(loss_fn, params), jax.eval_shape(activations, params))
 
     @jax.jit
     def run(params: Tree, state: Tree) -> dict[str, jax.Array]:
@@ -62,3 +64,14 @@ def coordinate_sizes(
         return jax.lax.scan(step, (params, state), length=steps)[1]
 
     return run(params, link.init(params))
+
+
+def _check_returns(loss: Any, found: Any) -> None:
+    if not (hasattr(loss, "dtype") and loss.shape == () and jnp.issubdtype(loss.dtype, jnp.floating)):
+        raise TypeError(f"loss_fn must return a real scalar, without auxiliary output; it returned {loss!r}")
+    if not isinstance(found, Mapping) or not all(hasattr(array, "dtype") for array in found.values()):
+        raise TypeError(f"activations must return a dict of arrays by name; it returned {found!r}")
+    if empty := [name for name, array in found.items() if not array.size]:
+        raise ValueError(
+            f"activations must return arrays that have numbers; {empty[0]!r} has shape {found[empty[0]].shape}"
+        )

@@ -7,19 +7,22 @@ from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from optchain.core import arguments, trees
 from optchain.core.masks import check_patterns, first_match
 from optchain.core.trees import Tree
 
-RULES = ("adam", "sgd")
+RULES = ("adam", "sgd", "adafactor")
 Axes: TypeAlias = int | Sequence[int]
+NO_MATRIX = re.compile("bias|scale")
+"""What the names of leaves have that are no matrices, however many axes they have."""
 
 
 def width_factors(
     params: Tree,
     base: Tree,
-    rule: Literal["adam", "sgd"] = "adam",
+    rule: Literal["adam", "sgd", "adafactor"] = "adam",
     *,
     matrices: Mapping[str, tuple[Axes, Axes]] | None = None,
 ) -> dict[str, float]:
@@ -27,19 +30,21 @@ def width_factors(
 
     `in` and `out` say how much larger the fan-in and the fan-out of a weight are than at the base width.
 
-    | what grows with the width | `"adam"` | `"sgd"` |
-    |---|---|---|
-    | inputs and outputs: hidden weights | 1 / in | 1 |
-    | outputs alone: weights of the inputs, embeddings, biases, norms | 1 | out |
-    | inputs alone: weights of the outputs | 1 | in |
-    | neither | 1 | 1 |
+    | what grows with the width | `"adam"` | `"sgd"` | `"adafactor"` |
+    |---|---|---|---|
+    | inputs and outputs: hidden weights | 1 / in | 1 | 1 / √in |
+    | outputs alone: weights of the inputs, embeddings, biases, norms | 1 | out | 1 |
+    | inputs alone: weights of the outputs | 1 | in | 1 |
+    | neither | 1 | 1 | 1 |
 
     So the rate that was best at the base width is best at the other. It is half of muP: the network does the rest. Hidden
     weights begin with variance 1 / fan-in, those of the last layer with one that is the same at every width, and its output is
     multiplied by base width / width.
 
-    `"adam"` is for every rule whose steps do not grow with the gradient: Adam's kin, Lion, Adafactor, RMSprop, Rprop; `"sgd"` for
-    steps in proportion to it, with momentum or without.
+    `"adam"` is for every rule whose steps do not grow with the gradient: Adam's kin, Lion, RMSprop, Rprop; `"sgd"` for steps in
+    proportion to it, with momentum or without; `"adafactor"` for steps that are relative to the size of the weight too, as in
+    `presets.torch.adafactor` and Keras's with `relative_step`: hidden weights are of size 1 / √fan-in, and so is half of the factor
+    in their steps already.
 
     Decoupled decay that stands after `scale_by_path` keeps its strength at every width. Before it, it would shrink with the rate,
     as it does in PyTorch's groups, where muP needs a `weight_decay` that grows with the width.
@@ -49,17 +54,19 @@ def width_factors(
       base: those of the base width, a tree of the same structure.
       rule: whose factors, see above.
       matrices: which axes are inputs and which outputs, by patterns that are searched in the paths: `{"query/kernel$": (0, (1,
-        2))}`. Of all others these are the last axis but one, and the last.
+        2)), "query/bias$": ((), (0, 1))}`, where a bias has no inputs. Of all others these are the last axis but one, and the last.
 
     Returns:
       A factor for each path, as `scale_by_path` takes them.
 
     Raises:
-      TypeError, ValueError: trees of another structure or number of axes, an axis that a weight does not have; a weight of
-        which other axes differ than its inputs and outputs.
+      TypeError, ValueError: trees of another structure or number of axes, two leaves of one path, an axis that a weight does not
+        have, or that is both; a weight of which other axes differ than its inputs and outputs, a bias or a scale that grows on
+        two axes and is not in `matrices`.
 
     Source: Yang et al., "Tensor Programs V: Tuning Large Neural Networks via Zero-Shot Hyperparameter Transfer", 2022,
-    arXiv:2203.03466, Table 8.
+    arXiv:2203.03466, Table 8; of Adafactor, Everett et al., "Scaling Exponents Across Parameterizations and Optimizers", 2024,
+    arXiv:2407.05872.
 
     Example:
       >>> import jax.numpy as jnp, optchain
@@ -79,6 +86,8 @@ def width_factors(
     names = [trees.path_string(path) for path, _ in ours]
     if names != [trees.path_string(path) for path, _ in theirs]:
         raise ValueError("base must have the structure of params: the same network at another width")
+    if len(set(names)) < len(names):
+        raise ValueError(f"params must have one leaf a path; got {next(n for n in names if names.count(n) > 1)} twice")
     factors = {}
     for name, (_, leaf), (_, small), place in zip(names, ours, theirs, jax.tree.leaves(chosen), strict=True):
         wide, narrow = _growth(name, jnp.shape(leaf), jnp.shape(small), None if place < 0 else pairs[place])
@@ -89,8 +98,8 @@ def width_factors(
 def _factor(rule: str, fan_in: float, fan_out: float) -> float:
     """Table 8 of the paper, of how much the fans have grown."""
     if fan_in != 1 and fan_out != 1:
-        return 1 / fan_in if rule == "adam" else 1.0
-    return 1.0 if rule == "adam" else fan_in * fan_out
+        return {"adam": 1 / fan_in, "sgd": 1.0, "adafactor": fan_in**-0.5}[rule]
+    return fan_in * fan_out if rule == "sgd" else 1.0
 
 
 def _growth(
@@ -103,15 +112,26 @@ def _growth(
         raise ValueError(f"base must have as many axes as params: {name} has {base}, and {shape} in params")
     if 0 in (*shape, *base):
         raise ValueError(f"{name} has no numbers: {base} in base, {shape} in params")
+    told = pair is not None
     if pair is None:
         pair = (tuple(range(-ndim, 0))[-2:-1], tuple(range(-ndim, 0))[-1:])
     if any(not -ndim <= axis < ndim for axes in pair for axis in axes):
         raise ValueError(f"matrices gives {name} the axes {pair[0]}, {pair[1]}, and it has the shape {shape}")
     ins, outs = ({axis % ndim for axis in axes} for axes in pair) if ndim else (set(), set())
+    if ndim and len(ins | outs) < len(pair[0]) + len(pair[1]):
+        raise ValueError(
+            f"matrices gives {name} the axes {pair[0]}, {pair[1]}: each must be there once, as an input or an output"
+        )
     if others := [i for i in range(ndim) if i not in ins | outs and shape[i] != base[i]]:
         raise ValueError(
             f"{name} has {base} in base and {shape} in params: axis {others[0]} differs, which is neither of its inputs nor of its "
             f"outputs. Say which are: matrices={{{name!r}: (axes in, axes out)}}, such as (0, (1, 2))"
+        )
+    grown = [i for i in range(ndim) if shape[i] != base[i]]
+    if not told and len(grown) > 1 and NO_MATRIX.search(name.split("/")[-1]):
+        raise ValueError(
+            f"{name} has {base} in base and {shape} in params: by its name it is no matrix, and two axes differ. Say what they are: "
+            f"matrices={{{name!r}: ((), {tuple(grown)})}} if all are outputs"
         )
     fan_in, fan_out = (math.prod((shape[i] / base[i] for i in axes), start=1.0) for axes in (ins, outs))
     return fan_in, fan_out
@@ -129,9 +149,9 @@ def _pair(pattern: str, pair: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
     if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
         raise wrong
     ins, outs = (tuple(axes) if isinstance(axes, Sequence) else (axes,) for axes in pair)
-    if not all(isinstance(axis, int) and not isinstance(axis, bool) for axis in (*ins, *outs)):
+    if not all(isinstance(axis, int | np.integer) and not isinstance(axis, bool) for axis in (*ins, *outs)):
         raise wrong
-    return ins, outs
+    return tuple(map(int, ins)), tuple(map(int, outs))
 
 
 def depth_factors(layers: Sequence[str], decay: float) -> dict[str, float]:

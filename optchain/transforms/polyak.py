@@ -24,7 +24,7 @@ def polyak_average(t0: float = 1e6) -> Transformation:
     Until then it is the parameters themselves. `averaged_params(state)` and `finalize(params, state)` give the average.
 
     Args:
-      t0: the number of calls before the average begins, a number >= 0.
+      t0: the number of calls before the average begins, a number >= 0; `math.inf` for never.
 
     Returns:
       A transformation with state `count, average`.
@@ -43,7 +43,7 @@ def polyak_average(t0: float = 1e6) -> Transformation:
       >>> optchain.averaged_params(state)  # of 2 and 3
       Array([2.5], dtype=float32)
     """
-    arguments.check_number("t0", t0, arguments.NON_NEGATIVE)
+    arguments.check_number("t0", t0, arguments.NON_NEGATIVE_OR_NEVER)
     slot = SLOTS["average"]
 
     def init(params: Tree) -> dict[str, Any]:

@@ -1,9 +1,11 @@
 """Values that no run has are refused by every reader, and a scheduler of PyTorch's is not lost in silence."""
 
 import json
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import h5py
@@ -15,8 +17,9 @@ import optax
 import pytest
 
 import optchain
+from optchain.core.slot import Slot
+from optchain.interop import checks, orbax
 from optchain.interop import keras as interop_keras
-from optchain.interop import orbax
 from optchain.interop.optax import from_optax_state
 
 from .digits import flax_params, keras_model
@@ -122,6 +125,15 @@ def test_keras_files_too(variable: int, value: Any, tmp_path: Path):
     order = [f"{layer}/{name}" for layer in ("conv_1", "conv_2", "logits") for name in ("kernel", "bias")]
     with pytest.raises(ValueError, match=r"must be|must hold numbers"):
         interop_keras.load_state(optchain.adam(0.1), params, path, order)
+
+
+def test_every_slot_that_is_never_negative_is_looked_at():
+    modules = [module for name, module in sys.modules.items() if name.startswith("optchain.")]
+    tables = [table for module in modules for table in vars(module).values() if isinstance(table, MappingProxyType)]
+    slots = {name: slot for table in tables for name, slot in table.items() if isinstance(slot, Slot)}
+    never = {name for name, slot in slots.items() if slot.nonnegative}
+    assert {"nu", "v_row", "usual_norm"} <= never
+    assert never <= checks.SQUARES | checks.SIZES
 
 
 def test_parameters_that_are_called_like_second_moments_may_be_negative(tmp_path: Path):

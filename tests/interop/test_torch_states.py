@@ -416,6 +416,104 @@ def test_a_state_that_does_not_fit_is_refused_and_says_what_was_expected(make, n
         interop.load_state_dict(presets.adam(weight_decay=0.1), PARAMS, make(), names, hyperparams=choice)
 
 
+# Another value of every argument that is not the learning rate, whatever its type.
+OTHERS: dict[str, Any] = {
+    "etas": (0.4, 1.3),
+    "step_sizes": (1e-5, 1.0),
+    "betas": (0.85, 0.95),
+    "ns_coefficients": (2.0, -1.5, 0.5),
+    "adjust_lr_fn": "match_rms_adamw",
+    "beta2_decay": -0.5,
+    "d": 3.0,
+    "t0": 5.0,
+    "ns_steps": 4,
+}
+EMBEDDING, TABLE = {"embedding": jnp.ones((2, 2))}, ["embedding"]
+
+
+def fresh_group(name: str, **options: Any) -> dict[str, Any]:
+    return getattr(torch.optim, name)([torch.ones(2, 2, requires_grad=True)], **options).state_dict()
+
+
+def preset_of(name: str, **options: Any) -> Any:
+    preset = getattr(presets, {"SparseAdam": "sparse_adam"}.get(name, name.lower()))
+    return preset(**options | ({"output_axis": 0} if name == "Muon" else {}))
+
+
+@pytest.mark.parametrize("name", EVERY_CLASS)
+def test_every_argument_of_a_recipe_must_be_the_saved_one(name):
+    own = {"lr": 0.1, "momentum": 0.5} if name == "SGD" else {}
+    for argument, default in preset_of(name, **own).config.items():
+        if argument in ("lr", "output_axis"):
+            continue
+        pair = (1e-3, 0.2) if isinstance(default, tuple) else 0.25
+        other = not default if isinstance(default, bool) else OTHERS.get(argument, pair)
+        with pytest.raises(ValueError, match=rf"saved .*{argument}.*configured .*hyperparams=\"configured\""):
+            interop.load_state_dict(
+                preset_of(name, **own | {argument: other}), EMBEDDING, fresh_group(name, **own), TABLE
+            )
+
+
+def test_none_is_what_torch_takes_it_for():
+    least = float(np.finfo(np.float32).eps)
+    for name, options in {"Adafactor": {"eps": (least, 1e-3)}, "Muon": {"adjust_lr_fn": "original"}}.items():
+        interop.load_state_dict(preset_of(name, **options), EMBEDDING, fresh_group(name), TABLE)
+        interop.load_state_dict(preset_of(name), EMBEDDING, fresh_group(name, **options), TABLE)
+
+
+def test_an_argument_that_the_class_does_not_have_must_be_off():
+    with pytest.raises(ValueError, match=r"saved weight_decay 0.5, configured none"):
+        interop.load_state_dict(
+            presets.sparse_adam(), EMBEDDING, fresh_group("Adam", weight_decay=0.5, eps=1e-8), TABLE, step=0
+        )
+    interop.load_state_dict(presets.sparse_adam(), EMBEDDING, fresh_group("Adam"), TABLE)
+
+
+@pytest.mark.parametrize(
+    "make", [np.float32, jnp.float32, lambda x: lambda: x, lambda x: lambda step: x], ids=["numpy", "array", "()", "t"]
+)
+def test_a_group_has_the_numbers_of_the_recipe_whatever_they_are_made_of(make):
+    recipes = {"Adadelta": "rho", "RMSprop": "alpha", "Adafactor": "d", "NAdam": "momentum_decay"}
+    for name, argument in recipes.items():
+        tx = preset_of(name, **{argument: make({"d": 2.0}.get(argument, 0.5))})
+        (group,) = interop.to_state_dict(tx, EMBEDDING, tx.init(EMBEDDING), TABLE)["param_groups"]
+        assert type(group[argument]) is float
+        assert group[argument] == {"d": 2.0}.get(argument, 0.5)
+    tx = presets.adadelta(rho=jnp.float32(0.5))
+    assert (
+        interop.load_state_dict(tx, EMBEDDING, fresh_group("Adadelta", rho=0.25), TABLE)["scale_by_adadelta"][
+            "hyperparams"
+        ]["rho"]
+        == 0.25
+    )
+
+
+@pytest.mark.parametrize(("name", "field"), [("ASGD", "eta"), ("NAdam", "mu_product")])
+def test_a_number_that_all_parameters_share_must_be_there_and_the_same(name, field):
+    optimizer = optimizer_of(name)
+    tx, there = interop.from_torch(optimizer), optimizer.state_dict()
+    there["state"][1][field] = torch.tensor(0.5)
+    with pytest.raises(ValueError, match=rf"has one {field} for its parameters, .*: dense/.* 0\.5.*multi_optimizer"):
+        interop.load_state_dict(tx, PARAMS, there, ORDER)
+    for missing in ([0], [1], [0, 1]):
+        slots = {n: {k: v for k, v in s.items() if n not in missing or k != field} for n, s in there["state"].items()}
+        with pytest.raises(ValueError, match=rf"needs {field} of dense/.*, and PyTorch's state of parameter"):
+            interop.load_state_dict(tx, PARAMS, there | {"state": slots}, ORDER)
+
+
+@pytest.mark.parametrize("size", [-1.0, torch.tensor(-1 + 1j), torch.tensor(1 - 1j)])
+def test_a_step_size_is_never_negative(size):
+    leaf = torch.ones(2, requires_grad=True, dtype=torch.as_tensor(size).dtype)
+    optimizer = torch.optim.Rprop([leaf], lr=0.1)
+    leaf.grad = torch.ones_like(leaf)
+    optimizer.step()
+    there, params = optimizer.state_dict(), {"bias": jnp.asarray(leaf.detach().numpy())}
+    interop.load_state_dict(presets.rprop(0.1), params, there, ["bias"])
+    there["state"][0]["step_size"][0] = size
+    with pytest.raises(ValueError, match="step_size of parameter 0 must be >= 0, a size; 1 of 2 numbers are negative"):
+        interop.load_state_dict(presets.rprop(0.1), params, there, ["bias"])
+
+
 def test_a_velocity_with_the_rate_in_it_is_refused_both_ways():
     tx = optchain.sgd(0.1, momentum=0.9)
     with pytest.raises(ValueError, match="apply_momentum comes after the learning rate"):

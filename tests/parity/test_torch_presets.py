@@ -2,9 +2,12 @@
 
 import dataclasses
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -234,3 +237,29 @@ def test_a_decay_of_weights_that_follows_a_schedule_trains_as_in_torch(
         return Decaying(getattr(torch.optim, name)(leaves, lr=0.01), lambda step: 0.5 * 0.5 ** (step // 10))
 
     check(f"{name} (scheduled decay)", dtype, 0, ours, build, record_error)
+
+
+def test_an_average_that_never_begins_is_the_parameters():
+    leaf = torch.ones(2, requires_grad=True)
+    optimizer = torch.optim.ASGD([leaf], lr=0.1, t0=math.inf)
+    tx, params = optchain.presets.torch.asgd(0.1, t0=math.inf), jnp.ones(2)
+    state = tx.init(params)
+    for _ in range(2):
+        leaf.grad = torch.ones(2)
+        optimizer.step()
+        params, state = tx.apply(params, state, grads=jnp.ones(2))
+    np.testing.assert_allclose(optchain.averaged_params(state), optimizer.state[leaf]["ax"], rtol=1e-6)
+    np.testing.assert_array_equal(optchain.averaged_params(state), params)
+    assert optchain.from_config(optchain.to_config(tx)) == tx
+    with pytest.raises(ValueError, match="t0 must be"):
+        optchain.polyak_average(-math.inf)
+
+
+def test_a_nan_stays_in_rprop_where_torch_passes_over_it():
+    leaf = torch.ones(2, requires_grad=True)
+    leaf.grad = torch.tensor([math.nan, 1.0])
+    torch.optim.Rprop([leaf], lr=0.1).step()
+    tx = optchain.presets.torch.rprop(0.1)
+    params, _ = tx.apply(jnp.ones(2), tx.init(jnp.ones(2)), grads=jnp.array([math.nan, 1.0]))
+    np.testing.assert_allclose(leaf.detach().numpy(), [1.0, 0.9], rtol=1e-6)
+    np.testing.assert_allclose(params, [math.nan, 0.9], rtol=1e-6)

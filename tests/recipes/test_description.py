@@ -228,7 +228,7 @@ def many_kinds() -> oc.Transformation:
 def test_each_parameter_has_a_row_with_its_group_optimizer_rate_decay_clip_and_storage() -> None:
     kernel, bias = row_of(many_kinds(), "dense/kernel"), row_of(many_kinds(), "dense/bias")
     assert (kernel.group, kernel.optimizer, kernel.learning_rate, kernel.rate_factor) == ("head", "adamw", 1e-3, 2.0)
-    assert kernel.decay == {"weight_decay": 0.01}
+    assert kernel.decay == {"weight_decay": 0.02}  # before the factor of 2
     assert kernel.clips == {"clip_by_global_norm": {"max_norm": 0.5}}
     assert kernel.storage == {"mu": "float32", "nu": "float32"}
     assert kernel.state_bytes == 2 * 4 * 4
@@ -253,10 +253,24 @@ def test_what_the_rows_say_of_rate_and_decay_is_what_a_step_does() -> None:
     for path in ("dense/kernel", "dense/bias", "norm/scale"):
         row = row_of(tx, path)
         name, leaf = path.split("/")
-        decay = row.decay.get("weight_decay", 0.0) * (row.learning_rate or 0.0) * row.rate_factor
+        decay = row.decay.get("weight_decay", 0.0) * (row.learning_rate or 0.0)
         rate = (row.learning_rate or 0.0) * row.rate_factor
         np.testing.assert_allclose(1 - decayed[name][leaf], decay, atol=1e-7)
         np.testing.assert_allclose(decayed[name][leaf] - moved[name][leaf], rate, rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize(("factor", "before", "after"), [(0.5, 0.1, 0.2), (0.0, None, 0.2), (1.0, 0.2, 0.2)])
+def test_a_decay_before_the_factor_of_its_path_is_multiplied_by_it(factor, before, after) -> None:
+    def decay_of(*links: Any) -> dict[str, Any]:
+        tx = oc.chain(oc.scale_by_adam(), oc.scale_by_learning_rate(), *links, learning_rate=0.1)
+        return row_of(tx, "dense/kernel").decay
+
+    decay, by_path = oc.decay_weights(0.2), oc.scale_by_path({"kernel": factor})
+    assert decay_of(decay, by_path) == ({} if before is None else {"weight_decay": before})
+    assert decay_of(by_path, decay) == {"weight_decay": after}
+    assert row_of(oc.chain(oc.sgd(0.1), by_path), "dense/kernel").rate_factor == factor
+    penalized = oc.chain(oc.add_l2_penalty(0.2), oc.adam(0.1), by_path)
+    assert row_of(penalized, "dense/kernel").decay == {"l2_penalty": 0.2}
 
 
 def test_a_preset_in_a_group_keeps_its_name_beside_the_groups() -> None:
@@ -322,7 +336,7 @@ def test_json_has_numbers_for_what_is_a_number() -> None:
     assert adam["arguments"]["beta_1"] == 0.9
     assert adam["entries"]["mu"] == {"float32": 6}
     kernel = next(row for row in data["per_parameter"] if row["path"] == "dense/kernel")
-    assert (kernel["rate_factor"], kernel["decay"], kernel["learning_rate"]) == (2.0, {"weight_decay": 0.01}, 1e-3)
+    assert (kernel["rate_factor"], kernel["decay"], kernel["learning_rate"]) == (2.0, {"weight_decay": 0.02}, 1e-3)
 
 
 def test_describing_draws_nothing_from_the_parameters_on_paper_either() -> None:

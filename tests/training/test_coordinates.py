@@ -39,9 +39,10 @@ RATES = {"adam": 2e-3, "sgd": 0.1}
 def sizes(width: int, rule: str, *, mup: bool) -> dict[str, float]:
     params = params_of(width)
     factors = optchain.width_factors(params, params_of(BASE), rule)
-    links = [optchain.scale_by_adam()] if rule == "adam" else []
-    links += [optchain.scale_by_learning_rate(), *([optchain.scale_by_path(factors)] if mup else [])]
-    tx = optchain.chain(*links, learning_rate=RATES[rule])
+    make = {"adam": optchain.presets.torch.adam, "sgd": optchain.sgd, "adafactor": optchain.presets.torch.adafactor}[
+        rule
+    ]
+    tx = optchain.chain(make(RATES[rule]), *([optchain.scale_by_path(factors)] if mup else []))
     head = 1 / width if mup else width**-0.5
 
     def loss(params: Any) -> jax.Array:
@@ -70,6 +71,33 @@ def test_activations_move_more_in_a_wide_network_without_mup(rule):
     assert moved["hidden/0"] > 3
 
 
+def of_hidden_weights(width: int, rule: str | None) -> float:
+    """How far a hidden layer moves by its own weights under Adafactor: those below it move more, at every width."""
+    params = params_of(width)
+    factors = optchain.width_factors(params, params_of(BASE), rule) if rule else {"": 1.0}
+    tx = optchain.chain(optchain.presets.torch.adafactor(1e-2), optchain.scale_by_path(factors))
+    below = jnp.tanh(X @ params["embed"])
+
+    def loss(params: Any) -> jax.Array:
+        return jnp.mean((layers(params, 1 / width)["out"] - Y) ** 2)
+
+    return float(
+        optchain.coordinate_sizes(tx, params, loss, lambda p: {"own": below @ p["hidden"][0]}, steps=3)["own"][-1]
+    )
+
+
+@pytest.mark.parametrize(
+    ("rule", "low", "high"),
+    [
+        ("adafactor", 0.5, 2),
+        pytest.param("adam", 0, 0.5, marks=pytest.mark.thorough),
+        pytest.param(None, 3, np.inf, marks=pytest.mark.thorough),
+    ],
+)
+def test_of_steps_relative_to_the_weights_the_factor_is_a_root(rule, low, high):
+    assert low < of_hidden_weights(WIDTHS[1], rule) / of_hidden_weights(WIDTHS[0], rule) < high
+
+
 ONE, TWO = (
     {
         "embed": jnp.zeros((8, n)),
@@ -86,6 +114,7 @@ def test_the_factors_are_those_of_table_8():
     ones = {"^bias$": 1.0, "^embed$": 1.0, "^head$": 1.0, "^hidden/0$": 1.0, "^t$": 1.0}
     assert optchain.width_factors(TWO, ONE) == ones | {"^hidden/0$": 0.5}
     assert optchain.width_factors(TWO, ONE, "sgd") == ones | {"^bias$": 2.0, "^embed$": 2.0, "^head$": 2.0}
+    assert optchain.width_factors(TWO, ONE, "adafactor") == ones | {"^hidden/0$": pytest.approx(0.5**0.5)}
     assert optchain.width_factors(ONE, ONE) == ones  # so that the recipe of the base width is the same chain
     optchain.scale_by_path(optchain.width_factors(ONE, ONE)).init(ONE)
 
@@ -103,13 +132,25 @@ def test_inputs_and_outputs_of_more_than_one_axis_are_told():
     assert factors == pytest.approx({"^out$": 1 / 3, "^query$": 1 / 3})
 
 
+def test_a_bias_of_two_axes_is_no_hidden_weight():
+    def attention(heads: int, size: int) -> Any:
+        return {"query": {"kernel": jnp.zeros((heads * size, heads, size)), "bias": jnp.zeros((heads, size))}}
+
+    wide, narrow, told = attention(4, 16), attention(2, 8), {"kernel$": (np.int64(0), (1, 2))}
+    with pytest.raises(ValueError, match=r"query/bias has \(2, 8\) .*matrices=\{'query/bias': \(\(\), \(0, 1\)\)\}"):
+        optchain.width_factors(wide, narrow, matrices=told)
+    told["bias$"] = ((), (0, 1))
+    assert optchain.width_factors(wide, narrow, matrices=told) == {"^query/bias$": 1.0, "^query/kernel$": 0.25}
+    assert optchain.width_factors(wide, narrow, "sgd", matrices=told)["^query/bias$"] == 4.0
+
+
 @pytest.mark.parametrize(
     ("params", "base", "options", "error", "message"),
     [
         ({"a": jnp.ones(1)}, {"b": jnp.ones(1)}, {}, ValueError, "structure of params"),
         ({"a": jnp.ones(1)}, {"a": jnp.ones((1, 1))}, {}, ValueError, r"as many axes as params: a has \(1, 1\)"),
         ({"a": jnp.ones((0, 1))}, {"a": jnp.ones((1, 1))}, {}, ValueError, "a has no numbers"),
-        (TWO, ONE, {"rule": "lion"}, ValueError, "rule must be 'adam' or 'sgd'; got 'lion'"),
+        (TWO, ONE, {"rule": "lion"}, ValueError, "rule must be 'adam', 'sgd' or 'adafactor'; got 'lion'"),
         (TWO, ONE, {"matrices": {"embed": 1}}, TypeError, r"matrices\['embed'\] must be \(axes in, axes out\)"),
         (
             TWO,
@@ -117,6 +158,27 @@ def test_inputs_and_outputs_of_more_than_one_axis_are_told():
             {"matrices": {"bias": (0, 1)}},
             ValueError,
             r"gives bias the axes \(0,\), \(1,\), and it has the shape \(8,\)",
+        ),
+        (
+            TWO,
+            ONE,
+            {"matrices": {"head": (0, (0, 1))}},
+            ValueError,
+            r"gives head the axes \(0,\), \(0, 1\): each must be",
+        ),
+        (
+            TWO,
+            ONE,
+            {"matrices": {"head": ((0, -2), 1)}},
+            ValueError,
+            r"gives head the axes \(0, -2\), \(1,\): each must",
+        ),
+        (
+            {"a/b": jnp.ones(1), "a": {"b": jnp.ones(1)}},
+            {"a/b": jnp.ones(1), "a": {"b": jnp.ones(1)}},
+            {},
+            ValueError,
+            "one leaf a path; got a/b twice",
         ),
         (TWO, ONE, {"matrices": {"tail": (0, 1)}}, ValueError, "'tail' decides for no parameter"),
     ],
@@ -166,3 +228,20 @@ def test_decay_before_the_factors_is_that_of_torchs_groups():
 def test_bad_layers_are_refused(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    ("loss", "activations", "error", "message"),
+    [
+        (jnp.sum, lambda p: p, TypeError, "activations must return a dict of arrays by name; it returned Shape"),
+        (jnp.sum, lambda p: {"a": [p]}, TypeError, "activations must return a dict of arrays"),
+        (jnp.sum, lambda p: None, TypeError, "activations must return a dict of arrays by name; it returned None"),
+        (jnp.sum, lambda p: {"a": p, "b": p[:0]}, ValueError, r"that have numbers; 'b' has shape \(0,\)"),
+        (lambda p: p, lambda p: {"a": p}, TypeError, "loss_fn must return a real scalar"),
+        (lambda p: (p.sum(), p), lambda p: {"a": p}, TypeError, "loss_fn must return a real scalar, without auxiliary"),
+        (lambda p: 1j * p.sum(), lambda p: {"a": p}, TypeError, "loss_fn must return a real scalar"),
+    ],
+)
+def test_what_is_no_loss_and_no_activation_is_named(loss, activations, error, message):
+    with pytest.raises(error, match=message):
+        optchain.coordinate_sizes(optchain.sgd(0.1), jnp.ones(2), loss, activations)

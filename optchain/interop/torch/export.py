@@ -16,7 +16,7 @@ from optchain.interop.merging import by_names
 from optchain.interop.report import Names, join_paths
 from optchain.interop.torch.layouts import Axes, Transforms, check_outputs, factor_names, inverse, layouts, native
 from optchain.interop.torch.recipes import class_name, to_group
-from optchain.interop.torch.rules import COUNT, FACTORS, HYPERPARAMS, SCALARS, join_betas, names_in_torch, split_betas
+from optchain.interop.torch.rules import COUNT, FACTORS, SCALARS, join_betas, name_in_group, names_in_torch, split_betas
 from optchain.interop.torch.state import Correspondence
 
 
@@ -161,9 +161,7 @@ def _group(preset: Place, found: list[Place], state: State) -> dict[str, Any]:
         if place.within(preset):
             values, _ = place.link.hyperparams.read(place.state_in(state)) if place.state_in(state) else ({}, {})
             changing = place.settable | place.link.hyperparams.schedules.keys()
-            group |= {
-                HYPERPARAMS[name]: float(str(values[name])) for name in changing if HYPERPARAMS.get(name) in group
-            }
+            group |= {key: float(str(values[name])) for name in changing if (key := name_in_group(name, group))}
     return join_betas(group)
 
 

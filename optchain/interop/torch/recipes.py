@@ -1,9 +1,12 @@
 """Optimizers of PyTorch as recipes, and the arguments of recipes as PyTorch's groups."""
 
+import inspect
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from optchain.core.hyperparams import Hyperparam
 from optchain.core.masks import matching
@@ -42,6 +45,11 @@ SWITCHES: dict[str, dict[str, Any]] = {
 
 OURS = "output_axis"
 """An argument of Muon's that PyTorch has no need of: its matrices have one layout."""
+DECOUPLED = "decoupled_weight_decay"
+CONSTANTS = {"betas[0]", "betas[1]", DECOUPLED} | {
+    name for preset in PRESETS.values() for name in inspect.signature(preset).parameters
+} - {"lr", "betas", OURS}
+"""The arguments that a state of any class and its recipe must have alike, pairs of betas by themselves."""
 INITIAL = "initial_lr"
 """What a scheduler leaves in the groups that it drives: the rate that it began from."""
 
@@ -70,7 +78,8 @@ def from_torch(
         rate.
 
     Returns:
-      A transformation with the same numbers, step for step.
+      A transformation with the same numbers, step for step, but for complex parameters: a second moment is of their modulus
+      here, where PyTorch has one each of the real and the imaginary part.
 
     Raises:
       TypeError: an optimizer of another class.
@@ -136,12 +145,18 @@ def _warn_of_schedulers(groups: Sequence[Mapping[str, Any]]) -> None:
 def to_group(preset: Transformation) -> dict[str, Any]:
     """The arguments of a preset as PyTorch has them in `param_groups`, without the parameters."""
     kind = class_name(preset)
-    group = preset.config
-    group = {name: tuple(value) if isinstance(value, list) else value for name, value in group.items() if name != OURS}
+    group = {name: _as_written(value) for name, value in preset.config.items() if name != OURS}
     if kind == "AdamW":
-        group["decoupled_weight_decay"] = True
+        group[DECOUPLED] = True
     switches = {name: defaults[kind] for name, defaults in SWITCHES.items() if kind in defaults}
     return group | switches
+
+
+def _as_written(value: Any) -> Any:
+    """A constant as PyTorch writes it: lists as tuples, NumPy's numbers as Python's."""
+    if isinstance(value, list | tuple):
+        return tuple(map(_as_written, value))
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def class_name(link: Transformation) -> str | None:
@@ -154,7 +169,7 @@ def _arguments(kind: str, group: Mapping[str, Any], defaults: Mapping[str, Any])
     """The arguments of the preset, out of a group of PyTorch's."""
     own = {name: group[name] for name in defaults if name not in SWITCHES}
     if kind == "AdamW":
-        own.pop("decoupled_weight_decay", None)
+        own.pop(DECOUPLED, None)
     return {name: plain(value, name) for name, value in own.items()}
 
 

@@ -1,5 +1,6 @@
 """What PyTorch calls the entries of our links' states, and our hyperparameters."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from optchain.core.transformation import State
@@ -43,7 +44,13 @@ HYPERPARAMS = {
     "dampening": "dampening",
     "rho": "alpha",  # of RMSprop; Adadelta has it by our name
     "momentum_decay": "momentum_decay",
+    "threshold": "d",
 }
+
+
+def name_in_group(name: str, group: Mapping[str, Any]) -> str | None:
+    """What PyTorch's group calls a hyperparameter of ours; None if it has no such number."""
+    return next((key for key in (HYPERPARAMS.get(name), name) if key in group), None)
 
 
 def names_in_torch(place: Place, state: State) -> dict[str, str]:

@@ -21,14 +21,14 @@ from optchain.interop.mapping import Entry, match, parameter_entries
 from optchain.interop.merging import check_choice, merge_entries
 from optchain.interop.report import Choice, Names, Report, join_paths
 from optchain.interop.torch.layouts import Transforms, check_outputs, factor_names, layouts, to_array, transposed
-from optchain.interop.torch.recipes import INITIAL, class_name, plain
+from optchain.interop.torch.recipes import CONSTANTS, DECOUPLED, INITIAL, class_name, plain, to_group
 from optchain.interop.torch.rules import (
     COUNT,
     DERIVED,
     FACTORS,
-    HYPERPARAMS,
     OPTIONAL,
     SCALARS,
+    name_in_group,
     names_in_torch,
     split_betas,
 )
@@ -180,14 +180,10 @@ class _Source:
         """A tensor in our layout; None where PyTorch has not made it yet."""
         self.used.add((path, field))
         slot = self.slots[path]
-        if field not in slot:
-            if slot and field not in OPTIONAL:
-                raise ValueError(
-                    f"the recipe needs {field} of {'/'.join(path)}, and PyTorch's state of {self.labels[path]} has {join_paths(slot)}"
-                )
+        if field not in slot and (not slot or field in OPTIONAL):
             return None
-        name, value = f"{field} of {self.labels[path]}", slot[field]
-        value, param = to_array(value, name), self.params[path]
+        name = f"{field} of {self.labels[path]}"
+        value, param = to_array(self._field(path, field), name), self.params[path]
         shape = np.shape(param)
         if entry in FACTORS and entry != "v":
             shape = (*shape[:-1], 1) if entry == "v_row" else (*shape[:-2], 1, shape[-1])
@@ -196,6 +192,36 @@ class _Source:
         checks.kind(f"{name} of PyTorch's", value.dtype, like.dtype)
         checks.moment(name, entry, value, like.dtype)
         return transposed(value, self.axes[path], like, "/".join(path), name)
+
+    def number(self, place: Place, field: str, allowed: arguments.Range) -> float | None:
+        """A number that PyTorch has of each parameter, and we of all those of a link; None before the first step.
+
+        Raises:
+          ValueError: a parameter does not have it, or they differ.
+        """
+        numbers: dict[str, float] = {}
+        for path in place.parameters:
+            self.used.add((path, field))
+            if self.slots[path]:
+                name = f"{field} of {self.labels[path]}"
+                value = to_array(self._field(path, field), name)
+                checks.number(name, value, allowed)
+                numbers["/".join(path)] = float(value)
+        if len(set(numbers.values())) > 1:
+            found = join_paths(f"{path} {number:g}" for path, number in numbers.items())
+            raise ValueError(
+                f"{place} has one {field} for its parameters, and in PyTorch they have different ones: {found}. Give those that "
+                "differ groups of their own: multi_optimizer"
+            )
+        return next(iter(numbers.values()), None)
+
+    def _field(self, path: Names, field: str) -> Any:
+        slot = self.slots[path]
+        if field not in slot:
+            raise ValueError(
+                f"the recipe needs {field} of {'/'.join(path)}, and PyTorch's state of {self.labels[path]} has {join_paths(slot)}"
+            )
+        return slot[field]
 
     def steps(self, place: Place) -> int | None:
         """How many steps the parameters of a link have made; None if PyTorch does not know.
@@ -280,11 +306,9 @@ def _rule_entries(place: Place, fresh: State, source: _Source) -> dict[Names, An
             steps = int(bool(made))
         saved[(*place.path, "count")] = steps
     for entry, allowed in (("mu_product", arguments.FRACTION), ("eta", arguments.NON_NEGATIVE)):
-        if entry in known and (slot := source.slots[place.parameters[0]]):
-            number = to_array(slot[entry])
-            checks.number(f"{entry} of {source.labels[place.parameters[0]]}", number, allowed)
-            saved[(*place.path, entry)] = float(number)
-            source.used |= {(path, entry) for path in place.parameters}
+        number = source.number(place, entry, allowed) if entry in known else None
+        if number is not None:
+            saved[(*place.path, entry)] = number
     if place.rule == "polyak_average":
         source.used |= {(path, field) for path in place.parameters for field in DERIVED}
     return saved
@@ -294,12 +318,13 @@ def _hyperparam_entries(place: Place, source: _Source, choice: Choice) -> dict[N
     """The hyperparameters that are values in a link's state, out of the groups of its parameters."""
     values: dict[str, Any] = {}
     for name in sorted(place.settable):
-        theirs = HYPERPARAMS.get(name, "")
-        groups = {path: source.groups[path] for path in place.parameters if theirs in source.groups[path]}
-        for path, group in groups.items():
-            checks.hyperparam(f"{theirs} of the group of {source.labels[path]}", name, group[theirs])
-        given = {group[theirs] for group in groups.values()}
+        named = {path: (name_in_group(name, source.groups[path]), source.groups[path]) for path in place.parameters}
+        groups = {path: (theirs, group[theirs]) for path, (theirs, group) in named.items() if theirs}
+        for path, (theirs, value) in groups.items():
+            checks.hyperparam(f"{theirs} of the group of {source.labels[path]}", name, value)
+        given = {value for _, value in groups.values()}
         if len(given) > 1 and choice == "saved":
+            theirs = next(iter(groups.values()))[0]
             raise ValueError(
                 f"PyTorch's groups have the {theirs} {join_paths(map(str, sorted(given)))}, and {place} has one for all: use "
                 "multi_optimizer, as from_torch(optimizer, names) does"
@@ -332,24 +357,41 @@ def _check_constants(place: Place, source: _Source) -> None:
     kind = class_name(place.link)
     if kind is None:
         return
-    configured = split_betas(dict(place.link.config)) | ({"decoupled_weight_decay": True} if kind == "AdamW" else {})
-    constants = {
-        key: value
-        for key, value in configured.items()
-        if isinstance(value, bool | int | float) and key not in ("lr", "betas")
-    }
+    configured = split_betas(to_group(place.link))
+    changing = {key for key, value in configured.items() if callable(value) or arguments.is_array(value)}
     for path in place.parameters:
-        group = source.groups[path]
+        # Of AdamW, older versions of PyTorch do not write that its decay is decoupled.
+        saved = ({DECOUPLED: True} if kind == "AdamW" else {}) | source.groups[path]
+        dtype = trees.real_dtype(dtype_of(source.params[path]))
         wrong = [
-            f"{key} {group[key]}, configured {constants[key]}"
-            for key in constants
-            if group.get(key, constants[key]) != constants[key]
+            f"{key} {saved[key]}, configured {configured.get(key, 'none')}"
+            for key in sorted(CONSTANTS & saved.keys() - changing)
+            if _in_effect(key, saved, dtype) != _in_effect(key, configured, trees.wide_dtype(dtype))
         ]
         if wrong:
             raise ValueError(
                 f"{place} has other hyperparameters than PyTorch's group of {source.labels[path]}: saved {'; '.join(wrong)}. "
                 'Build it with the saved ones, or choose hyperparams="configured"'
             )
+
+
+def _in_effect(key: str, group: Mapping[str, Any], dtype: Any) -> Any:
+    """An argument as it is used with parameters of a dtype; None if it is off, or none of the class's."""
+    if key not in group:
+        return None
+    value = group[key]
+    if key == "adjust_lr_fn" and value is None:
+        return "original"
+    if key == "eps" and isinstance(value, tuple) and value and value[0] is None:
+        value = (float(jnp.finfo(dtype).eps), *value[1:])
+    return _rounded(value, trees.wide_dtype(dtype)) or None
+
+
+def _rounded(value: Any, dtype: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_rounded(part, dtype) for part in value)
+    with np.errstate(over="ignore"):
+        return dtype.type(value) if arguments.is_number(value) else value
 
 
 def plain_group(group: Mapping[str, Any], name: str) -> dict[str, Any]:

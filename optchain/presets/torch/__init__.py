@@ -6,8 +6,8 @@
 
 Checked step by step against PyTorch 2.13. Arguments that choose an implementation (`foreach`, `fused`, `capturable`,
 `differentiable`) are not here: the numbers do not depend on them. `lr` is the run-time hyperparameter `learning_rate`, and
-may be a schedule. What differs on purpose: a momentum above 1, a negative dampening and a `rho` of 1 are refused; a complex leaf is one
-number with one second moment, where PyTorch takes its real and imaginary parts for two parameters.
+may be a schedule. What differs on purpose: a momentum above 1, a negative dampening and a `rho` of 1 are refused; a complex number has
+one second moment, of its modulus, where PyTorch takes the real and the imaginary part for two parameters.
 
 L-BFGS is Optax's: a step of it asks for the loss again.
 

@@ -28,7 +28,7 @@ def asgd(
         step follows from the learning rate of the step before.
       lambd: the strength of the decay, and how soon the rate falls, a number >= 0.
       alpha: the power by which it falls, a number >= 0.
-      t0: the number of steps before the average begins, a number >= 0.
+      t0: the number of steps before the average begins, a number >= 0; `math.inf` for never.
       weight_decay: an L2 penalty, added to the gradient before the rule, >= 0 (see `add_l2_penalty`).
       maximize: whether to climb instead of descending.
 
