@@ -2,6 +2,7 @@
 
 import difflib
 import functools
+import inspect
 import json
 import tomllib
 from collections.abc import Callable
@@ -41,7 +42,7 @@ PARSERS: dict[str, Callable[[str], Any]] = {
 
 
 def presets() -> dict[str, Callable[..., optchain.Transformation]]:
-    """The presets that need no arguments, by the name in code: `adamw`, `torch.sgd`, `keras_adamw.nadamw`."""
+    """The presets, by the name in code: `adamw`, `torch.sgd`, `keras_adamw.nadamw`."""
     own = {name: build for name, build in FACTORIES.items() if build.__module__.startswith("optchain.presets.")}
     return {name.removeprefix("presets."): build for name, build in own.items() if name != "loss_scale_optimizer"}
 
@@ -62,7 +63,13 @@ def build(recipe: str) -> optchain.Transformation:
             f"RECIPE {recipe}: no preset has this name{hint} "
             f"There are {', '.join(sorted(known))}; or give a config file whose name ends in {' or '.join(PARSERS)}"
         )
-    return known[recipe]()
+    return with_defaults(known[recipe])
+
+
+def with_defaults(preset: Callable[..., optchain.Transformation]) -> optchain.Transformation:
+    """A preset with its defaults; its learning rate is 0.001 where it has none, as Optax's have not."""
+    rate = inspect.signature(preset).parameters.get("learning_rate")
+    return preset(0.001) if rate is not None and rate.default is inspect.Parameter.empty else preset()
 
 
 def complete(incomplete: str) -> list[str]:

@@ -60,6 +60,9 @@ def skip_nonfinite(
       ValueError: when traced inside `shard_map`, a decision that differs from device to device. (Inside `pmap`, and with
         `check_vma=False`, JAX does not know.)
 
+    A loss scale within it would not see the gradients that overflow, and never fall: `dynamic_loss_scale` goes around
+    `skip_nonfinite`, and skips such steps itself.
+
     Example:
       >>> import jax.numpy as jnp, optchain
       >>> tx = optchain.skip_nonfinite(optchain.sgd(1.0))

@@ -12,6 +12,7 @@ import pytest
 import optchain
 from optchain.cli import main
 from optchain.cli.describe import parameters
+from optchain.cli.recipes import build, presets
 
 SHAPES = '{"dense": {"kernel": [784, 10], "bias": "bfloat16[10]"}}'
 BYTES = 2 * 4 * (784 * 10 + 10) + 4 + 4  # two moments in float32, the rate, the count
@@ -142,3 +143,8 @@ def test_json_tells_what_happens_to_each_parameter_in_numbers(capsys):
     rows = {row["path"]: row for row in described(capsys, "adamw", "--params", SHAPES)["per_parameter"]}
     assert rows["dense/kernel"]["decay"] == {"weight_decay": 0.004}
     assert (rows["dense/bias"]["learning_rate"], rows["dense/bias"]["rate_factor"]) == (0.001, 1.0)
+
+
+@pytest.mark.parametrize("name", sorted(presets()))
+def test_every_preset_that_is_offered_is_built(name: str) -> None:
+    assert build(name).init({"kernel": jnp.ones((2, 3))}) is not None
