@@ -47,12 +47,24 @@ def show(
       sections: the rows before which there is a line.
       title: what stands above.
     """
-    least = [max(_longest_word(cell) for cell in column) + FRAME for column in zip(header, *rows, strict=True)]
+    columns = list(zip(header, *rows, strict=True))
+    wanted = [FRAME + max(len(line) for cell in column for line in cell.split("\n")) for column in columns]
+    least = [
+        width if name in right else FRAME + max(map(_longest_word, column))
+        for name, column, width in zip(header, columns, wanted, strict=True)
+    ]
     count = max(1, sum(width < screen.width for width in itertools.accumulate(least)))
+    least[0] = min(least[0], screen.width - 1)  # a word that is longer than the screen is folded
+    spare = screen.width - 1 - sum(least[:count])
     table = Table(title=None if title is None else Text(title), title_justify="left")
-    for name, width in zip(header[:count], least, strict=False):
+    for name, narrow, wide in zip(header[:count], least, wanted, strict=False):
+        more = min(spare, wide - narrow)
+        spare -= more
         justify = "right" if name in right else "left"
-        table.add_column(Text(name), justify=justify, no_wrap=name in right, overflow="fold", min_width=width - FRAME)
+        # Widths that are given: left to itself the table may be wider than the screen, and is cut.
+        table.add_column(
+            Text(name), justify=justify, no_wrap=name in right, overflow="fold", width=narrow + more - FRAME
+        )
     for number, row in enumerate(rows):
         if number in sections:
             table.add_section()

@@ -62,5 +62,5 @@ def _show(description: "Description") -> None:
     show(screen, ("link", "bytes", "keeps"), rows, right=["bytes"])
     if description.per_parameter:
         header, *lines = table(description.per_parameter)
-        show(screen, header, lines, right=["how many"])
+        show(screen, header, lines, right=["how many", "rate", "decay"])
     say(screen, description.total)
