@@ -50,7 +50,7 @@ def skip_spikes(
 
         m, s = the mean and the standard deviation of the last `window` norms
         spike:   ‖g‖ > m + deviations · max(s, 0.02 · m),   or ‖g‖ is not finite
-        the norms get   min(‖g‖, that bound)
+        the norms get   min(‖g‖, that bound); where all of them are 0 there is none
 
     The same for the loss, if the call gives it as `value`, as `make_step` does. Half a window is watched before anything is called
     a spike, but what is not finite is from the first call on. A spike is remembered as the bound that it passed: one does not
@@ -155,7 +155,8 @@ def _judged(value: jax.Array, history: History, counts: jax.Array, deviations: f
     mean = jnp.sum(scaled) / number
     deviation = trees.root(jnp.sum(jnp.where(known, jnp.square(scaled - mean), 0)) / number)
     bound = (mean + deviations * jnp.maximum(deviation, LEAST_DEVIATION * jnp.abs(mean))) * unit
-    bound = jnp.where(2 * seen >= window, bound, jnp.inf)
+    # Zeros alone say nothing of what is usual, and no multiple of them is a bound.
+    bound = jnp.where((2 * seen >= window) & ((mean != 0) | (deviation > 0)), bound, jnp.inf)
     remembered = counts & jnp.isfinite(value)
     new = jnp.where(remembered, jnp.minimum(value, bound), last[seen % window])
     return jnp.isfinite(value) & (value <= bound), {

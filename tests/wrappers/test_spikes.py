@@ -194,3 +194,14 @@ def test_zclip_turns_what_is_not_finite_to_nan_and_does_not_learn_from_it():
 def test_arguments_out_of_range_are_named(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_a_level_of_zero_is_left():
+    tx = oc.skip_spikes(oc.sgd(0.001), window=8)
+    params = jnp.ones(1)
+    state, step = tx.init(params), jax.jit(lambda p, s, g: tx.apply(p, s, grads=jnp.full_like(p, g)))
+    for size in [0.0] * 8 + [1.0, 1.1, 0.9] * 4:
+        params, state = step(params, state, size)
+    assert int(state["skipped_steps"]) == 0
+    _, state = step(params, state, 1e4)
+    assert int(state["skipped_steps"]) == 1
