@@ -89,8 +89,13 @@ UNLIKE = {
         lambda: oc.masked(oc.sgd(0.1, loss_scale_factor=8.0), oc.matching("bias")),
     ],
     "put dynamic_loss_scale around masked": [
-        lambda: oc.masked(oc.skip_nonfinite(oc.dynamic_loss_scale(SGD)), oc.matching("bias")),
+        lambda: oc.masked(oc.accumulate(oc.dynamic_loss_scale(SGD), 2), oc.matching("bias")),
     ],
+    "skip_nonfinite would keep from the dynamic_loss_scale within it the gradients that overflow": [
+        lambda: oc.skip_nonfinite(oc.dynamic_loss_scale(SGD)),
+        lambda: oc.skip_nonfinite(oc.accumulate(oc.dynamic_loss_scale(SGD), 2), 3),
+    ],
+    "put dynamic_loss_scale around skip_spikes": [lambda: oc.skip_spikes(oc.loss_scale_optimizer(SGD))],
     "put dynamic_loss_scale around multi_optimizer": [
         lambda: oc.multi_optimizer(("a", "bias", TX), default=oc.dynamic_loss_scale(TX))
     ],

@@ -34,10 +34,10 @@ print(report)
 
 params, state = restored["params"], restored["state"]
 step = optchain.make_step(loss_fn, tx)
-resumed_at = int(state["scale_by_adam"]["count"])
+resumed_at = int(optchain.steps_taken(state))
 for _ in range(50):
     params, state, metrics = step(params, state, x, y)
 print(
-    f"Adam's count {resumed_at} -> {state['scale_by_adam']['count']};",
+    f"updates: {resumed_at} -> {optchain.steps_taken(state)};",
     f"the rate is {float(metrics['learning_rate']):g}",
 )

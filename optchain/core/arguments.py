@@ -213,7 +213,7 @@ def check_hyperparam(name: str, value: Any, allowed: Range | None = None) -> Non
         takes_step(name, value)
         return
     if is_array(value):
-        _check_real_scalar(name, value)
+        check_real_scalar(name, value)
     elif not is_number(value):
         raise TypeError(
             f"{name} must be {allowed or range_of(name)}, a scalar array, a schedule (a callable of the step) or a callable of no "
@@ -247,16 +247,19 @@ def _binds(signature: inspect.Signature, *args: Any) -> bool:
 
 def check_scalar(name: str, value: Any, allowed: Range, *, computed: bool = False) -> None:
     """Requires a number in range or a real scalar array, whose value is looked at if it is concrete."""
-    if hasattr(value, "dtype") and hasattr(value, "shape"):
-        _check_real_scalar(name, value)
-    elif not is_number(value):
-        raise TypeError(f"{name} must be {allowed}, or a scalar array; got {value!r} ({type(value).__name__})")
+    check_real_scalar(name, value, str(allowed))
     check_range(name, value, allowed, computed=computed)
 
 
-def _check_real_scalar(name: str, array: Any) -> None:
-    if array.shape != () or not (jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)):
-        raise ValueError(f"{name} must be a real scalar; got an array of shape {array.shape}, dtype {array.dtype}")
+def check_real_scalar(name: str, value: Any, allowed: str = "a number") -> None:
+    """Requires a number or a real scalar array; any of them, NaN too."""
+    if not (hasattr(value, "dtype") and hasattr(value, "shape")):
+        if not is_number(value):
+            raise TypeError(f"{name} must be {allowed}, or a scalar array; got {value!r} ({type(value).__name__})")
+    elif value.shape != () or not (
+        jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)
+    ):
+        raise ValueError(f"{name} must be a real scalar; got an array of shape {value.shape}, dtype {value.dtype}")
 
 
 def check_weight(value: Any) -> None:

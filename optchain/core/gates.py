@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from optchain.core import devices, trees
 from optchain.core.branch import run_if, run_or_zeros
@@ -33,6 +34,15 @@ def largest_storable(inner: Transformation) -> dict[str, float]:
         return min((float(jnp.finfo(slot.dtype).max) for slot in slots if slot.dtype), default=math.inf)
 
     return {"values_fit": narrowest(False), "squares_fit": narrowest(True)}
+
+
+def check_no_loss_scale(gate: str, inner: Transformation) -> None:
+    """Refuses a loss scale within a gate that keeps from it the gradients that overflow: it would never fall."""
+    if any({"loss_scale", "good_steps"} <= set(node.link.fields) for node in walk(inner)):
+        raise ValueError(
+            f"{gate} would keep from the dynamic_loss_scale within it the gradients that overflow, and the scale would never "
+            f"fall: put dynamic_loss_scale around {gate}; it skips such steps too"
+        )
 
 
 class Gate(Composite):
@@ -138,13 +148,15 @@ class Gate(Composite):
 
 
 def skipped_too_often(metrics: Mapping[str, Any], limit: str) -> Iterator[tuple[int, int, int]]:
-    """The limit, the steps skipped in a row and in all, of each gate among the metrics that has reached the limit of this name."""
+    """The limit, the steps skipped in a row and in all, of each gate among the metrics that has reached the limit of this name:
+    of each member, where a state is vmapped over."""
     for key in metrics:
         if key.rpartition("/")[2] == limit:
             names = (limit, "consecutive", "skipped_steps")
-            most, in_a_row, in_all = (int(metrics[key.removesuffix(limit) + name]) for name in names)
-            if in_a_row >= most:
-                yield most, in_a_row, in_all
+            values = np.broadcast_arrays(*(metrics[key.removesuffix(limit) + name] for name in names))
+            for most, in_a_row, in_all in zip(*(value.ravel().tolist() for value in values), strict=True):
+                if in_a_row >= most:
+                    yield most, in_a_row, in_all
 
 
 def judge(

@@ -7,6 +7,7 @@ per call of the link that owns it; its value is kept in the state under `schedul
 
 import copy
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import jax
@@ -305,6 +306,14 @@ def _by_name(fields: list[Field]) -> dict[str, list[Field]]:
     return by_name
 
 
-def _keyed(fields: list[Field]) -> dict[str, Field]:
-    """Fields by name where that is unambiguous, else by path; the path of a field at the root is its name."""
-    return {field.name if len(same) == 1 else field.key: field for same in _by_name(fields).values() for field in same}
+def _keyed(fields: list[Field], beside: Mapping[str, str] = MappingProxyType({})) -> dict[str, Field]:
+    """Fields by name where that is unambiguous, else by path; the path of a field at the root is its name.
+
+    `beside` has for a name the one that it is read with: it is keyed as that one is.
+    """
+    by_name = _by_name(fields)
+
+    def is_unambiguous(name: str) -> bool:
+        return len(by_name[name]) == 1 and len(by_name.get(beside.get(name, name), ())) == 1
+
+    return {field.name if is_unambiguous(field.name) else field.key: field for field in fields}

@@ -8,6 +8,9 @@ import jax.numpy as jnp
 from optchain.core.hyperparams import _keyed
 from optchain.core.lookup import Field, find_fields
 
+OF_GATES = dict.fromkeys(["consecutive", "max_consecutive", "max_consecutive_spikes"], "skipped_steps")
+"""What is read together with the count of a gate's skipped steps, and so is found at the same place."""
+
 
 def metrics(state: Any) -> dict[str, jax.Array]:
     """The metrics of the last call, as scalars for a logger. Links compute them on the way: no pass over the data is added.
@@ -31,7 +34,7 @@ def metrics(state: Any) -> dict[str, jax.Array]:
       {'clipped_fraction': 1.0, 'global_norm': 5.0, 'learning_rate': 0.5}
     """
     found = find_fields(state, "metrics") + _learning_rates(state)
-    return {key: jnp.array(field.value, copy=True) for key, field in _keyed(found).items()}
+    return {key: jnp.array(field.value, copy=True) for key, field in _keyed(found, beside=OF_GATES).items()}
 
 
 def _learning_rates(state: Any) -> list[Field]:

@@ -5,8 +5,10 @@ matrices are split. Stacked and split along the stack, each device has whole mat
 there, one brings the results back, and no device computes what another does.
 """
 
+import functools
 import itertools
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
+
+from optchain.core.trees import Tree
 
 
 def owner_axes() -> tuple[str, ...]:
@@ -24,68 +28,72 @@ def owner_axes() -> tuple[str, ...]:
     return tuple(name for name, size in mesh.shape.items() if size > 1)
 
 
-def by_owners(function: Callable[[jax.Array], jax.Array], matrices: Sequence[jax.Array]) -> list[jax.Array]:
+def by_owners(function: Callable[[Tree], Tree], stacks: Sequence[Tree]) -> list[Tree]:
     """`function` of a stack of all the matrices, dealt out over the devices of the mesh in context.
 
     Args:
-      function: takes a stack `(count, …)` and returns one of the same shape; each matrix by itself, and finite for zeros, which
-        fill the stack up to a multiple of the devices.
-      matrices: stacks `(n, …)` of one shape from the second axis on, and of one dtype. Where a mesh has explicit axes, inside of
+      function: takes a stack `(count, …)`, or a tree of such, and returns one of as many; each matrix by itself, and finite for
+        zeros, which fill the stack up to a multiple of the devices.
+      stacks: `(n, …)` each, or trees of such, alike in all but `n`. Where a mesh has explicit axes, inside of
         :func:`along_automatic_axes`.
 
     Returns:
-      The results in the shapes of `matrices`.
+      The results of each of the stacks.
     """
-    axes = owner_axes()
+    axes, lengths = owner_axes(), [len(jax.tree.leaves(stack)[0]) for stack in stacks]
     if not axes:
-        return _cut(function(_joined(matrices)), matrices)
+        return _cut(function(_joined(stacks)), lengths)
     mesh = jax.sharding.get_abstract_mesh()
     owners = math.prod(mesh.shape[name] for name in axes)
-    # One axis at a time, and back: compilers exchange along one axis, and gather where they must exchange along several at once.
-    steps = [_dealt(mesh, axes[:i], matrices[0].ndim, whole=i == len(axes)) for i in range(len(axes) + 1)]
 
-    def dealt(stack: jax.Array, steps: Sequence[NamedSharding]) -> jax.Array:
-        for step in steps:
-            stack = lax.with_sharding_constraint(stack, step)
+    def split(stack: Tree, count: int) -> Tree:
+        """A stack that is split over the first so many axes: over all of them its matrices are whole."""
+        place = functools.partial(_dealt, mesh, axes[:count], whole=count == len(axes))
+        return jax.tree.map(lambda x: lax.with_sharding_constraint(x, place(x.ndim)), stack)
+
+    def dealt(stack: Tree, first: int) -> Tree:
+        # One axis at a time, and back: compilers exchange along one axis, and gather where they must exchange along several at once.
+        for count in range(first, len(axes) + 1):
+            stack = split(stack, count)
         stack = function(stack)
-        for step in reversed(steps):
-            stack = lax.with_sharding_constraint(stack, step)
+        for count in range(len(axes), first - 1, -1):
+            stack = split(stack, count)
         return stack
 
+    def fill(x: jax.Array) -> jax.Array:
+        return jnp.pad(x, [(0, -len(x) % owners), *[(0, 0)] * (x.ndim - 1)])
+
     # A stack that goes round may be split along itself already, such as the layers of a scanned model: it is dealt out by itself.
-    alone = [len(part) > 0 and len(part) % owners == 0 for part in matrices]
-    made = [dealt(part, steps[1:]) if is_alone else part for part, is_alone in zip(matrices, alone, strict=True)]
+    alone = [length > 0 and length % owners == 0 for length in lengths]
+    made = [dealt(stack, 1) if is_alone else stack for stack, is_alone in zip(stacks, alone, strict=True)]
     rest = [i for i, is_alone in enumerate(alone) if not is_alone]
     if rest:
-        parts = [matrices[i] for i in rest]
-        stack = _joined(parts)
-        stack = jnp.pad(stack, [(0, -len(stack) % owners), *[(0, 0)] * (stack.ndim - 1)])
+        stack = jax.tree.map(fill, _joined([stacks[i] for i in rest]))
         # First a stack that is not dealt out, and last: of one that is cut while it is dealt out each piece is sent by itself.
-        for i, part in zip(rest, _cut(dealt(stack, steps), parts), strict=True):
+        for i, part in zip(rest, _cut(dealt(stack, 0), [lengths[i] for i in rest]), strict=True):
             made[i] = part
     return made
 
 
-def _joined(matrices: Sequence[jax.Array]) -> jax.Array:
-    return jnp.concatenate(matrices) if len(matrices) > 1 else matrices[0]
+def _joined(stacks: Sequence[Tree]) -> Tree:
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts) if len(parts) > 1 else parts[0], *stacks)
 
 
-def _cut(stack: jax.Array, like: Sequence[jax.Array]) -> list[jax.Array]:
-    ends = itertools.accumulate([len(part) for part in like], initial=0)
-    return [stack[start:end] for start, end in itertools.pairwise(ends)]
+def _cut(stack: Tree, lengths: Sequence[int]) -> list[Tree]:
+    ends = itertools.accumulate(lengths, initial=0)
+    return [jax.tree.map(operator.itemgetter(slice(*ends)), stack) for ends in itertools.pairwise(ends)]
 
 
-def along_automatic_axes(
-    function: Callable[..., tuple[jax.Array, ...]], arrays: Sequence[jax.Array]
-) -> tuple[jax.Array, ...]:
-    """`function(*arrays)`, of which the compiler places what lies between: along explicit axes of a mesh neither merged axes nor
-    a product of split matrices has one type. The results lie where the arrays do, whose shapes they have.
+def along_automatic_axes(function: Callable[..., Tree], like: Tree, *given: Any) -> Tree:
+    """`function(*given)`, of which the compiler places what lies between: along explicit axes of a mesh neither merged axes nor
+    a product of split matrices has one type. The results lie where `like`, a tree of their shapes, does.
     """
-    shardings = tuple(jax.typeof(x).sharding for x in arrays)
+    shardings = jax.tree.map(lambda x: jax.typeof(x).sharding, like)
     mesh = jax.sharding.get_abstract_mesh()
-    is_explicit = AxisType.Explicit in (mesh if not mesh.empty else shardings[0].mesh).axis_types
+    meshes = [sharding.mesh for sharding in jax.tree.leaves(shardings)] if mesh.empty else [mesh]
+    is_explicit = any(AxisType.Explicit in mesh.axis_types for mesh in meshes)
     automatic: Any = jax.sharding.auto_axes(function, out_sharding=shardings) if is_explicit else function
-    return automatic(*arrays)
+    return automatic(*given)
 
 
 def _dealt(mesh: AbstractMesh, axes: tuple[str, ...], ndim: int, *, whole: bool) -> NamedSharding:

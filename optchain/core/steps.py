@@ -12,6 +12,9 @@ from optchain.core.trees import path_names
 GATES = ("grads", "good_steps", "skipped_steps")
 """What the state of a gate has, next to the `inner` that it lets run or not."""
 
+ADDED = ("clipped", "average")
+"""What the state of a clip or an average has, next to its count."""
+
 WHICH = (
     "Adam's rules have one, and a schedule, average_params and clip_by_global_norm; sgd, rmsprop, adagrad, adadelta, ftrl and lion "
     "have none of their own. Count in the loop instead"
@@ -24,7 +27,8 @@ def steps_taken(state: Any) -> jax.Array:
     Calls at which a gate held back are not counted: with `accumulate(…, 4)` it is 2 after 8 calls, with `skip_nonfinite`
     a bad step does not count, and where gates nest what lies within all of them does. Where groups of parameters are
     updated at different calls, it is the number of the group that has had the fewest. It is read from the `count` that links
-    keep within the state; the calls of a chain with a schedule are the `count` beside its `scheduled`.
+    keep within the state; the calls of a chain with a schedule are the `count` beside its `scheduled`. A clip and an average may have
+    been added in mid-run: their counts are read where nothing else beside them counts.
 
     Not every rule needs a count: `sgd`, `rmsprop`, `adagrad`, `adadelta`, `ftrl`, `lion` and PyTorch's and keras-adamw's of these
     kinds keep none, with moments or without, and nothing is stored for this alone. With a schedule as the rate, `use_ema` or
@@ -66,7 +70,15 @@ def steps_taken(state: Any) -> jax.Array:
             )
     if not counts:
         raise ValueError(f"nothing in the state counts updates: no link keeps a count. {WHICH}")
-    return functools.reduce(jnp.minimum, map(jnp.array, counts.values()))
+
+    def nesting(names: tuple[str, ...]) -> frozenset[tuple[str, ...]]:
+        return frozenset(gate for gate in gates if names[: len(gate) + 1] == (*gate, "inner"))
+
+    entries = {names[:depth] for names in leaves for depth in range(1, len(names) + 1)}
+    added = {names for names in counts if any((*names[:-1], beside) in entries for beside in ADDED)}
+    known = {nesting(names) for names in counts.keys() - added}
+    trusted = [leaf for names, leaf in counts.items() if names not in added or nesting(names) not in known]
+    return functools.reduce(jnp.minimum, map(jnp.array, trusted))
 
 
 def _counts_updates(names: tuple[str, ...], leaf: Any, gates: set[tuple[str, ...]]) -> bool:

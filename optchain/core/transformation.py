@@ -304,6 +304,8 @@ class Transformation(Identity):
                 raise TypeError(not_given(owner, name, extra.keys() - self.takes))
         if "weight" in self.takes and extra.get("weight") is not None:
             arguments.check_weight(extra["weight"])
+        if "value" in self.takes and extra.get("value") is not None:
+            arguments.check_real_scalar("value", extra["value"])
         for name in self.hyperparams.names & extra.keys():
             raise TypeError(f"{self.name} owns {name}: change it with set_hyperparams, not by the call")
         trees.check_leaves(root, updates)

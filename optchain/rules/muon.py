@@ -226,6 +226,11 @@ def scale_by_muon(
     def labels(params: Tree) -> Tree:
         return jax.tree.map(lambda form: "orthogonal" if form else "Adam", forms(params))
 
+    ratio = hyperparams.constants.get("adam_lr_ratio")
+
+    def effects(params: Tree) -> dict[str, Tree]:
+        return {} if ratio is None else {"rate": jax.tree.map(lambda form: 1.0 if form else ratio, forms(params))}
+
     def init(params: Tree) -> ScaleByMuonState:
         chosen = forms(params)
         if matrices is None:
@@ -309,22 +314,29 @@ def scale_by_muon(
         slots=slots,
         hyperparams=hyperparams,
         stage="second_moment",
-    ).with_labels(labels)
+    ).with_labels(labels).with_effects(effects)
 
 
 def _warn_of_stacks(params: Tree, chosen: Tree) -> None:
-    """Says which parameters of more than two axes no mask leaves out: stacked matrices, whose owner may expect otherwise."""
+    """Says which parameters of more than two axes no mask leaves out: stacked matrices, whose owner may expect otherwise.
+
+    What has two axes and is as long along the first may be vectors that are stacked with them.
+    """
     flags = jax.tree.leaves(chosen)
-    stacks = [
-        f"{trees.path_string(path) or 'the array'} {jnp.shape(p)}"
+    shapes = {
+        trees.path_string(path) or "the array": jnp.shape(p)
         for (path, p), flag in zip(trees.leaves_with_paths(params), flags, strict=True)
-        if flag and jnp.ndim(p) > 2
-    ]
+        if flag
+    }
+    lengths = {shape[0] for shape in shapes.values() if len(shape) > 2}
+    stacks = [f"{path} {shape}" for path, shape in shapes.items() if len(shape) > 2]
+    vectors = [f"{path} {shape}" for path, shape in shapes.items() if len(shape) == 2 and shape[0] in lengths]
+    also = f" These are made orthogonal, and may be stacked vectors: {', '.join(vectors)}." if vectors else ""
     if stacks:
         warnings.warn(
             f"Muon makes matrices orthogonal, which have two axes; these have more and are trained by Adam's rule: "
-            f"{', '.join(stacks)}. To silence this, exclude them by name: exclude_layers of muon, the mask of scale_by_muon. To make them "
-            f"orthogonal, say which axes are inputs and outputs: matrices of muon_adamw, or of scale_by_muon",
+            f"{', '.join(stacks)}.{also} To silence this, exclude them by name: exclude_layers of muon, the mask of scale_by_muon. To "
+            f"make them orthogonal, say which axes are inputs and outputs: matrices of muon_adamw, or of scale_by_muon",
             UserWarning,
             stacklevel=2,
         )
@@ -408,7 +420,7 @@ def _together(arrays: list[jax.Array], forms: list[Form], triples: Sequence[Trip
         made = by_owners(each, [stacked(x, form) for x, form in zip(arrays, forms, strict=True)])
         return tuple(back(u, x, form) for u, x, form in zip(made, arrays, forms, strict=True))
 
-    return list(along_automatic_axes(compute, arrays))
+    return list(along_automatic_axes(compute, tuple(arrays), *arrays))
 
 
 def orthogonalize(
@@ -425,8 +437,7 @@ def orthogonalize(
     iteration is done in `dtype`, that of `x` if None or if `x` is complex.
     """
     triples = each_step(coefficients, steps)
-    (made,) = along_automatic_axes(lambda x: (_iterated(x, triples, dtype, least_norm),), [x])
-    return made
+    return along_automatic_axes(lambda x: _iterated(x, triples, dtype, least_norm), x, x)
 
 
 def _iterated(x: jax.Array, triples: Sequence[Triple], dtype: Any, least_norm: float | None = None) -> jax.Array:

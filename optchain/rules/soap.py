@@ -15,6 +15,7 @@ from optchain.core.branch import run_if
 from optchain.core.each_leaf import each_leaf
 from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.masks import Mask, check_mask, resolve_mask
+from optchain.core.owners import along_automatic_axes, by_owners, owner_axes
 from optchain.core.registry import register
 from optchain.core.slot import Slot, declare, stored
 from optchain.core.transformation import Transformation
@@ -79,12 +80,13 @@ def scale_by_soap(
     Where the bases turn, `mu` turns with them, and `nu` is put into the order of their columns. The first call makes no step: it
     begins `L` and `R`, and their eigenvectors are the first bases. A tensor has a basis for each axis; an axis without one is not
     turned, and what has none at all goes by Adam's rule. Between two refreshes nothing of them is computed. Bases of one size
-    are refreshed in one batch, whatever parameters they belong to.
+    are refreshed in one batch, whatever parameters they belong to. Over a mesh in context (`jax.set_mesh`, `make_step(mesh=…)`) they
+    are dealt out over the devices.
 
     Directions in which there was no gradient keep their column: to the product `L Q` is added the rounding error of its largest
     eigenvalue times `Q`. What a rotation leaves of a gradient there is its rounding error, some 1e-7 of the gradient in float32: an ε
-    below it makes a step of full size of it, in the authors' code too. A basis whose `L` is not finite stays as it is. Derivatives
-    take the bases for constants. Rotations have JAX's default precision, a refresh the highest.
+    below it makes a step of full size of it, in the authors' code too. A basis whose `L` is not finite stays as it is, and
+    after a gradient above 1.8e19 in float32 it is so for good: `skip_nonfinite` keeps such a one out. Derivatives take the bases for constants. Rotations have JAX's default precision, a refresh the highest.
 
     A matrix of n · m keeps 2 n m + 2 n² + 2 m² numbers: for a square one six times its size, where Adam keeps twice. With
     `one_sided` it is 2 n m + 2 min(n, m)².
@@ -175,7 +177,7 @@ def scale_by_soap(
         gram = jax.tree.map(lambda fresh, before: trees.astype(fresh, before.dtype), new[2], state["gram"])
 
         def refresh(*old: Tree) -> tuple[Tree, Tree, Tree]:
-            return _automatic(functools.partial(_refreshed, shapes), old, count == 0, gram, *old)
+            return along_automatic_axes(functools.partial(_refreshed, shapes), old, count == 0, gram, *old)
 
         with jax.numpy_dtype_promotion("standard"):  # a real number becomes complex, no more
             basis, mu, nu = run_if(count % frequency == 0, refresh, state["basis"], mu, nu)
@@ -192,7 +194,7 @@ def scale_by_soap(
         beta_1, beta_2 = jnp.where(begun, beta_1, 1), jnp.where(begun, beta_2, 1)
 
         def leaf(g: jax.Array, mu: jax.Array, nu: jax.Array, gram: Axes, basis: Axes) -> tuple[Any, ...]:
-            return _automatic(
+            return along_automatic_axes(
                 act, (g, mu, nu, gram), g, mu, nu, gram, basis, begun, factor, beta_1, beta_2, epsilon, beta_s
             )
 
@@ -233,17 +235,6 @@ def _of_a_sum(p: Any) -> Any:
     ):  # its mesh is abstract; outside of `jit` the devices must be known
         sharding = NamedSharding(p.sharding.mesh, sharding.spec)
     return sharding
-
-
-def _automatic(function: Callable[..., Any], like: Any, *given: Any) -> Any:
-    """`function(*given)`, whose results lie as `like`.
-
-    Along explicit axes of a mesh a product of split matrices has no one type: the compiler chooses what lies between.
-    """
-    shardings = jax.tree.map(lambda x: jax.typeof(x).sharding, like)
-    is_split = any(axis is not None for sharding in jax.tree.leaves(shardings) for axis in sharding.spec)
-    automatic: Any = jax.sharding.auto_axes(function, out_sharding=shardings) if is_split else function
-    return automatic(*given)
 
 
 class _Shapes:
@@ -305,12 +296,13 @@ def _refreshed(
     groups: dict[Any, list[int]] = {}
     for i, q in enumerate(bases):
         if q.ndim == 2:
-            groups.setdefault((q.dtype, len(q), i if len(q) > _BATCHED else None), []).append(i)
+            by_itself = len(q) > _BATCHED and not owner_axes()
+            groups.setdefault((q.dtype, len(q), i if by_itself else None), []).append(i)
     turned, orders = [*bases], [jnp.arange(len(q)) for q in bases]
     for group in groups.values():
-        new, order = _next_basis(first, *(jnp.stack([side[i] for i in group]) for side in (grams, bases)))
-        for place, i in enumerate(group):
-            turned[i], orders[i] = new[place], order[place]
+        each = by_owners(functools.partial(_next_basis, first), [(grams[i][None], bases[i][None]) for i in group])
+        for i, (new, order) in zip(group, each, strict=True):
+            turned[i], orders[i] = new[0], order[0]
     structure = jax.tree.structure(basis)
     new, order = structure.unflatten(turned), structure.unflatten(orders)
 
@@ -329,9 +321,9 @@ def _refreshed(
     return new, *trees.map_unzip(moments, 2, mu, nu, basis, new, order)
 
 
-def _next_basis(first: jax.Array, gram: jax.Array, basis: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """For a batch of matrices the next bases, and the places that their columns had in the old ones."""
-    gram, basis = lax.stop_gradient((gram, basis))
+def _next_basis(first: jax.Array, matrices: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """For stacks of `gram` and of bases the next bases, and the places that their columns had in the old ones."""
+    gram, basis = lax.stop_gradient(matrices)
     peak = jnp.max(jnp.abs(gram), axis=(-2, -1), keepdims=True)
     # At most 1: neither the product nor the squares of its columns leave the range of floats.
     gram = gram / jnp.where(peak > 0, peak, 1)

@@ -1,6 +1,6 @@
 """Averages of other widths than those that were kept, after a run."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -12,12 +12,12 @@ from optchain.core.trees import Tree
 from optchain.schedules.averages import PowerEMA
 
 
-def posthoc_average(snapshots: Sequence[tuple[float, int, Tree]], width: float, updates: int | None = None) -> Tree:
+def posthoc_average(snapshots: Iterable[tuple[float, int, Tree]], width: float, updates: int | None = None) -> Tree:
     """The average of the parameters that `PowerEMA(width)` would have kept, made of others that were saved during the run.
 
-    It is the linear combination of the snapshots whose profile over the run is nearest to that of the average that is wanted, by
-    least squares. Two widths, 0.05 and 0.1, and some ten snapshots of each, spread over the run, do for every width between them and
-    for much wider ones.
+    It is the linear combination of the snapshots, with weights whose sum is 1, whose profile over the run is nearest to that of the
+    average that is wanted, by least squares. Two widths, 0.05 and 0.1, and some ten snapshots of each, spread over the run, do for every width between them and,
+    less exactly, for wider ones.
 
     Args:
       snapshots: `(width, updates, average)` each: the width of the `PowerEMA`, how many updates it had seen, and the average.
@@ -28,7 +28,7 @@ def posthoc_average(snapshots: Sequence[tuple[float, int, Tree]], width: float, 
       A tree of fresh arrays in the dtypes of the first snapshot.
 
     Raises:
-      TypeError: a snapshot that is no such triple.
+      TypeError: a snapshot that is no such triple; an average that is traced, or has leaves that are no floating-point arrays.
       ValueError: no snapshots; a width out of range; an update of no snapshot; averages of different parameters.
 
     Source: Karras et al., "Analyzing and Improving the Training Dynamics of Diffusion Models", 2024, arXiv:2312.02696, section 3.2
@@ -52,6 +52,7 @@ def posthoc_average(snapshots: Sequence[tuple[float, int, Tree]], width: float, 
       >>> print(f"{optchain.posthoc_average(snapshots, 0.15)['w'][0]:.1f}")
       8.1
     """
+    snapshots = list(snapshots)
     if not snapshots:
         raise ValueError("snapshots must have at least one (width, updates, average); got none")
     for place, snapshot in enumerate(snapshots):
@@ -63,9 +64,14 @@ def posthoc_average(snapshots: Sequence[tuple[float, int, Tree]], width: float, 
     if at not in times:
         raise ValueError(f"updates must be those of a snapshot, {', '.join(map(str, times))}; got {at}")
     wanted = (PowerEMA(width).exponent, at)
-    among = np.array([[_overlap(one, other) for other in kept] for one in kept])
-    shares = np.linalg.lstsq(among, np.array([_overlap(one, wanted) for one in kept]), rcond=None)[0]
+    # The least squares under that condition: one more unknown, and one more equation.
+    among = np.array([[*(_overlap(one, other) for other in kept), 1.0] for one in kept] + [[1.0] * len(kept) + [0.0]])
+    shares = np.linalg.lstsq(among, np.array([*(_overlap(one, wanted) for one in kept), 1.0]), rcond=None)[0][:-1]
     (_, _, first), *others = snapshots
+    trees.check_leaves("snapshots[0]", first)
+    for path, leaf in trees.leaves_with_paths(first):
+        if arguments.is_traced(leaf):
+            raise TypeError(f"{trees.path_code('snapshots[0]', path)} is traced: posthoc_average computes on the host, outside of jit")
     for place, (_, _, average) in enumerate(others, start=1):
         trees.check_match(f"snapshots[{place}]", average, "snapshots[0]", first)
 

@@ -51,6 +51,9 @@ def zclip(
     The first `warmup_steps` norms are not clipped; μ and σ² begin as their mean and variance. A norm whose square is not finite changes
     neither, and one that is not finite turns every leaf to NaN. For a fixed bound too put `clip_by_global_norm` before it.
 
+    Norms that rise for good are followed slowly, since what is clipped to near μ leaves σ small; where the first norms were all
+    the same, σ is 0, and no norm above theirs is followed at all. :func:`skip_spikes` has a least σ, and forgets.
+
     Args:
       threshold: from how many standard deviations above the mean a norm is clipped, > 0.
       decay: the weight of the old average, in [0, 1).

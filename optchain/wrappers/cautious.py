@@ -10,10 +10,11 @@ from optchain.core import trees
 from optchain.core.chain import stages
 from optchain.core.composite import Composite, nonempty_states
 from optchain.core.each_leaf import each_leaf
-from optchain.core.optax_link import as_transformation
+from optchain.core.optax_link import OptaxLink, as_transformation
 from optchain.core.registry import register
 from optchain.core.transformation import Transformation
 from optchain.core.trees import Tree
+from optchain.core.walk import walk
 
 LEAST_SHARE = 1e-3
 """Of a leaf, that its update is divided by."""
@@ -32,14 +33,15 @@ def cautious(rule: optax.GradientTransformation) -> Transformation:
 
     Args:
       rule: a transformation of optchain that makes updates of gradients, with its learning rate or without; or one of Optax's that
-        keeps the sign of the gradient, as its `scale_by_…` do.
+        keeps the sign of the gradient, as its `scale_by_…` do: `optax.adam(0.1)` does not.
 
     Returns:
       A transformation with the rule's state as `inner`.
 
     Raises:
       ValueError: a rule that is a gate or acts on parameters: those go around; one with a weight decay in it, which is no part of what
-        the gradient says: it goes after.
+        the gradient says: it goes after; one of Optax's that turns the gradient's sign or makes an update of 0 of it, as can be seen
+        from one step of a single parameter.
 
     Source: Liang et al., "Cautious Optimizers: Improving Training with One Line of Code", 2024, arXiv:2411.16085, Algorithm 1, with the
     divisor of the authors' code.
@@ -63,10 +65,27 @@ def cautious(rule: optax.GradientTransformation) -> Transformation:
             f"rule must not decay weights, and {found['decay']} does: put it after cautious, where it may be cautious itself "
             "(decay_weights(…, cautious=True))"
         )
+    for node in walk(inner):
+        if isinstance(node.link, OptaxLink) and not _keeps_sign(node.link):
+            raise ValueError(
+                f"rule must keep the gradient's sign where it is Optax's, and {node.link.name} turns it or makes 0 of it: take "
+                "optax.scale_by_adam() for optax.adam(0.1), and optchain.scale_by_learning_rate(0.1) after it"
+            )
     # After the learning rate an update goes the gradient's way if it has the other sign.
     return Cautious._of(
         {"inner": inner}, accepts=frozenset(), rowwise=False, _sign=-1 if "learning_rate" in found else 1
     )
+
+
+def _keeps_sign(link: OptaxLink) -> bool:
+    """Whether its first update of a single parameter goes the gradient's way."""
+    with jax.ensure_compile_time_eval():  # within `jit` too it is known when it is built
+        params = grads = jnp.ones(1)
+        try:
+            updates, _ = link.inner.update(grads, link.inner.init(params), params)
+        except Exception:  # one for certain parameters alone, or that asks for more than a gradient
+            return True
+        return bool(jnp.all(updates > 0))
 
 
 class Cautious(Composite):

@@ -57,6 +57,8 @@ class DynamicLossScaleState(TypedDict):
     """What the loss is multiplied by now."""
     good_steps: jax.Array
     """The number of finite steps since the scale last changed, int32."""
+    skipped_steps: jax.Array
+    """The number of steps skipped so far, int32."""
     metrics: dict[str, jax.Array]
     inner: State
 
@@ -95,7 +97,7 @@ def dynamic_loss_scale(
         each device trains a model of its own.
 
     Returns:
-      A transformation with state `loss_scale, good_steps, inner` and `loss_scale` as a metric.
+      A transformation with state `loss_scale, good_steps, skipped_steps, inner`, of which the first and the third are metrics.
 
     Raises:
       ValueError: when traced inside `shard_map`, a decision that differs from device to device. (Inside `pmap`, and with
@@ -118,12 +120,14 @@ def dynamic_loss_scale(
     arguments.check_number("initial_scale", initial_scale, arguments.RANGES["initial_scale"])
     growth_steps = arguments.check_integer("growth_steps", growth_steps, minimum=1)
 
-    def state_of(loss_scale: jax.Array, good_steps: jax.Array) -> dict[str, Any]:
-        metrics = {"loss_scale": jnp.array(loss_scale, copy=True)}
-        return {"loss_scale": loss_scale, "good_steps": good_steps, "metrics": metrics}
+    def state_of(loss_scale: jax.Array, good_steps: jax.Array, skipped_steps: jax.Array) -> dict[str, Any]:
+        metrics = {"loss_scale": loss_scale, "skipped_steps": skipped_steps}
+        copies = {name: jnp.array(value, copy=True) for name, value in metrics.items()}
+        return {**metrics, "good_steps": good_steps, "metrics": copies}
 
     def init(params: Tree) -> dict[str, Any]:
-        return state_of(jnp.array(initial_scale, trees.default_float()), jnp.zeros((), jnp.int32))
+        initial = jnp.array(initial_scale, trees.default_float())
+        return state_of(initial, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
 
     def decide(grads: Tree, state: dict[str, Any], extra: Mapping[str, Any]) -> Decision:
         scale, good_steps = state["loss_scale"], trees.increment(state["good_steps"])
@@ -133,10 +137,12 @@ def dynamic_loss_scale(
         factor = jnp.where(good | ~counts, jnp.where(grows, 2.0, 1.0), 0.5)
         new_scale = jnp.clip(scale * factor, MIN_SCALE, MAX_SCALE)
         in_a_row = jnp.where(good & ~grows, good_steps, jnp.zeros_like(good_steps))
-        own = state_of(new_scale, jnp.where(counts, in_a_row, state["good_steps"]))
+        skipped = jnp.where(good | ~counts, state["skipped_steps"], trees.increment(state["skipped_steps"]))
+        own = state_of(new_scale, jnp.where(counts, in_a_row, state["good_steps"]), skipped)
         return good | ~counts, lambda: trees.rescale(grads, Factor.reciprocal(scale)), own
 
-    return Gate(gated, init, decide, fields=["loss_scale", "good_steps", "metrics"], rowwise=True)
+    fields = DynamicLossScaleState.__annotations__.keys() - {"inner"}
+    return Gate(gated, init, decide, fields=fields, rowwise=True)
 
 
 def scale_loss(loss: jax.Array, state: Any) -> jax.Array:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from optchain.core import arguments, trees
-from optchain.core.gates import Decision, Gate, judge, largest_storable, skipped_too_often
+from optchain.core.gates import Decision, Gate, check_no_loss_scale, judge, largest_storable, skipped_too_often
 from optchain.core.optax_link import as_transformation
 from optchain.core.registry import register
 from optchain.core.transformation import State, Transformation
@@ -57,11 +57,9 @@ def skip_nonfinite(
       A transformation with state `skipped_steps, consecutive, inner` and the first two as metrics.
 
     Raises:
-      ValueError: when traced inside `shard_map`, a decision that differs from device to device. (Inside `pmap`, and with
+      ValueError: a `dynamic_loss_scale` within, which would never see the gradients that overflow, nor fall: it goes around, and
+        skips such steps itself; when traced inside `shard_map`, a decision that differs from device to device. (Inside `pmap`, and with
         `check_vma=False`, JAX does not know.)
-
-    A loss scale within it would not see the gradients that overflow, and never fall: `dynamic_loss_scale` goes around
-    `skip_nonfinite`, and skips such steps itself.
 
     Example:
       >>> import jax.numpy as jnp, optchain
@@ -73,6 +71,7 @@ def skip_nonfinite(
     """
     axis_name = arguments.check_axis_name(axis_name)
     gated = as_transformation(inner, "inner")
+    check_no_loss_scale("skip_nonfinite", gated)
     fits = largest_storable(gated)
     if max_consecutive is not None:
         max_consecutive = arguments.check_integer("max_consecutive", max_consecutive, minimum=1)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from optchain.core import arguments, devices, trees
-from optchain.core.gates import Decision, Gate, largest_storable, skipped_too_often
+from optchain.core.gates import Decision, Gate, check_no_loss_scale, largest_storable, skipped_too_often
 from optchain.core.optax_link import as_transformation
 from optchain.core.registry import register
 from optchain.core.transformation import State, Transformation
@@ -58,7 +58,8 @@ def skip_spikes(
     has no spikes, and nothing is skipped for long.
 
     The norm is of all gradients that reach the gate, divided by the loss scales within. It is not finite here from 1.8e19 on in float32,
-    whose square a second moment could not hold. Around `accumulate` a call of weight 0 is neither judged nor remembered.
+    whose square a second moment could not hold. Around `accumulate` a call of weight 0 is neither judged nor remembered; within it
+    the mean gradient of the window is judged, and the loss of its last call.
 
     Args:
       inner: a transformation of optchain or Optax.
@@ -72,7 +73,8 @@ def skip_spikes(
       A transformation whose metrics have `gradient_norm`, `skipped_steps` and `consecutive`.
 
     Raises:
-      ValueError: when traced inside `shard_map`, a decision that differs from device to device. (Inside `pmap`, and with
+      ValueError: a `dynamic_loss_scale` within, which would never see the gradients that overflow, nor fall: it goes around;
+        when traced inside `shard_map`, a decision that differs from device to device. (Inside `pmap`, and with
         `check_vma=False`, JAX does not know.)
 
     Source: OLMo-core's `SkipStepOptimizer`, whose window and number of deviations these are.
@@ -89,6 +91,7 @@ def skip_spikes(
     """
     axis_name = arguments.check_axis_name(axis_name)
     gated = as_transformation(inner, "inner")
+    check_no_loss_scale("skip_spikes", gated)
     fits = largest_storable(gated)
     window = arguments.check_integer("window", window, minimum=4)
     arguments.check_number("deviations", deviations, arguments.POSITIVE)

@@ -458,17 +458,17 @@ def test_a_change_that_a_resumed_run_cannot_have_is_refused(
 # Recipes --------------------------------------------------------------------------------------------------------------
 
 PLAIN = optchain.sgd(0.1)
-ALL = optchain.skip_nonfinite(
-    optchain.dynamic_loss_scale(
+ALL = optchain.dynamic_loss_scale(
+    optchain.skip_nonfinite(
         optchain.chain(
             optchain.clip_by_global_norm(0.5),
             optchain.scale_by_learning_rate(),
             optchain.monitor(),
             optchain.average_params(0.9),
             learning_rate=optchain.schedules.CosineDecay(0.1, 20),
-        )
+        ),
+        max_consecutive=3,
     ),
-    max_consecutive=3,
 )
 DIVERGES = optchain.skip_nonfinite(optchain.sgd(1e30), max_consecutive=3)
 

@@ -11,6 +11,7 @@ import pytest
 
 import optchain as oc
 from optchain.core.registry import FACTORIES
+from optchain.interop.merging import merge
 
 ONES = {"w": jnp.ones(3), "b": jnp.ones(2)}
 BAD = {"w": jnp.ones(3), "b": jnp.array([1.0, jnp.nan])}
@@ -109,6 +110,18 @@ def test_a_parameter_called_count_is_no_count():
     params = {"count": jnp.ones(2), "grads": jnp.ones(2)}
     state = oc.adam(0.1).init(params)
     assert int(oc.steps_taken({"opt_state": state, "params": {"count": jnp.array(7)}})) == 0
+
+
+@pytest.mark.parametrize("accumulates", [False, True])
+def test_what_is_added_in_mid_run_does_not_begin_the_count_anew(accumulates):
+    def recipe(**added):
+        rule = oc.chain(*added.get("first", ()), oc.scale_by_adam(), oc.scale_by_learning_rate(0.1), *added.get("last", ()))
+        return oc.accumulate(rule, 2) if accumulates else rule
+
+    state = after(recipe(), [ONES] * 6)
+    longer = recipe(first=[oc.clip_by_global_norm(1.0)], last=[oc.average_params(0.9)])
+    merged, _ = merge(state, longer.init(ONES), hyperparams="saved")
+    assert int(oc.steps_taken(merged)) == int(oc.steps_taken(state)) == (3 if accumulates else 6)
 
 
 def test_optax_finds_the_one_count():

@@ -758,7 +758,7 @@ VALID = [
         oc.chain(
             ("clip", oc.clip_by_norm(1.0)), oc.sgd(np.array(0.5)), oc.average_params(0.5, average_dtype="bfloat16")
         ),
-        oc.skip_nonfinite(oc.dynamic_loss_scale(oc.accumulate(oc.adam(0.1, clipvalue=1.0), 2)), 3),
+        oc.dynamic_loss_scale(oc.skip_nonfinite(oc.accumulate(oc.adam(0.1, clipvalue=1.0), 2), 3)),
         oc.chain(oc.scale_by_learning_rate(0.1), oc.decay_weights(0.1, learning_rate=1.0, mask=~oc.matching("bias"))),
         oc.adamw(0.1, exclude_from_weight_decay={"w": {"b": True}}),
     )

@@ -26,7 +26,7 @@ RECIPES = {
         loss_scale_factor=8.0,
         gradient_accumulation_steps=3,
     ),
-    "gates": lambda: oc.skip_nonfinite(oc.dynamic_loss_scale(oc.accumulate(oc.adamw(0.1), 2)), 5),
+    "gates": lambda: oc.dynamic_loss_scale(oc.skip_nonfinite(oc.accumulate(oc.adamw(0.1), 2), 5)),
     "monitored chain": lambda: oc.chain(
         oc.clip_by_global_norm(1.0),
         oc.scale_by_adam(moment_dtype="bfloat16"),

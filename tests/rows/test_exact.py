@@ -18,7 +18,7 @@ RECIPES = {
     "accumulate": lambda: oc.adamw(
         0.1, global_clipnorm=0.5, use_ema=True, loss_scale_factor=8.0, gradient_accumulation_steps=3
     ),
-    "gates": lambda: oc.skip_nonfinite(oc.dynamic_loss_scale(oc.accumulate(oc.adam(0.1), 2), 8.0, 2)),
+    "gates": lambda: oc.dynamic_loss_scale(oc.skip_nonfinite(oc.accumulate(oc.adam(0.1), 2)), 8.0, 2),
     "optax": lambda: oc.chain(oc.clip_by_norm(0.5), ("adam", optax.adam(0.1))),
     "parts": lambda: oc.multi_optimizer(
         ("tables", "table", oc.adam(0.1, clipnorm=0.5)),

@@ -37,6 +37,11 @@ def test_init_names_the_stacked_matrices_that_go_by_adam_and_no_others(make):
     assert "trained by Adam's rule: conv (2, 2, 3, 3), layers/kernel (2, 3, 3). To silence this" in message
 
 
+def test_init_names_what_may_be_vectors_stacked_beside_them():
+    (message,) = warned(lambda: oc.muon(0.1), SCANNED | {"scales": jnp.ones((2, 5))})
+    assert "These are made orthogonal, and may be stacked vectors: scales (2, 5)." in message
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -71,6 +76,15 @@ def test_describe_shows_which_parameter_goes_by_which_rule():
         "scale": "Adam",
     }
     assert "head           orthogonal" in str(described)
+
+
+def test_describe_shows_the_factor_of_the_rate_of_what_goes_by_adams_rule():
+    tx = oc.muon_adamw(0.1, matrices={"head": (0, 1)}, adam_lr_ratio=0.25)
+    factors = {row.path: row.rate_factor for row in oc.describe(tx, SCANNED).per_parameter}
+    assert factors.pop("head") == 1.0
+    assert set(factors.values()) == {0.25}
+    tx = oc.muon_adamw(0.1, matrices={"head": (0, 1)}, adam_lr_ratio=lambda step: 0.25)
+    assert {row.rate_factor for row in oc.describe(tx, SCANNED).per_parameter} == {1.0}  # no number to tell
 
 
 def test_describe_shows_it_within_groups():

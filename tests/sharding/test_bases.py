@@ -1,5 +1,6 @@
 """SOAP's matrices are split over the axes over which their parameter is: a device holds its part."""
 
+import contextlib
 import re
 
 import jax
@@ -99,3 +100,30 @@ def test_steps_over_a_mesh_have_the_numbers_of_one_device():
         basis = state["scale_by_soap"]["basis"]["kernel"]["axis_0"]
         assert basis.sharding.shard_shape(basis.shape) == (2, 16)
     np.testing.assert_allclose(*found, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_the_refresh_is_dealt_out_over_the_devices_with_the_numbers_of_one(kind):
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(kind,) * 2)
+    rng = np.random.default_rng(0)
+    with precision("float64"):
+        start = {f"kernel_{i}": rng.normal(size=(16, 8)) for i in range(11)}
+        grads = [jax.tree.map(lambda p: rng.normal(size=p.shape), start) for _ in range(4)]
+        found = []
+        for place in (None, NamedSharding(mesh, P("data", "model"))):
+            params = jax.device_put(start, place)
+            state = TX.init(params) if place is None else oc.init_sharded(TX, params, mesh)
+            with jax.set_mesh(mesh) if place else contextlib.nullcontext():
+                out = jax.tree.map(lambda x: x.sharding, (params, state))
+                jitted = jax.jit(lambda p, s, g: TX.apply(p, s, grads=g), out_shardings=out if place else None)
+                step = jitted.lower(params, state, jax.device_put(grads[0], place)).compile()
+                for g in grads:
+                    params, state = step(params, state, jax.device_put(g, place))
+            found.append(jax.device_get(params))
+    for name in start:
+        np.testing.assert_allclose(found[1][name], found[0][name], rtol=1e-6, atol=1e-9)
+    # Of 11 bases each of 8 devices decomposes at most two.
+    decomposed = re.findall(r"f64\[(\d+),(?:16,16|8,8)\]\S*.*custom-call\(.*lapack_d(?:geqrf|syevd)", step.as_text())
+    assert decomposed
+    assert set(decomposed) <= {"2"}

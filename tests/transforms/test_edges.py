@@ -129,7 +129,6 @@ GATES = {
     "skip": oc.skip_nonfinite,
     "dynamic": lambda inner: oc.dynamic_loss_scale(inner, 1.0, growth_steps=1000),
     "skip(skip)": lambda inner: oc.skip_nonfinite(oc.skip_nonfinite(inner)),
-    "skip(dynamic)": lambda inner: oc.skip_nonfinite(oc.dynamic_loss_scale(inner, 1.0, growth_steps=1000)),
     "dynamic(skip)": lambda inner: oc.dynamic_loss_scale(oc.skip_nonfinite(inner), 1.0, growth_steps=1000),
     "chain(skip)": lambda inner: oc.chain(oc.scale(2.0), oc.skip_nonfinite(inner)),
     "skip(masked)": lambda inner: oc.skip_nonfinite(oc.masked(inner, {"w": True})),

@@ -48,6 +48,14 @@ def test_the_scale_doubles_after_growth_steps_good_steps_in_a_row_and_a_bad_one_
     assert counts == [1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1]
 
 
+def test_the_skipped_steps_are_counted_and_are_a_metric():
+    tx = oc.dynamic_loss_scale(oc.sgd(0.0), 16.0)
+    state = tx.init(PARAMS)
+    for letter in "gbbgb":
+        _, state = apply_step(tx, PARAMS, state, GOOD if letter == "g" else bad(GOOD))
+    assert int(oc.metrics(state)["skipped_steps"]) == int(state["skipped_steps"]) == 3
+
+
 def test_the_scale_of_the_next_step_is_the_metric():
     tx = oc.dynamic_loss_scale(oc.sgd(0.1), 16.0, growth_steps=1)
     _, state = tx.apply(PARAMS, tx.init(PARAMS), grads=GOOD)

@@ -106,6 +106,48 @@ def test_gradients_whose_squares_a_moment_could_not_hold_are_spikes_from_the_fir
         assert int(state["norms"]["seen"]) == 1 - skipped
 
 
+@pytest.mark.parametrize(
+    "tx",
+    [
+        oc.skip_nonfinite(oc.skip_spikes(oc.sgd(0.1), 4, max_consecutive=2)),
+        oc.skip_nonfinite(oc.skip_spikes(oc.sgd(0.1), 4, max_consecutive=2), max_consecutive=2),
+        oc.skip_nonfinite(oc.chain(oc.clip_by_value(1e9), oc.skip_spikes(oc.sgd(0.1), 4, max_consecutive=2))),
+        oc.dynamic_loss_scale(oc.skip_spikes(oc.sgd(0.1), 4, max_consecutive=2), 1.0),
+    ],
+)
+def test_the_limit_of_a_gate_is_held_against_its_own_counter(tx):
+    params, state = jnp.ones(1), tx.init(jnp.ones(1))
+    for norm in (1.0, 1.0, 1.0, 1.0, 1e4, 1e8):
+        oc.raise_if_spiking(oc.metrics(state))
+        oc.raise_if_nonfinite(oc.metrics(state))
+        params, state = tx.apply(params, state, grads=jnp.array([norm]))
+    oc.raise_if_nonfinite(oc.metrics(state))
+    with pytest.raises(FloatingPointError, match="2 steps in a row were spikes .max_consecutive=2., and 2 in all"):
+        oc.raise_if_spiking(oc.metrics(state))
+
+
+def test_of_members_any_may_have_reached_the_limit():
+    tx = oc.skip_nonfinite(oc.sgd(0.1), max_consecutive=1)
+    grads = jnp.array([[1.0], [jnp.nan], [1.0]])
+    _, state = jax.vmap(lambda g: tx.apply(jnp.ones(1), tx.init(jnp.ones(1)), grads=g))(grads)
+    with pytest.raises(FloatingPointError, match="in 1 steps in a row"):
+        oc.raise_if_nonfinite(oc.metrics(state))
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "words"),
+    [
+        (jnp.ones(2), ValueError, r"value must be a real scalar; got an array of shape \(2,\)"),
+        (jnp.array(1j), ValueError, "value must be a real scalar"),
+        ("1", TypeError, "value must be a number, or a scalar array; got '1'"),
+    ],
+)
+def test_a_loss_that_is_no_number_is_named(value, error, words):
+    tx = oc.skip_spikes(oc.sgd(0.1))
+    with pytest.raises(error, match=words):
+        tx.apply(jnp.ones(1), tx.init(jnp.ones(1)), grads=jnp.ones(1), value=value)
+
+
 def test_the_norm_is_judged_without_the_loss_scale():
     tx = oc.skip_spikes(oc.sgd(1.0, loss_scale_factor=1024.0), 4)
     state = tx.init(jnp.ones(1))

@@ -117,6 +117,10 @@ def check_axes(owner: str, path: Path, leaf: Any, axes: tuple[int, ...]) -> None
             raise ValueError(
                 f"{owner}: {path_string(path) or 'the array'} of shape {jnp.shape(leaf)} has no axis {axis}: leave it out by a mask"
             )
+    if len({axis % jnp.ndim(leaf) for axis in axes}) < len(axes):
+        raise ValueError(
+            f"{owner}: {path_string(path) or 'the array'} of shape {jnp.shape(leaf)} has one axis twice among {axes}"
+        )
 
 
 def _raise_structure(root: str, tree: Tree, reference_root: str, reference: Tree) -> None:
