@@ -200,6 +200,9 @@ def _use_all_cores() -> None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         with contextlib.suppress(RuntimeError):  # JAX has looked for devices already
             jax.config.update("jax_num_cpu_devices", cores)
+            # LAPACK's calls on a batch (SOAP's refresh) wait in a thread for others of the same pool: as many devices as the pool
+            # has threads, which is this number or one a core, would wait for each other forever.
+            os.environ.setdefault("NPROC", str(2 * cores))
 
 
 def _how_to_resume(folder: Path) -> str:
