@@ -16,7 +16,12 @@ import pytest
 from sampling import Value, each_value
 
 os.environ["KERAS_BACKEND"] = "jax"  # read when Keras is first imported
-for name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR"):  # what is printed is that of a pipe, wherever the tests run
+for name in (
+    "COLUMNS",
+    "LINES",
+    "NO_COLOR",
+    "FORCE_COLOR",
+):  # what is printed is that of a pipe, wherever the tests run
     os.environ.pop(name, None)
 jax.config.update(
     "jax_num_cpu_devices", 8

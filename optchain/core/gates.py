@@ -149,7 +149,8 @@ class Gate(Composite):
 
 def skipped_too_often(metrics: Mapping[str, Any], limit: str) -> Iterator[tuple[int, int, int]]:
     """The limit, the steps skipped in a row and in all, of each gate among the metrics that has reached the limit of this name:
-    of each member, where a state is vmapped over."""
+    of each member, where a state is vmapped over.
+    """
     for key in metrics:
         if key.rpartition("/")[2] == limit:
             names = (limit, "consecutive", "skipped_steps")

@@ -48,8 +48,8 @@ def by_owners(function: Callable[[Tree], Tree], stacks: Sequence[Tree]) -> list[
 
     def split(stack: Tree, count: int) -> Tree:
         """A stack that is split over the first so many axes: over all of them its matrices are whole."""
-        place = functools.partial(_dealt, mesh, axes[:count], whole=count == len(axes))
-        return jax.tree.map(lambda x: lax.with_sharding_constraint(x, place(x.ndim)), stack)
+        place = functools.partial(_dealt, mesh=mesh, axes=axes[:count], whole=count == len(axes))
+        return jax.tree.map(lambda x: lax.with_sharding_constraint(x, place(ndim=x.ndim)), stack)
 
     def dealt(stack: Tree, first: int) -> Tree:
         # One axis at a time, and back: compilers exchange along one axis, and gather where they must exchange along several at once.
@@ -76,7 +76,7 @@ def by_owners(function: Callable[[Tree], Tree], stacks: Sequence[Tree]) -> list[
 
 
 def _joined(stacks: Sequence[Tree]) -> Tree:
-    return jax.tree.map(lambda *parts: jnp.concatenate(parts) if len(parts) > 1 else parts[0], *stacks)
+    return jax.tree.map(lambda first, *rest: jnp.concatenate([first, *rest]) if rest else first, *stacks)
 
 
 def _cut(stack: Tree, lengths: Sequence[int]) -> list[Tree]:

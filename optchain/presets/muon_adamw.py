@@ -6,9 +6,10 @@ from typing import Any, Literal, Unpack
 from optchain.core import arguments
 from optchain.core.hyperparams import Hyperparam
 from optchain.core.masks import Mask, matching
+from optchain.core.matrix_axes import Axes
 from optchain.core.transformation import Transformation
 from optchain.presets.shared import SharedButDecay, assemble, preset
-from optchain.rules.muon import Axes, Triple, scale_by_muon
+from optchain.rules.muon import Triple, scale_by_muon
 from optchain.transforms.learning_rate import scale_by_learning_rate
 
 EMBEDDINGS = matching("(?i)embed", allow_unmatched=True)

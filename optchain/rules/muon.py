@@ -1,8 +1,5 @@
 """Muon's rule: a momentum whose matrices are made orthogonal, and Adam for everything that is no matrix."""
 
-import dataclasses
-import math
-import operator
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +12,8 @@ from optchain.core import arguments, trees
 from optchain.core.each_leaf import each_leaf
 from optchain.core.factors import Factor
 from optchain.core.hyperparams import Hyperparam, Hyperparams
-from optchain.core.masks import Mask, check_mask, check_patterns, first_match, resolve_mask
+from optchain.core.masks import Mask, check_mask, first_match, resolve_mask
+from optchain.core.matrix_axes import Axes, MatrixAxes, axes_by_pattern
 from optchain.core.owners import along_automatic_axes, by_owners, owner_axes
 from optchain.core.registry import register
 from optchain.core.slot import Slot, declare, stored
@@ -27,7 +25,6 @@ QUINTIC = (3.4445, -4.7750, 2.0315)
 """The coefficients of Jordan et al.: the steepest at 0 of those that stay near 1."""
 
 Triple: TypeAlias = Sequence[float]
-Axes: TypeAlias = int | Sequence[int]
 
 
 def _with_margin(triples: Sequence[Triple]) -> tuple[tuple[float, ...], ...]:
@@ -68,30 +65,7 @@ CANS = _with_margin(
 NAMED = {"classic": (QUINTIC,), "polar_express": POLAR_EXPRESS, "cans": CANS}
 
 
-@dataclasses.dataclass(frozen=True)
-class Form:
-    """Which axes of an array are a matrix's rows, which its columns; the rest count matrices."""
-
-    ins: tuple[int, ...]
-    outs: tuple[int, ...]
-
-    def of(self, shape: Sequence[int]) -> tuple[list[int], tuple[int, int, int]]:
-        """The order of the axes, and the shape of the stack of matrices."""
-        rank = len(shape)
-        ins, outs = ([axis % rank for axis in axes] for axes in (self.ins, self.outs))
-        batch = [axis for axis in range(rank) if axis not in {*ins, *outs}]
-        count, rows, columns = (math.prod(shape[axis] for axis in axes) for axes in (batch, ins, outs))
-        return [*batch, *ins, *outs], (count, rows, columns)
-
-    def check(self, name: str, shape: Sequence[int]) -> None:
-        rank, axes = len(shape), (*self.ins, *self.outs)
-        if any(not -rank <= axis < rank for axis in axes) or len({axis % rank for axis in axes}) < len(axes):
-            raise ValueError(
-                f"matrices gives {name} the axes {self.ins}, {self.outs}, which are no distinct axes of {tuple(shape)}"
-            )
-
-
-MATRIX = Form((0,), (1,))
+MATRIX = MatrixAxes((0,), (1,))
 
 
 class ScaleByMuonState(TypedDict):
@@ -204,7 +178,11 @@ def scale_by_muon(
     ns_steps = arguments.check_integer("ns_steps", ns_steps, minimum=1)
     slots = stored(SLOTS, moment_dtype)
     triples = each_step(coefficients, ns_steps)
-    forms_by_pattern = None if matrices is None else _forms(matrices)
+    forms_by_pattern = (
+        None
+        if matrices is None
+        else {pattern: form or False for pattern, form in axes_by_pattern(matrices, may_be_none=True).items()}
+    )
     width_scale = arguments.check_bool("width_scale", width_scale)
     iterated = arguments.check_storage("iteration_dtype", iteration_dtype)
     if mask is not None:
@@ -243,7 +221,7 @@ def scale_by_muon(
             ),
         }
 
-    def form_of(path: trees.Path, g: jax.Array, nu: jax.Array) -> Form | bool:
+    def form_of(path: trees.Path, g: jax.Array, nu: jax.Array) -> MatrixAxes | bool:
         if nu.ndim == g.ndim:
             return False  # not one that was chosen when the state was made
         if forms_by_pattern is None:
@@ -297,24 +275,28 @@ def scale_by_muon(
         return leaf
 
     def scaled(rate: jax.Array | float) -> Callable[..., jax.Array]:
-        def leaf(u: jax.Array, form: Form | bool) -> jax.Array:
-            return u * (rate * scale_of(form, u.shape)) if isinstance(form, Form) else u
+        def leaf(u: jax.Array, form: MatrixAxes | bool) -> jax.Array:
+            return u * (rate * scale_of(form, u.shape)) if isinstance(form, MatrixAxes) else u
 
         return leaf
 
-    def scale_of(form: Form, shape: tuple[int, ...]) -> float:
+    def scale_of(form: MatrixAxes, shape: tuple[int, ...]) -> float:
         _, inputs, outputs = form.of(shape)[1]
         width = max(1.0, outputs / max(inputs, 1)) if width_scale else 1.0
         return (width if rms_rate is None else width * max(inputs, outputs)) ** 0.5
 
-    return Transformation(
-        init,
-        update,
-        fields=["count"],
-        slots=slots,
-        hyperparams=hyperparams,
-        stage="second_moment",
-    ).with_labels(labels).with_effects(effects)
+    return (
+        Transformation(
+            init,
+            update,
+            fields=["count"],
+            slots=slots,
+            hyperparams=hyperparams,
+            stage="second_moment",
+        )
+        .with_labels(labels)
+        .with_effects(effects)
+    )
 
 
 def _warn_of_stacks(params: Tree, chosen: Tree) -> None:
@@ -358,37 +340,13 @@ def each_step(coefficients: Any, steps: int) -> tuple[Triple, ...]:
     return tuple(listed[min(i, len(listed) - 1)] for i in range(steps))
 
 
-def _forms(matrices: Any) -> dict[str, Form | bool]:
-    """The forms by pattern, False for what goes by Adam's rule."""
-    check_patterns("matrices", matrices)
-    made = {}
-    for pattern, pair in matrices.items():
-        if pair is None:
-            made[pattern] = False
-            continue
-        sides = [(side,) if _is_axis(side) else side for side in pair] if isinstance(pair, list | tuple) else []
-        fits = len(sides) == 2 and all(
-            isinstance(side, list | tuple) and side and all(map(_is_axis, side)) for side in sides
-        )
-        if not fits:
-            raise TypeError(
-                f"matrices[{pattern!r}] must be (axes in, axes out), such as (-2, -1) or (0, (1, 2)), or None; got {pair!r}"
-            )
-        made[pattern] = Form(*(tuple(map(operator.index, side)) for side in sides))
-    return made
-
-
-def _is_axis(value: Any) -> bool:
-    return hasattr(type(value), "__index__") and not isinstance(value, bool)
-
-
 def _orthogonalized(directions: Tree, forms: Tree, triples: Sequence[Triple], dtype: Any, *, batched: bool) -> Tree:
     """The tree with what has a form made orthogonal; `batched` equal matrices together, whatever leaves they come from."""
     leaves, treedef = jax.tree.flatten(directions)
     with jax.numpy_dtype_promotion("standard"):
         groups: dict[Any, list[int]] = {}
         for i, (leaf, form) in enumerate(zip(leaves, jax.tree.leaves(forms), strict=True)):
-            if isinstance(form, Form):
+            if isinstance(form, MatrixAxes):
                 key = (form.of(leaf.shape)[1][1:], leaf.dtype) if batched else i
                 groups.setdefault(key, []).append(i)
         found = jax.tree.leaves(forms)
@@ -403,15 +361,17 @@ def _orthogonalized(directions: Tree, forms: Tree, triples: Sequence[Triple], dt
     return jax.tree.unflatten(treedef, leaves)
 
 
-def _together(arrays: list[jax.Array], forms: list[Form], triples: Sequence[Triple], dtype: Any) -> list[jax.Array]:
+def _together(
+    arrays: list[jax.Array], forms: list[MatrixAxes], triples: Sequence[Triple], dtype: Any
+) -> list[jax.Array]:
     """Arrays whose matrices have one shape, made orthogonal in one stack."""
     each = jax.vmap(lambda x: _iterated(x, triples, dtype))
 
-    def stacked(x: jax.Array, form: Form) -> jax.Array:
+    def stacked(x: jax.Array, form: MatrixAxes) -> jax.Array:
         order, shape = form.of(x.shape)
         return x.transpose(order).reshape(shape)
 
-    def back(u: jax.Array, x: jax.Array, form: Form) -> jax.Array:
+    def back(u: jax.Array, x: jax.Array, form: MatrixAxes) -> jax.Array:
         order, _ = form.of(x.shape)
         inverse = sorted(range(len(order)), key=order.__getitem__)
         return u.reshape([x.shape[axis] for axis in order]).transpose(inverse)

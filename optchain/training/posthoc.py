@@ -71,7 +71,9 @@ def posthoc_average(snapshots: Iterable[tuple[float, int, Tree]], width: float, 
     trees.check_leaves("snapshots[0]", first)
     for path, leaf in trees.leaves_with_paths(first):
         if arguments.is_traced(leaf):
-            raise TypeError(f"{trees.path_code('snapshots[0]', path)} is traced: posthoc_average computes on the host, outside of jit")
+            raise TypeError(
+                f"{trees.path_code('snapshots[0]', path)} is traced: posthoc_average computes on the host, outside of jit"
+            )
     for place, (_, _, average) in enumerate(others, start=1):
         trees.check_match(f"snapshots[{place}]", average, "snapshots[0]", first)
 

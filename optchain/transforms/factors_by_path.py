@@ -3,18 +3,17 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from optchain.core import arguments, trees
 from optchain.core.masks import check_patterns, first_match
+from optchain.core.matrix_axes import Axes, MatrixAxes, axes_by_pattern
 from optchain.core.trees import Tree
 
 RULES = ("adam", "sgd", "adafactor")
-Axes: TypeAlias = int | Sequence[int]
 NO_MATRIX = re.compile("bias|scale")
 """What the names of leaves have that are no matrices, however many axes they have."""
 
@@ -78,10 +77,9 @@ def width_factors(
       {'^embed$': 4.0, '^head$': 4.0, '^hidden$': 1.0}
     """
     arguments.check_choice("rule", rule, RULES)
-    pairs = [] if matrices is None else _pairs(matrices)
-    chosen = jax.tree.map(lambda _: -1, params)
+    chosen = jax.tree.map(lambda _: False, params)
     if matrices is not None:
-        chosen = first_match("matrices", {pattern: i for i, pattern in enumerate(matrices)}, -1, params)
+        chosen = first_match("matrices", axes_by_pattern(matrices, may_be_empty=True), False, params)
     ours, theirs = trees.leaves_with_paths(params), trees.leaves_with_paths(base)
     names = [trees.path_string(path) for path, _ in ours]
     if names != [trees.path_string(path) for path, _ in theirs]:
@@ -89,8 +87,8 @@ def width_factors(
     if len(set(names)) < len(names):
         raise ValueError(f"params must have one leaf a path; got {next(n for n in names if names.count(n) > 1)} twice")
     factors = {}
-    for name, (_, leaf), (_, small), place in zip(names, ours, theirs, jax.tree.leaves(chosen), strict=True):
-        wide, narrow = _growth(name, jnp.shape(leaf), jnp.shape(small), None if place < 0 else pairs[place])
+    for name, (_, leaf), (_, small), axes in zip(names, ours, theirs, jax.tree.leaves(chosen), strict=True):
+        wide, narrow = _growth(name, jnp.shape(leaf), jnp.shape(small), axes or None)
         factors[f"^{re.escape(name)}$"] = _factor(rule, wide, narrow)
     return factors
 
@@ -102,9 +100,7 @@ def _factor(rule: str, fan_in: float, fan_out: float) -> float:
     return fan_in * fan_out if rule == "sgd" else 1.0
 
 
-def _growth(
-    name: str, shape: tuple[int, ...], base: tuple[int, ...], pair: tuple[tuple[int, ...], tuple[int, ...]] | None
-) -> tuple[float, float]:
+def _growth(name: str, shape: tuple[int, ...], base: tuple[int, ...], told: MatrixAxes | None) -> tuple[float, float]:
     """How much larger the fan-in and the fan-out are than at the base width."""
     name = name or "the array"
     ndim = len(shape)
@@ -112,46 +108,22 @@ def _growth(
         raise ValueError(f"base must have as many axes as params: {name} has {base}, and {shape} in params")
     if 0 in (*shape, *base):
         raise ValueError(f"{name} has no numbers: {base} in base, {shape} in params")
-    told = pair is not None
-    if pair is None:
-        pair = (tuple(range(-ndim, 0))[-2:-1], tuple(range(-ndim, 0))[-1:])
-    if any(not -ndim <= axis < ndim for axes in pair for axis in axes):
-        raise ValueError(f"matrices gives {name} the axes {pair[0]}, {pair[1]}, and it has the shape {shape}")
-    ins, outs = ({axis % ndim for axis in axes} for axes in pair) if ndim else (set(), set())
-    if ndim and len(ins | outs) < len(pair[0]) + len(pair[1]):
-        raise ValueError(
-            f"matrices gives {name} the axes {pair[0]}, {pair[1]}: each must be there once, as an input or an output"
-        )
+    axes = told or MatrixAxes(tuple(range(ndim))[-2:-1], tuple(range(ndim))[-1:])
+    axes.check(name, shape)
+    ins, outs = ({axis % ndim for axis in side} for side in (axes.ins, axes.outs))
     if others := [i for i in range(ndim) if i not in ins | outs and shape[i] != base[i]]:
         raise ValueError(
             f"{name} has {base} in base and {shape} in params: axis {others[0]} differs, which is neither of its inputs nor of its "
             f"outputs. Say which are: matrices={{{name!r}: (axes in, axes out)}}, such as (0, (1, 2))"
         )
     grown = [i for i in range(ndim) if shape[i] != base[i]]
-    if not told and len(grown) > 1 and NO_MATRIX.search(name.split("/")[-1]):
+    if told is None and len(grown) > 1 and NO_MATRIX.search(name.split("/")[-1]):
         raise ValueError(
             f"{name} has {base} in base and {shape} in params: by its name it is no matrix, and two axes differ. Say what they are: "
             f"matrices={{{name!r}: ((), {tuple(grown)})}} if all are outputs"
         )
     fan_in, fan_out = (math.prod((shape[i] / base[i] for i in axes), start=1.0) for axes in (ins, outs))
     return fan_in, fan_out
-
-
-def _pairs(matrices: Any) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    check_patterns("matrices", matrices)
-    return [_pair(pattern, pair) for pattern, pair in matrices.items()]
-
-
-def _pair(pattern: str, pair: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    wrong = TypeError(
-        f"matrices[{pattern!r}] must be (axes in, axes out), such as (-2, -1) or (0, (1, 2)); got {pair!r}"
-    )
-    if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
-        raise wrong
-    ins, outs = (tuple(axes) if isinstance(axes, Sequence) else (axes,) for axes in pair)
-    if not all(isinstance(axis, int | np.integer) and not isinstance(axis, bool) for axis in (*ins, *outs)):
-        raise wrong
-    return tuple(map(int, ins)), tuple(map(int, outs))
 
 
 def depth_factors(layers: Sequence[str], decay: float) -> dict[str, float]:

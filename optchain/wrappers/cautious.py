@@ -85,7 +85,7 @@ def _keeps_sign(link: OptaxLink) -> bool:
             updates, _ = link.inner.update(grads, link.inner.init(params), params)
         except Exception:  # one for certain parameters alone, or that asks for more than a gradient
             return True
-        return bool(jnp.all(updates > 0))
+        return bool(jnp.all(jnp.asarray(updates) > 0))
 
 
 class Cautious(Composite):

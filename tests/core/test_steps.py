@@ -115,7 +115,9 @@ def test_a_parameter_called_count_is_no_count():
 @pytest.mark.parametrize("accumulates", [False, True])
 def test_what_is_added_in_mid_run_does_not_begin_the_count_anew(accumulates):
     def recipe(**added):
-        rule = oc.chain(*added.get("first", ()), oc.scale_by_adam(), oc.scale_by_learning_rate(0.1), *added.get("last", ()))
+        rule = oc.chain(
+            *added.get("first", ()), oc.scale_by_adam(), oc.scale_by_learning_rate(0.1), *added.get("last", ())
+        )
         return oc.accumulate(rule, 2) if accumulates else rule
 
     state = after(recipe(), [ONES] * 6)

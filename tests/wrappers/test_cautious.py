@@ -155,7 +155,10 @@ def test_nan_stays_nan_and_an_empty_leaf_empty():
         (lambda: oc.adamw(0.1), "rule must not decay weights, and decay_weights does: put it after cautious"),
         (lambda: oc.lamb(0.1, weight_decay=0.1), "rule must not decay weights, and decay_weights does"),
         (lambda: oc.accumulate(oc.adam(0.1), 2), "rule must act on gradients; accumulate is a gate transformation"),
-        (lambda: optax.adam(0.1), "rule must keep the gradient's sign where it is Optax's, and rule turns it or makes 0 of it"),
+        (
+            lambda: optax.adam(0.1),
+            "rule must keep the gradient's sign where it is Optax's, and rule turns it or makes 0 of it",
+        ),
         (lambda: oc.chain(oc.clip_by_value(1.0), optax.sgd(lambda count: 0.1 * count)), "take optax.scale_by_adam"),
         (lambda: oc.average_params(), "rule must act on gradients; average_params is a parameter transformation"),
         (lambda: oc.lazy_rows(oc.scale_by_adam()), "rule must act on gradients; lazy_rows is a gate transformation"),

@@ -122,7 +122,7 @@ def test_the_limit_of_a_gate_is_held_against_its_own_counter(tx):
         oc.raise_if_nonfinite(oc.metrics(state))
         params, state = tx.apply(params, state, grads=jnp.array([norm]))
     oc.raise_if_nonfinite(oc.metrics(state))
-    with pytest.raises(FloatingPointError, match="2 steps in a row were spikes .max_consecutive=2., and 2 in all"):
+    with pytest.raises(FloatingPointError, match=r"2 steps in a row were spikes \(max_consecutive=2\), and 2 in all"):
         oc.raise_if_spiking(oc.metrics(state))
 
 

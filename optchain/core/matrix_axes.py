@@ -1,0 +1,65 @@
+"""Which axes of a weight are a matrix's inputs and which its outputs, by patterns of paths."""
+
+import dataclasses
+import math
+import operator
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+from optchain.core.masks import check_patterns
+
+Axes: TypeAlias = int | Sequence[int]
+
+
+@dataclasses.dataclass(frozen=True)
+class MatrixAxes:
+    """Which axes of an array are a matrix's rows, which its columns; the rest count matrices."""
+
+    ins: tuple[int, ...]
+    outs: tuple[int, ...]
+
+    def of(self, shape: Sequence[int]) -> tuple[list[int], tuple[int, int, int]]:
+        """The order of the axes, and the shape of the stack of matrices."""
+        rank = len(shape)
+        ins, outs = ([axis % rank for axis in axes] for axes in (self.ins, self.outs))
+        batch = [axis for axis in range(rank) if axis not in {*ins, *outs}]
+        count, rows, columns = (math.prod(shape[axis] for axis in axes) for axes in (batch, ins, outs))
+        return [*batch, *ins, *outs], (count, rows, columns)
+
+    def check(self, name: str, shape: Sequence[int]) -> None:
+        """Requires an array of this shape to have these axes, each of them once."""
+        rank, axes = len(shape), (*self.ins, *self.outs)
+        if any(not -rank <= axis < rank for axis in axes) or len({axis % rank for axis in axes}) < len(axes):
+            raise ValueError(
+                f"matrices gives {name} the axes {self.ins}, {self.outs}, which are no distinct axes of {tuple(shape)}"
+            )
+
+
+def axes_by_pattern(matrices: Any, *, may_be_none: bool = False, may_be_empty: bool = False) -> dict[str, Any]:
+    """The argument `matrices`: for each pattern its axes, or None where that is allowed.
+
+    Raises:
+      TypeError: something else than a pair of axes in and axes out, each an axis or a sequence of them.
+    """
+    check_patterns("matrices", matrices)
+    made: dict[str, MatrixAxes | None] = {}
+    for pattern, pair in matrices.items():
+        if pair is None and may_be_none:
+            made[pattern] = None
+            continue
+        sides = [(side,) if _is_axis(side) else side for side in pair] if isinstance(pair, list | tuple) else []
+        if len(sides) != 2 or not all(_are_axes(side) and (side or may_be_empty) for side in sides):
+            raise TypeError(
+                f"matrices[{pattern!r}] must be (axes in, axes out), such as (-2, -1) or (0, (1, 2))"
+                f"{', or None' if may_be_none else ''}; got {pair!r}"
+            )
+        made[pattern] = MatrixAxes(*(tuple(map(operator.index, side)) for side in sides))
+    return made
+
+
+def _are_axes(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(map(_is_axis, value))
+
+
+def _is_axis(value: Any) -> bool:
+    return hasattr(type(value), "__index__") and not isinstance(value, bool)
