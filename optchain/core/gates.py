@@ -147,6 +147,15 @@ class Gate(Composite):
         return {**extra, "weight": self._weighs(own)} if self._weighs and weighed else dict(extra)
 
 
+def count_skipped(state: Mapping[str, jax.Array], good: jax.Array, counts: jax.Array) -> dict[str, jax.Array]:
+    """The steps that a gate has skipped, in all and, if the state has them, in a row; a call that does not count changes neither."""
+    skipped = jnp.where(good | ~counts, state["skipped_steps"], trees.increment(state["skipped_steps"]))
+    if "consecutive" not in state:
+        return {"skipped_steps": skipped}
+    consecutive = jnp.where(good, jnp.zeros_like(skipped), trees.increment(state["consecutive"]))
+    return {"skipped_steps": skipped, "consecutive": jnp.where(counts, consecutive, state["consecutive"])}
+
+
 def skipped_too_often(metrics: Mapping[str, Any], limit: str) -> Iterator[tuple[int, int, int]]:
     """The limit, the steps skipped in a row and in all, of each gate among the metrics that has reached the limit of this name:
     of each member, where a state is vmapped over.

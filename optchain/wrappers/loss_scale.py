@@ -11,7 +11,7 @@ import optax
 
 from optchain.core import arguments, trees
 from optchain.core.factors import Factor
-from optchain.core.gates import Decision, Gate, judge, largest_storable
+from optchain.core.gates import Decision, Gate, count_skipped, judge, largest_storable
 from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.lookup import find_fields, find_siblings
 from optchain.core.optax_link import as_transformation
@@ -137,8 +137,8 @@ def dynamic_loss_scale(
         factor = jnp.where(good | ~counts, jnp.where(grows, 2.0, 1.0), 0.5)
         new_scale = jnp.clip(scale * factor, MIN_SCALE, MAX_SCALE)
         in_a_row = jnp.where(good & ~grows, good_steps, jnp.zeros_like(good_steps))
-        skipped = jnp.where(good | ~counts, state["skipped_steps"], trees.increment(state["skipped_steps"]))
-        own = state_of(new_scale, jnp.where(counts, in_a_row, state["good_steps"]), skipped)
+        good_steps = jnp.where(counts, in_a_row, state["good_steps"])
+        own = state_of(new_scale, good_steps, **count_skipped({"skipped_steps": state["skipped_steps"]}, good, counts))
         return good | ~counts, lambda: trees.rescale(grads, Factor.reciprocal(scale)), own
 
     fields = DynamicLossScaleState.__annotations__.keys() - {"inner"}

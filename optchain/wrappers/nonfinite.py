@@ -7,8 +7,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optchain.core import arguments, trees
-from optchain.core.gates import Decision, Gate, check_no_loss_scale, judge, largest_storable, skipped_too_often
+from optchain.core import arguments
+from optchain.core.gates import (
+    Decision,
+    Gate,
+    check_no_loss_scale,
+    count_skipped,
+    judge,
+    largest_storable,
+    skipped_too_often,
+)
 from optchain.core.optax_link import as_transformation
 from optchain.core.registry import register
 from optchain.core.transformation import State, Transformation
@@ -76,25 +84,19 @@ def skip_nonfinite(
     if max_consecutive is not None:
         max_consecutive = arguments.check_integer("max_consecutive", max_consecutive, minimum=1)
 
-    def state_of(skipped_steps: jax.Array, consecutive: jax.Array) -> dict[str, Any]:
-        metrics = {
-            "skipped_steps": jnp.array(skipped_steps, copy=True),
-            "consecutive": jnp.array(consecutive, copy=True),
-        }
+    def with_metrics(counters: dict[str, jax.Array]) -> dict[str, Any]:
+        metrics = {name: jnp.array(value, copy=True) for name, value in counters.items()}
         if max_consecutive is not None:
             metrics["max_consecutive"] = jnp.array(max_consecutive, jnp.int32)
-        return {"skipped_steps": skipped_steps, "consecutive": consecutive, "metrics": metrics}
+        return {**counters, "metrics": metrics}
 
     def init(params: Tree) -> dict[str, Any]:
-        return state_of(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+        return with_metrics({name: jnp.zeros((), jnp.int32) for name in ("skipped_steps", "consecutive")})
 
     def decide(grads: Tree, state: dict[str, Any], extra: Mapping[str, Any]) -> Decision:
         unscaled_by = unscaling(state.get("inner", {}))
         good, counts, grads = judge("skip_nonfinite", gated, grads, extra, axis_name, unscaled_by, fits)
-        skipped = jnp.where(good | ~counts, state["skipped_steps"], trees.increment(state["skipped_steps"]))
-        consecutive = jnp.where(good, jnp.zeros_like(skipped), trees.increment(state["consecutive"]))
-        consecutive = jnp.where(counts, consecutive, state["consecutive"])
-        return good | ~counts, lambda: grads, state_of(skipped, consecutive)
+        return good | ~counts, lambda: grads, with_metrics(count_skipped(state, good, counts))
 
     return Gate(gated, init, decide, fields=["skipped_steps", "consecutive", "metrics"], rowwise=True)
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from optchain.core import arguments, devices, trees
-from optchain.core.gates import Decision, Gate, check_no_loss_scale, largest_storable, skipped_too_often
+from optchain.core.gates import Decision, Gate, check_no_loss_scale, count_skipped, largest_storable, skipped_too_often
 from optchain.core.optax_link import as_transformation
 from optchain.core.registry import register
 from optchain.core.transformation import State, Transformation
@@ -98,8 +98,8 @@ def skip_spikes(
     if max_consecutive is not None:
         max_consecutive = arguments.check_integer("max_consecutive", max_consecutive, minimum=1)
 
-    def metrics_of(norm: jax.Array, skipped: jax.Array, consecutive: jax.Array) -> dict[str, jax.Array]:
-        made = {"gradient_norm": norm, "skipped_steps": skipped, "consecutive": consecutive}
+    def metrics_of(norm: jax.Array, counters: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        made = {"gradient_norm": norm, **counters}
         if max_consecutive is not None:
             made["max_consecutive_spikes"] = jnp.array(max_consecutive, jnp.int32)
         return {name: jnp.array(value, copy=True) for name, value in made.items()}
@@ -111,13 +111,9 @@ def skip_spikes(
         def history() -> History:
             return {"last": jnp.zeros(window, trees.default_float()), "seen": zero()}
 
-        return {
-            "norms": history(),
-            "losses": history(),
-            "skipped_steps": zero(),
-            "consecutive": zero(),
-            "metrics": metrics_of(jnp.zeros((), trees.default_float()), zero(), zero()),
-        }
+        counters = {"skipped_steps": zero(), "consecutive": zero()}
+        metrics = metrics_of(jnp.zeros((), trees.default_float()), counters)
+        return {"norms": history(), "losses": history(), **counters, "metrics": metrics}
 
     def decide(grads: Tree, state: dict[str, Any], extra: Mapping[str, Any]) -> Decision:
         norm = (trees.joint_norm(grads, axis_name) * unscaling(state.get("inner", {}))).value
@@ -135,11 +131,8 @@ def skip_spikes(
             good &= usual
         runs = good | ~counts
         devices.check_same("skip_spikes", "whether the step is a spike", runs, axis_name)
-        skipped = jnp.where(runs, state["skipped_steps"], trees.increment(state["skipped_steps"]))
-        consecutive = jnp.where(good, jnp.zeros_like(skipped), trees.increment(state["consecutive"]))
-        consecutive = jnp.where(counts, consecutive, state["consecutive"])
-        own |= {"skipped_steps": skipped, "consecutive": consecutive}
-        return runs, lambda: grads, own | {"metrics": metrics_of(norm, skipped, consecutive)}
+        counters = count_skipped(state, good, counts)
+        return runs, lambda: grads, {**own, **counters, "metrics": metrics_of(norm, counters)}
 
     fields = SkipSpikesState.__annotations__.keys() - {"inner"}
     return Gate(gated, init, decide, fields=fields, takes=["value"], rowwise=True)
