@@ -140,17 +140,24 @@ def check_slots(slots: Any, hyperparams: Iterable[str]) -> None:
 # has a slot of that name. So the names are noted where slots are declared, and links cannot have them.
 
 _names: set[str] = {"params"}  # what a Flax `TrainState` keeps beside the state
+_copies: set[str] = set()
 
 
 def declare(**slots: Slot) -> Mapping[str, Slot]:
     """The slots of a rule by name, which no link may have from here on."""
     _names.update(slots)
+    _copies.update(name for name, slot in slots.items() if slot.start == "params")
     return MappingProxyType(slots)
 
 
 def slot_names() -> frozenset[str]:
     """The names of all slots that were declared."""
     return frozenset(_names)
+
+
+def starts_as_params(name: str) -> bool:
+    """Whether a slot of this name begins as a copy of the parameters."""
+    return name in _copies
 
 
 def lies_in_slot(names: Iterable[str]) -> bool:

@@ -11,11 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optchain.core.slot import lies_in_slot, slot_names
+from optchain.core.slot import lies_in_slot, slot_names, starts_as_params
 from optchain.core.trees import Tree, dtype_of, leaves_with_paths, path_names
 from optchain.interop import checks
 from optchain.interop.packing import is_low_bits, is_scale, stored_as
 from optchain.interop.report import Choice, Names, Report, Row, is_field, join_paths, split
+
+NOWHERE = ("",)
+"""The place of no entry."""
 
 
 def merge(saved: Any, target: Tree, *, hyperparams: Choice) -> tuple[Tree, Report]:
@@ -77,10 +80,11 @@ def merge_entries(saved: Mapping[Names, Any], target: Tree, *, hyperparams: Choi
     rows, leaves = [], []
     for names, like in wanted.items():
         if names not in sources:
-            made = _initialized(names, like)
+            parameter = _parameter_of(names, like, saved, sources)
+            made = _initialized(names, like) if parameter is None else _placed(parameter, like)
             # The low bits of other parameters than those that were saved, which have none.
             leaves.append(jnp.zeros_like(made) if is_low_bits(names, wanted) else made)
-            rows.append(Row(names, "new"))
+            rows.append(Row(names, "new", "" if parameter is None else "of the restored parameters"))
             continue
         value, source = saved[sources[names]], sources[names]
         note = [] if source == names else [f"from {'/'.join(_entry(source))}"]
@@ -133,12 +137,72 @@ def _moved_links(saved: Mapping[Names, Any], wanted: Mapping[Names, Any]) -> dic
         same = [old for old, old_name in left.items() if old_name == name]
         if len(same) == 1 and list(missing.values()).count(name) == 1:
             pairs[owner] = same[0]
+    pairs |= _moved_owners(before, now, pairs)
+    pairs |= _moved_without_links(saved, wanted, pairs)
     moved = {}
     for names in wanted:
         owner, field, rest = split(names)
         if owner in pairs:
             moved[names] = (*pairs[owner], field, *rest)
+        elif owner in pairs.values():
+            moved[names] = NOWHERE  # what was here is elsewhere now
     return moved
+
+
+def _moved_owners(
+    before: Mapping[Names, str], now: Mapping[Names, str], pairs: Mapping[Names, Names]
+) -> dict[Names, Names]:
+    """The chains and gates that all their links moved with, by the new places: their counts, rates and schedules move too."""
+    found: dict[Names, Names] = {}
+    stayed = {owner: owner for owner in now if owner in before and owner not in pairs and owner}
+    moved = dict(pairs)
+    while moved:
+        origins: dict[Names, set[Names]] = {}
+        for owner, old in (stayed | moved).items():
+            if owner and old and owner[-1] == old[-1]:
+                origins.setdefault(owner[:-1], set()).add(old[:-1])
+        moved = {
+            owner: old
+            for owner, (old, *others) in ((owner, tuple(olds)) for owner, olds in origins.items())
+            if not others
+            and owner != old
+            and owner in now
+            and old in before
+            and owner not in {**pairs, **found}
+            and sum(old in olds for olds in origins.values()) == 1
+        }
+        stayed = {owner: old for owner, old in stayed.items() if owner not in moved and owner not in moved.values()}
+        found |= moved
+    return found
+
+
+def _moved_without_links(
+    saved: Mapping[Names, Any], wanted: Mapping[Names, Any], pairs: Mapping[Names, Names]
+) -> dict[Names, Names]:
+    """What has no name and no named links, such as a bare rule, and has a gate around it now or has it no more."""
+    before, now = _fields(saved), _fields(wanted)
+    found = {}
+    for old, fields in before.items():
+        if _link_name(old) or old in pairs.values() or fields <= now.get(old, set()):
+            continue
+        fits = [
+            owner
+            for owner in now
+            if owner not in pairs and not _link_name(owner) and fields <= now[owner]
+            if owner not in before or not before[owner] <= now[owner]  # or what was there has its place there
+        ]
+        if len(fits) == 1:
+            found[fits[0]] = old
+    return found
+
+
+def _fields(entries: Mapping[Names, Any]) -> dict[Names, set[str]]:
+    """The entries of each link, without its metrics."""
+    found: dict[Names, set[str]] = {}
+    for owner, field, _ in map(split, entries):
+        if field != "metrics":
+            found.setdefault(owner, set()).add(field)
+    return found
 
 
 def _links(entries: Mapping[Names, Any]) -> dict[Names, str]:
@@ -147,11 +211,11 @@ def _links(entries: Mapping[Names, Any]) -> dict[Names, str]:
     A node without any entry of a link is a layer.
     """
     owners = {owner for owner, field, _ in map(split, entries) if is_field(field)}
-    return {
-        owner: "" if not owner or owner[-1] == "inner" else owner[-1]
-        for owner in owners
-        if not owner or not owner[-1].isdecimal()
-    }
+    return {owner: _link_name(owner) for owner in owners if not owner or not owner[-1].isdecimal()}
+
+
+def _link_name(owner: Names) -> str:
+    return "" if not owner or owner[-1] in ("inner", "state") else owner[-1]
 
 
 def _check_model(
@@ -206,6 +270,15 @@ def _check_values(saved: Mapping[Names, Any], wanted: Mapping[Names, Any], sourc
                 raise ValueError(
                     f"{'/'.join(names)}: saved are integers from {low} to {high}, which {limits.dtype} does not hold"
                 )
+
+
+def _parameter_of(names: Names, like: Any, saved: Mapping[Names, Any], sources: Mapping[Names, Names]) -> Any | None:
+    """The restored parameter that a new entry is a copy of at the start, such as an average; None for other entries."""
+    _, field, below = split(names)
+    source = sources.get(("params", *below))
+    if source is None or not starts_as_params(field) or np.shape(saved[source]) != np.shape(like):
+        return None
+    return saved[source]
 
 
 def _entry(names: Names) -> Names:

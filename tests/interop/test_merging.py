@@ -206,3 +206,49 @@ def test_a_shape_struct_stands_for_what_was_saved_and_for_nothing_else():
         ValueError, match="average_params/average/dense/bias was not saved, and the target has no value"
     ):
         merge(saved_state(), abstract, hyperparams="saved")
+
+
+# What moves with its links ---------------------------------------------------------------------------------------------
+
+WARMUP = oc.schedules.LinearWarmupDecay(1.0, 10, 100)
+MOVES = {
+    "into a gate, with a schedule": (oc.adamw(WARMUP), oc.skip_nonfinite(oc.adamw(WARMUP))),
+    "into a gate, with a number": (oc.adamw(0.005), oc.skip_nonfinite(oc.adamw(0.003))),
+    "into one that has a count of its own": (oc.adamw(WARMUP), oc.accumulate(oc.adamw(WARMUP), 1)),
+    "into a chain": (oc.adamw(0.005), oc.chain(oc.adamw(0.003), oc.monitor())),
+    "a gate into a gate": (
+        oc.accumulate(oc.adamw(WARMUP), 1),
+        oc.skip_nonfinite(oc.accumulate(oc.adamw(WARMUP), 1)),
+    ),
+    "a bare rule": (oc.scale_by_adam(), oc.skip_nonfinite(oc.scale_by_adam())),
+    "a chain without states": (oc.sgd(WARMUP), oc.skip_nonfinite(oc.sgd(WARMUP))),
+    "into a group": (oc.adamw(WARMUP), oc.multi_optimizer(("all", ".*", oc.adamw(WARMUP)))),
+}
+
+
+@pytest.mark.parametrize("out", [False, True], ids=["in", "out"])
+@pytest.mark.parametrize("move", MOVES)
+def test_a_recipe_that_moves_goes_on_with_its_counts_its_rate_and_its_schedule(move, out):
+    old, new = MOVES[move][:: -1 if out else 1]
+    params, grads = {"w": jnp.ones(3)}, {"w": jnp.array([1.0, -2.0, 3.0])}
+
+    def trained(tx, params, state, steps):
+        for _ in range(steps):
+            params, state = tx.apply(params, state, grads=grads)
+        return params, state
+
+    half, state = trained(old, params, old.init(params), 4)
+    state, report = merge(state, new.init(params), hyperparams="saved")
+    assert not any("count" in path.split("/") for path in report.gone)
+    np.testing.assert_allclose(
+        trained(new, half, state, 4)[0]["w"], trained(old, params, old.init(params), 8)[0]["w"], rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("new", [oc.adamw(0.1, use_ema=True), oc.schedule_free(oc.sgd(0.1))])
+def test_what_is_new_and_begins_as_the_parameters_begins_as_those_that_were_restored(new):
+    trained, fresh = {"w": jnp.array([1.0, 2.0])}, {"w": jnp.array([-5.0, 7.0])}
+    saved = {"params": trained, "state": oc.adamw(0.1).init(trained)}
+    made, _ = merge(saved, {"params": fresh, "state": new.init(fresh)}, hyperparams="saved")
+    evaluated = oc.schedule_free_params if "iterates" in new.init(trained) else oc.finalize
+    np.testing.assert_allclose(evaluated(made["params"], made["state"])["w"], trained["w"], rtol=1e-6)
