@@ -28,9 +28,8 @@ def train(tx, bad=(20, 21, 50)):
         params, state, metrics = step(params, state, batch, y[rows])
         losses.append(float(evaluate(params, x, y)))
         if call % 10 == 9:  # where the run logs anyway
-            optchain.raise_if_nonfinite(
-                metrics
-            )  # FloatingPointError, were there five bad steps in a row
+            # FloatingPointError, were the last five steps all bad
+            optchain.raise_if_nonfinite(metrics)
     return losses, metrics
 
 

@@ -222,7 +222,7 @@ def _check_kinds(links: list[Transformation]) -> None:
     rank: dict[Kind, int] = {"gradient": 0, "gate": 1, "parameter": 2}
     why = {
         "gradient": "a link on gradients cannot follow a gate or a parameter link: it would run on calls that make no update. "
-        "Put it before, or inside the gate",
+        "Put it inside the gate, gate(chain(…, link)), or before it if it is to see gradients",
         "gate": "a chain has at most one gate, and only parameter links may follow it. Gates nest: put one inside the other",
     }
     previous: Transformation | None = None

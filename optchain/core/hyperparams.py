@@ -259,7 +259,7 @@ def find_settable(state: Any, key: str) -> Field:
     by_key = _keyed(fields)
     if key not in by_key:
         names = _by_name(fields)
-        meant = None if key in names else closest_name(key, list(names))
+        meant = None if key in names else closest_name(key, list(by_key))
         what = "ambiguous" if key in names else "unknown" if meant is None else f"unknown (did you mean {meant}?)"
         raise ValueError(f"hyperparameter {key!r} is {what}; there are: {', '.join(sorted(by_key)) or 'none'}")
     field = by_key[key]
