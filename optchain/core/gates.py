@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optchain.core import devices, trees
+from optchain.core.arguments import is_traced
 from optchain.core.branch import run_if, run_or_zeros
 from optchain.core.composite import Composite, nonempty_states
 from optchain.core.factors import Factor
@@ -159,7 +160,16 @@ def count_skipped(state: Mapping[str, jax.Array], good: jax.Array, counts: jax.A
 def skipped_too_often(metrics: Mapping[str, Any], limit: str) -> Iterator[tuple[int, int, int]]:
     """The limit, the steps skipped in a row and in all, of each gate among the metrics that has reached the limit of this name:
     of each member, where a state is vmapped over.
+
+    Raises:
+      TypeError: no metrics; traced ones.
     """
+    if not isinstance(metrics, Mapping) or any(isinstance(value, Mapping) for value in metrics.values()):
+        raise TypeError(
+            f"metrics must be what metrics(state) or a step of make_step gave; got {type(metrics).__name__}"
+        )
+    if any(is_traced(value) for value in metrics.values()):
+        raise TypeError("metrics are traced: they are looked at on the host, outside of jit")
     for key in metrics:
         if key.rpartition("/")[2] == limit:
             names = (limit, "consecutive", "skipped_steps")

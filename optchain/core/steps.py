@@ -12,7 +12,7 @@ from optchain.core.trees import path_names
 GATES = ("grads", "good_steps", "skipped_steps")
 """What the state of a gate has, next to the `inner` that it lets run or not."""
 
-ADDED = ("clipped", "average")
+ADDED = ("clipped", "usual_norm", "average")
 """What the state of a clip or an average has, next to its count."""
 
 WHICH = (

@@ -150,7 +150,7 @@ def scale_by_muon(
 
     Warns:
       UserWarning: at `init`, parameters of more than two axes that the mask does not leave out, such as the stacked layers of
-        a scanned network: they go by Adam's rule.
+        a scanned network: they go by Adam's rule; and what of two axes may be vectors that are stacked with them.
 
     Source: Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024; the scale of `rms_rate`: Liu et al.,
     "Muon is Scalable for LLM Training", 2025, arXiv:2502.16982, equation 4; the coefficients `"polar_express"`: Amsel et al.,
@@ -204,10 +204,12 @@ def scale_by_muon(
     def labels(params: Tree) -> Tree:
         return jax.tree.map(lambda form: "orthogonal" if form else "Adam", forms(params))
 
-    ratio = hyperparams.constants.get("adam_lr_ratio")
+    ratio = None if callable(adam_lr_ratio) or arguments.is_traced(adam_lr_ratio) else float(adam_lr_ratio)
 
     def effects(params: Tree) -> dict[str, Tree]:
-        return {} if ratio is None else {"rate": jax.tree.map(lambda form: 1.0 if form else ratio, forms(params))}
+        return (
+            {} if ratio is None else {"rate": jax.tree.map(lambda form: 1.0 if form else ratio, forms(params))}
+        )
 
     def init(params: Tree) -> ScaleByMuonState:
         chosen = forms(params)
@@ -336,7 +338,7 @@ def each_step(coefficients: Any, steps: int) -> tuple[Triple, ...]:
         if not isinstance(triple, list | tuple) or len(triple) != 3:
             raise wrong
         for name, value in zip(("muon_a", "muon_b", "muon_c"), triple, strict=True):
-            arguments.check_number(name, value, arguments.RANGES[name])
+            arguments.check_number("coefficients", value, arguments.RANGES[name])
     return tuple(listed[min(i, len(listed) - 1)] for i in range(steps))
 
 

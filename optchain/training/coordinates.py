@@ -10,6 +10,7 @@ import optax
 from optchain.core import arguments
 from optchain.core.optax_link import as_transformation
 from optchain.core.trees import Tree
+from optchain.training.step import make_step
 
 
 def coordinate_sizes(
@@ -52,12 +53,14 @@ def coordinate_sizes(
     link = as_transformation(tx, "tx")
     _check_returns(jax.eval_shape(loss_fn, params), jax.eval_shape(activations, params))
 
+    take_step = make_step(loss_fn, link)
+
     @jax.jit
     def run(params: Tree, state: Tree) -> dict[str, jax.Array]:
         before = dict(activations(params))
 
         def step(carry: tuple[Tree, Tree], _: None) -> tuple[tuple[Tree, Tree], dict[str, jax.Array]]:
-            params, state = link.apply(*carry, grads=jax.grad(loss_fn)(carry[0]))
+            params, state = take_step(*carry)[:2]
             after = activations(params)
             return (params, state), {name: jnp.mean(jnp.abs(after[name] - before[name])) for name in before}
 

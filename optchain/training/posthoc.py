@@ -58,12 +58,14 @@ def posthoc_average(snapshots: Iterable[tuple[float, int, Tree]], width: float, 
     for place, snapshot in enumerate(snapshots):
         if not isinstance(snapshot, tuple | list) or len(snapshot) != 3:
             raise TypeError(f"snapshots[{place}] must be (width, updates, average); got {type(snapshot).__name__}")
-    kept = [(PowerEMA(own).exponent, arguments.check_integer("updates", at, minimum=1)) for own, at, _ in snapshots]
+    kept = [
+        (PowerEMA(_number(own)).exponent, arguments.check_integer("updates", at, minimum=1)) for own, at, _ in snapshots
+    ]
     times = sorted({at for _, at in kept})
     at = times[-1] if updates is None else arguments.check_integer("updates", updates, minimum=1)
     if at not in times:
         raise ValueError(f"updates must be those of a snapshot, {', '.join(map(str, times))}; got {at}")
-    wanted = (PowerEMA(width).exponent, at)
+    wanted = (PowerEMA(_number(width)).exponent, at)
     # The least squares under that condition: one more unknown, and one more equation.
     among = np.array([[*(_overlap(one, other) for other in kept), 1.0] for one in kept] + [[1.0] * len(kept) + [0.0]])
     shares = np.linalg.lstsq(among, np.array([*(_overlap(one, wanted) for one in kept), 1.0]), rcond=None)[0][:-1]
@@ -83,6 +85,10 @@ def posthoc_average(snapshots: Iterable[tuple[float, int, Tree]], width: float, 
         return jnp.asarray(total, trees.dtype_of(leaves[0]))
 
     return jax.tree.map(combined, *(average for _, _, average in snapshots))
+
+
+def _number(width: Any) -> Any:
+    return width.item() if arguments.is_array(width) and width.ndim == 0 and not arguments.is_traced(width) else width
 
 
 def _overlap(one: tuple[float, int], other: tuple[float, int]) -> float:

@@ -182,7 +182,7 @@ def project_initial_norm(axis: Axis | None = None, *, mask: Mask | None = None) 
         W ← R · normalize(W − learning_rate · R · normalize(u)),    R = ‖W₀‖
 
     Both take an `axis`, for stacks of matrices. Biases and gains, whose norm is not to be kept, are left out by the mask. A weight of
-    norm 0 stays as it is, and so does one that was all zero then.
+    norm 0 is left alone, and so is one that was all zero then, whose norm is free.
 
     Args:
       axis: the axis or axes over which norms are taken: `(-2, -1)` for a stack of matrices; None for the whole of each weight.

@@ -1,5 +1,7 @@
 """Updates only where they agree with the gradient."""
 
+import math
+import warnings
 from typing import Any
 
 import jax
@@ -40,8 +42,8 @@ def cautious(rule: optax.GradientTransformation) -> Transformation:
 
     Raises:
       ValueError: a rule that is a gate or acts on parameters: those go around; one with a weight decay in it, which is no part of what
-        the gradient says: it goes after; one of Optax's that turns the gradient's sign or makes an update of 0 of it, as can be seen
-        from one step of a single parameter.
+        the gradient says: it goes after; one that goes up the gradient, and one of Optax's that turns its sign or makes an update of 0
+        of it, as can be seen from one step of a single parameter.
 
     Source: Liang et al., "Cautious Optimizers: Improving Training with One Line of Code", 2024, arXiv:2411.16085, Algorithm 1, with the
     divisor of the authors' code.
@@ -66,26 +68,30 @@ def cautious(rule: optax.GradientTransformation) -> Transformation:
             "(decay_weights(…, cautious=True))"
         )
     for node in walk(inner):
-        if isinstance(node.link, OptaxLink) and not _keeps_sign(node.link):
+        if isinstance(node.link, OptaxLink) and _first_update(node.link) <= 0:
             raise ValueError(
                 f"rule must keep the gradient's sign where it is Optax's, and {node.link.name} turns it or makes 0 of it: take "
                 "optax.scale_by_adam() for optax.adam(0.1), and optchain.scale_by_learning_rate(0.1) after it"
             )
     # After the learning rate an update goes the gradient's way if it has the other sign.
-    return Cautious._of(
-        {"inner": inner}, accepts=frozenset(), rowwise=False, _sign=-1 if "learning_rate" in found else 1
-    )
+    sign = -1 if "learning_rate" in found else 1
+    if _first_update(inner) * sign < 0:
+        raise ValueError(
+            f"rule must go down the gradient, and {inner.name} goes up: take maximize, or a negative factor, out of it, and turn the "
+            "gradients' sign before cautious"
+        )
+    return Cautious._of({"inner": inner}, accepts=frozenset(), rowwise=False, _sign=sign)
 
 
-def _keeps_sign(link: OptaxLink) -> bool:
-    """Whether its first update of a single parameter goes the gradient's way."""
-    with jax.ensure_compile_time_eval():  # within `jit` too it is known when it is built
+def _first_update(rule: Transformation) -> float:
+    """What a rule makes of the gradient 1 of a parameter that is 1; NaN where it takes other parameters, or more than a gradient."""
+    with jax.ensure_compile_time_eval(), warnings.catch_warnings():  # within `jit` too it is known when it is built
+        warnings.simplefilter("ignore")
         params = grads = jnp.ones(1)
         try:
-            updates, _ = link.inner.update(grads, link.inner.init(params), params)
-        except Exception:  # one for certain parameters alone, or that asks for more than a gradient
-            return True
-        return bool(jnp.all(jnp.asarray(updates) > 0))
+            return float(jnp.asarray(rule.update(grads, rule.init(params), params)[0])[0])
+        except Exception:
+            return math.nan
 
 
 class Cautious(Composite):

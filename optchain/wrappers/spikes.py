@@ -55,7 +55,7 @@ def skip_spikes(
     The same for the loss, if the call gives it as `value`, as `make_step` does. Half a window is watched before anything is called
     a spike, but what is not finite is from the first call on. A spike is remembered as the bound that it passed: one does not
     hide the next, and a level that stays is followed after a few calls. A run in which more than one call in `deviations²` stands out
-    has no spikes, and nothing is skipped for long.
+    has no spikes, and nothing is skipped for long; below 3 or so `deviations` ordinary calls are skipped too.
 
     The norm is of all gradients that reach the gate, divided by the loss scales within. It is not finite here from 1.8e19 on in float32,
     whose square a second moment could not hold. Around `accumulate` a call of weight 0 is neither judged nor remembered; within it

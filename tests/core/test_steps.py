@@ -112,8 +112,9 @@ def test_a_parameter_called_count_is_no_count():
     assert int(oc.steps_taken({"opt_state": state, "params": {"count": jnp.array(7)}})) == 0
 
 
+@pytest.mark.parametrize("clip", [oc.clip_by_global_norm(1.0), oc.adagc(), oc.zclip()])
 @pytest.mark.parametrize("accumulates", [False, True])
-def test_what_is_added_in_mid_run_does_not_begin_the_count_anew(accumulates):
+def test_what_is_added_in_mid_run_does_not_begin_the_count_anew(accumulates, clip):
     def recipe(**added):
         rule = oc.chain(
             *added.get("first", ()), oc.scale_by_adam(), oc.scale_by_learning_rate(0.1), *added.get("last", ())
@@ -121,7 +122,7 @@ def test_what_is_added_in_mid_run_does_not_begin_the_count_anew(accumulates):
         return oc.accumulate(rule, 2) if accumulates else rule
 
     state = after(recipe(), [ONES] * 6)
-    longer = recipe(first=[oc.clip_by_global_norm(1.0)], last=[oc.average_params(0.9)])
+    longer = recipe(first=[clip], last=[oc.average_params(0.9)])
     merged, _ = merge(state, longer.init(ONES), hyperparams="saved")
     assert int(oc.steps_taken(merged)) == int(oc.steps_taken(state)) == (3 if accumulates else 6)
 

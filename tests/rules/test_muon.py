@@ -83,6 +83,8 @@ def test_describe_shows_the_factor_of_the_rate_of_what_goes_by_adams_rule():
     factors = {row.path: row.rate_factor for row in oc.describe(tx, SCANNED).per_parameter}
     assert factors.pop("head") == 1.0
     assert set(factors.values()) == {0.25}
+    tx = oc.muon_adamw(0.1, matrices={"head": (0, 1)}, adam_lr_ratio=jnp.array(0.25))
+    assert {row.rate_factor for row in oc.describe(tx, SCANNED).per_parameter} == {1.0, 0.25}
     tx = oc.muon_adamw(0.1, matrices={"head": (0, 1)}, adam_lr_ratio=lambda step: 0.25)
     assert {row.rate_factor for row in oc.describe(tx, SCANNED).per_parameter} == {1.0}  # no number to tell
 

@@ -110,6 +110,20 @@ ONE, TWO = (
 )
 
 
+@pytest.mark.parametrize(
+    "tx",
+    [
+        optchain.sgd(0.1),
+        optchain.dynamic_loss_scale(optchain.sgd(0.1)),
+        optchain.sgd(0.1, loss_scale_factor=8.0),
+        optchain.skip_spikes(optchain.sgd(0.1)),
+    ],
+)
+def test_the_loss_is_scaled_as_the_recipe_asks(tx):
+    sizes = optchain.coordinate_sizes(tx, jnp.ones(3), lambda p: p.sum(), lambda p: {"out": p}, steps=2)
+    np.testing.assert_allclose(sizes["out"], [0.1, 0.2], rtol=1e-5)
+
+
 def test_the_factors_are_those_of_table_8():
     ones = {"^bias$": 1.0, "^embed$": 1.0, "^head$": 1.0, "^hidden/0$": 1.0, "^t$": 1.0}
     assert optchain.width_factors(TWO, ONE) == ones | {"^hidden/0$": 0.5}

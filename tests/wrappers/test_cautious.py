@@ -159,6 +159,8 @@ def test_nan_stays_nan_and_an_empty_leaf_empty():
             lambda: optax.adam(0.1),
             "rule must keep the gradient's sign where it is Optax's, and rule turns it or makes 0 of it",
         ),
+        (lambda: oc.presets.torch.sgd(0.1, maximize=True), "rule must go down the gradient, and sgd goes up"),
+        (lambda: oc.scale(-1.0), "rule must go down the gradient, and scale goes up"),
         (lambda: oc.chain(oc.clip_by_value(1.0), optax.sgd(lambda count: 0.1 * count)), "take optax.scale_by_adam"),
         (lambda: oc.average_params(), "rule must act on gradients; average_params is a parameter transformation"),
         (lambda: oc.lazy_rows(oc.scale_by_adam()), "rule must act on gradients; lazy_rows is a gate transformation"),

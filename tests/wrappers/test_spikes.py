@@ -126,6 +126,17 @@ def test_the_limit_of_a_gate_is_held_against_its_own_counter(tx):
         oc.raise_if_spiking(oc.metrics(state))
 
 
+@pytest.mark.parametrize("read", [oc.raise_if_spiking, oc.raise_if_nonfinite])
+def test_what_is_no_metrics_is_refused(read):
+    tx = oc.skip_nonfinite(oc.sgd(0.1), max_consecutive=1)
+    state = tx.init(jnp.ones(1))
+    for wrong in (state, None):
+        with pytest.raises(TypeError, match=r"metrics must be what metrics\(state\) or a step of make_step gave"):
+            read(wrong)
+    with pytest.raises(TypeError, match="metrics are traced"):
+        jax.jit(read)(oc.metrics(state))
+
+
 def test_of_members_any_may_have_reached_the_limit():
     tx = oc.skip_nonfinite(oc.sgd(0.1), max_consecutive=1)
     grads = jnp.array([[1.0], [jnp.nan], [1.0]])
