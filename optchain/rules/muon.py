@@ -207,9 +207,7 @@ def scale_by_muon(
     ratio = None if callable(adam_lr_ratio) or arguments.is_traced(adam_lr_ratio) else float(adam_lr_ratio)
 
     def effects(params: Tree) -> dict[str, Tree]:
-        return (
-            {} if ratio is None else {"rate": jax.tree.map(lambda form: 1.0 if form else ratio, forms(params))}
-        )
+        return {} if ratio is None else {"rate": jax.tree.map(lambda form: 1.0 if form else ratio, forms(params))}
 
     def init(params: Tree) -> ScaleByMuonState:
         chosen = forms(params)
@@ -338,7 +336,7 @@ def each_step(coefficients: Any, steps: int) -> tuple[Triple, ...]:
         if not isinstance(triple, list | tuple) or len(triple) != 3:
             raise wrong
         for name, value in zip(("muon_a", "muon_b", "muon_c"), triple, strict=True):
-            arguments.check_number("coefficients", value, arguments.RANGES[name])
+            arguments.check_number(name, value, arguments.RANGES[name])
     return tuple(listed[min(i, len(listed) - 1)] for i in range(steps))
 
 

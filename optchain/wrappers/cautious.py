@@ -84,11 +84,14 @@ def cautious(rule: optax.GradientTransformation) -> Transformation:
 
 
 def _first_update(rule: Transformation) -> float:
-    """What a rule makes of the gradient 1 of a parameter that is 1; NaN where it takes other parameters, or more than a gradient."""
+    """What a rule makes of the gradient 1 of a parameter that is 1.
+
+    NaN where it takes other parameters, or more than a gradient, and where there are no devices to compute on.
+    """
     with jax.ensure_compile_time_eval(), warnings.catch_warnings():  # within `jit` too it is known when it is built
         warnings.simplefilter("ignore")
-        params = grads = jnp.ones(1)
         try:
+            params = grads = jnp.ones(1)
             return float(jnp.asarray(rule.update(grads, rule.init(params), params)[0])[0])
         except Exception:
             return math.nan

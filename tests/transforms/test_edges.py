@@ -224,8 +224,12 @@ def test_a_value_that_is_stored_and_not_squared_needs_to_fit_itself():
 
 
 def test_a_square_is_judged_after_the_scales_of_the_loss_are_divided_out():
-    inner = oc.dynamic_loss_scale(oc.adam(0.1, loss_scale_factor=2.0**10), 2.0**90)
-    for tx in (inner, oc.skip_nonfinite(inner)):
+    scaled = oc.adam(0.1, loss_scale_factor=2.0**10)
+    for tx in (
+        oc.dynamic_loss_scale(scaled, 2.0**90),
+        oc.dynamic_loss_scale(oc.skip_nonfinite(scaled), 2.0**90),
+        oc.skip_nonfinite(oc.adam(0.1, loss_scale_factor=2.0**100)),
+    ):
         params, _ = apply_step(tx, jnp.zeros(1), tx.init(jnp.zeros(1)), jnp.full(1, 2.0**100))
         np.testing.assert_allclose(params, -0.1, rtol=1e-5)
 
