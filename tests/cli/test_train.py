@@ -524,8 +524,9 @@ def test_a_recipe_without_average_clipping_and_accumulation_has_no_columns_of_th
 @pytest.mark.thorough
 def test_all_that_a_recipe_measures_is_in_the_record_at_every_step(tmp_path: Path):
     train("--recipe", write(ALL, tmp_path), "--out", tmp_path / "run", "--steps", 20)
-    measured = {"learning_rate", "global_norm", "clipped_fraction", "loss_scale", "skipped_steps", "consecutive"}
-    measured |= {"max_consecutive", "update_norm", "param_norm", "update_ratio"}
+    measured = {"learning_rate", "global_norm", "clipped_fraction", "loss_scale", "skipped_steps"}
+    measured |= {"inner/skipped_steps", "inner/consecutive", "inner/max_consecutive"}  # both gates count
+    measured |= {"update_norm", "param_norm", "update_ratio"}
     written = lines(tmp_path / "run")
     assert [line["step"] for line in written] == list(range(1, 21))
     for line in written:
