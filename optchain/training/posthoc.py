@@ -50,7 +50,7 @@ def posthoc_average(snapshots: Iterable[tuple[float, int, Tree]], width: float, 
       ...         snapshots.append((0.05, update, state["short"]["average"]))
       ...         snapshots.append((0.1, update, state["long"]["average"]))
       >>> print(f"{optchain.posthoc_average(snapshots, 0.15)['w'][0]:.1f}")
-      8.1
+      8.3
     """
     snapshots = list(snapshots)
     if not snapshots:
