@@ -52,7 +52,7 @@ def zclip(
     neither, and one that is not finite turns every leaf to NaN. For a fixed bound too put `clip_by_global_norm` before it.
 
     Norms that rise for good are followed slowly, since what is clipped to near μ leaves σ small; where the first norms were all
-    the same, σ is 0, and no norm above theirs is followed at all. :func:`skip_spikes` has a least σ, and forgets.
+    the same, σ is 0, and no norm above theirs is followed at all. `skip_spikes` has a least σ, and forgets.
 
     Args:
       threshold: from how many standard deviations above the mean a norm is clipped, > 0.
