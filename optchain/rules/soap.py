@@ -86,7 +86,8 @@ def scale_by_soap(
     Directions in which there was no gradient keep their column: to the product `L Q` is added the rounding error of its largest
     eigenvalue times `Q`. What a rotation leaves of a gradient there is its rounding error, some 1e-7 of the gradient in float32: an ε
     below it makes a step of full size of it, in the authors' code too. A basis whose `L` is not finite stays as it is, and
-    after a gradient above 1.8e19 in float32 it is so for good: `skip_nonfinite` keeps such a one out. Derivatives take the bases for constants. Rotations have JAX's default precision, a refresh the highest.
+    after a gradient above 1.8e19 in float32 it is so for good: `skip_nonfinite` keeps such a one out. Derivatives take the bases for
+    constants. Rotations have JAX's default precision, a refresh the highest.
 
     A matrix of n · m keeps 2 n m + 2 n² + 2 m² numbers: for a square one six times its size, where Adam keeps twice. With
     `one_sided` it is 2 n m + 2 min(n, m)².

@@ -16,8 +16,8 @@ def posthoc_average(snapshots: Iterable[tuple[float, int, Tree]], width: float, 
     """The average of the parameters that `PowerEMA(width)` would have kept, made of others that were saved during the run.
 
     It is the linear combination of the snapshots, with weights whose sum is 1, whose profile over the run is nearest to that of the
-    average that is wanted, by least squares. Two widths, 0.05 and 0.1, and some ten snapshots of each, spread over the run, do for every width between them and,
-    less exactly, for wider ones.
+    average that is wanted, by least squares. Two widths, 0.05 and 0.1, and some ten snapshots of each, spread over the run, do for
+    every width between them and, less exactly, for wider ones.
 
     Args:
       snapshots: `(width, updates, average)` each: the width of the `PowerEMA`, how many updates it had seen, and the average.

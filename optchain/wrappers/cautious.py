@@ -93,7 +93,7 @@ def _first_update(rule: Transformation) -> float:
         try:
             params = grads = jnp.ones(1)
             return float(jnp.asarray(rule.update(grads, rule.init(params), params)[0])[0])
-        except Exception:
+        except Exception:  # whatever a rule says of other parameters than its own; it says so at init
             return math.nan
 
 
