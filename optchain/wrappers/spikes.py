@@ -59,7 +59,8 @@ def skip_spikes(
 
     The norm is of all gradients that reach the gate, divided by the loss scales within. It is not finite here from 1.8e19 on in float32,
     whose square a second moment could not hold. Around `accumulate` a call of weight 0 is neither judged nor remembered; within it
-    the mean gradient of the window is judged, and the loss of its last call.
+    the mean gradient of the window is judged, and the loss of its last call. A `skip_nonfinite` within finds nothing left to skip,
+    and its limit is never reached: `max_consecutive` is given here.
 
     Args:
       inner: a transformation of optchain or Optax.
@@ -169,7 +170,8 @@ def _counted(count: jax.Array, window: int) -> jax.Array:
 def raise_if_spiking(metrics: Mapping[str, Any]) -> None:
     """Raises on the host when `skip_spikes(…, max_consecutive)` has skipped too many steps in a row.
 
-    It reads the metrics, and so waits for the step that they come from: call it where the run logs anyway.
+    It reads the metrics, and so waits for the step that they come from: call it where the run logs anyway. Without a limit in the
+    recipe there is nothing to raise, and any loop may call it.
 
     Args:
       metrics: what `metrics(state)` or a step of `make_step` gave.
