@@ -35,6 +35,26 @@ def test_blocks_links_headings_and_other_names_stay_as_they_are(html):
     assert links.linked(html, {"adamw": "../adamw/"}, {}) == html
 
 
+DIALECTS = {"adamw": "../adamw/", "presets.optax.adamw": "../presets.optax.adamw/"}
+
+
+@pytest.mark.parametrize("block", ["p", "td", "li"])
+@pytest.mark.parametrize("other", ["optax.adam", "presets.torch.adam", "torch.optim.AdamW"])
+def test_a_name_of_several_libraries_leads_nowhere_beside_another_one(block, other):
+    html = f"<{block}><code>{other}</code> and <code>adamw</code></{block}>"
+    assert links.linked(html, DIALECTS, {}) == html
+    after = links.linked(f"{html}<p><code>adamw</code></p>", DIALECTS, {})
+    assert after == f'{html}<p><a href="../adamw/"><code>adamw</code></a></p>'
+
+
+def test_whole_names_lead_to_the_page_of_their_dialect():
+    html = "<p><code>presets.optax.adamw</code> and <code>optchain.adamw</code></p>"
+    assert links.linked(html, DIALECTS, {}) == (
+        '<p><a href="../presets.optax.adamw/"><code>presets.optax.adamw</code></a> and '
+        '<a href="../adamw/"><code>optchain.adamw</code></a></p>'
+    )
+
+
 def test_a_page_does_not_lead_to_itself():
     assert links.linked("<code>adamw</code>", {"adamw": ""}, {}) == "<code>adamw</code>"
 

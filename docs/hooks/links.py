@@ -1,9 +1,11 @@
 """Code in running text that is a public name leads to its page: `adamw`, `optchain.adamw(…)`, `make_step`, `schedules.CosineDecay`.
 
-A transformation's name leads to the page made of it. Other names are what the pages of docs/api list after `:::`, so that a name
+A transformation's name leads to the page made of it. `adamw` is a name of several libraries: in a paragraph or a row that speaks of
+another one it leads nowhere, `presets.optax.adamw` to its page. Other names are what the pages of docs/api list after `:::`, so that a name
 that is added there is linked from everywhere.
 """
 
+import bisect
 import re
 from html import unescape
 from pathlib import Path
@@ -15,6 +17,8 @@ _PIECES = re.compile(
     r"(?P<kept><(pre|a|h1|h2|h3|h4|autoref|svg)\b.*?</\2>)|<code>(?P<code>[^<]*)</code>",
     re.DOTALL,
 )
+_BLOCK = re.compile(r"</?(?:p|tr|li|dd|dt|pre|h[1-6])\b")
+_ELSEWHERE = re.compile(r"<code>(?:presets\.|optax|torch|nnx|flax)")
 _NAME = re.compile(r"(?:optchain\.)?(?P<name>[A-Za-z_][\w.]*)(?:\(.*\))?", re.DOTALL)
 
 
@@ -46,11 +50,19 @@ def linked(html: str, pages: dict[str, str], names: dict[str, str]) -> str:
       pages: Addresses by names, relative to this page. A name whose address is empty is this page's own.
       names: Identifiers by names, for autorefs.
     """
+    several = {name.rpartition(".")[2] for name in pages if name.startswith("presets.")}
+    edges = [0, *(found.start() for found in _BLOCK.finditer(html)), len(html)]
+
+    def of_another(place: int) -> bool:
+        after = bisect.bisect_right(edges, place)
+        return _ELSEWHERE.search(html, edges[after - 1], edges[after]) is not None
 
     def link(found: re.Match[str]) -> str:
         if found["kept"] is not None or not (match := _NAME.fullmatch(unescape(found["code"]))):
             return found[0]
         name = match["name"]
+        if name in several and not found["code"].startswith("optchain.") and of_another(found.start()):
+            return found[0]
         if name in pages:
             return f'<a href="{pages[name]}">{found[0]}</a>' if pages[name] else found[0]
         if name in names:

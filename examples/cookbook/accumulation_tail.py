@@ -25,7 +25,6 @@ for start in range(0, 22, 4):
     )  # what the batch counts for
     updates.append(bool((params != before).any()))
 
-before_tail = jnp.copy(params)
 params, state = optchain.flush(
     tx, params, state
 )  # the end of the epoch: what waits becomes an update

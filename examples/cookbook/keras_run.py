@@ -13,6 +13,7 @@ from optchain.interop.keras import from_keras, load_params, load_state
 # Their half: a model that Keras trained for a while, and saved.
 x = np.random.default_rng(0).normal(size=(32, 3)).astype("float32")
 y = x @ np.array([[1.0], [-2.0], [0.5]], "float32")
+keras.utils.set_random_seed(0)
 model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1, name="head")])
 model.compile(keras.optimizers.AdamW(1e-2, weight_decay=0.05, use_ema=True), "mse")
 for _ in range(5):

@@ -13,6 +13,7 @@ y = x @ torch.tensor([[1.0], [-2.0], [0.5]])
 torch.manual_seed(0)
 model = torch.nn.Linear(3, 1)
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.05)
+scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=4, gamma=0.5)
 
 
 def train_torch():
@@ -20,6 +21,7 @@ def train_torch():
     loss = torch.nn.functional.mse_loss(model(x), y)
     loss.backward()
     optimizer.step()
+    scheduler.step()
     return loss.item()
 
 
@@ -36,7 +38,10 @@ names = {
 halfway = interop.read(path)
 like = {"head": {"kernel": jnp.zeros((3, 1)), "bias": jnp.zeros(1)}}
 params = interop.load_params(like, halfway.model, names)
-tx = interop.from_torch(optimizer, list(names))
+schedule = optchain.schedules.StepLR(
+    1e-2, step_size=4, gamma=0.5
+)  # no file has the scheduler
+tx = interop.from_torch(optimizer, list(names), lr=schedule)
 state = interop.load_state_dict(tx, params, halfway.optimizer, list(names))
 
 

@@ -61,6 +61,11 @@ def to_config(tx: optax.GradientTransformation) -> dict[str, Any]:
       >>> optchain.to_config(optchain.clip_by_norm(1.0))
       {'optchain': 1, 'transformation': 'clip_by_norm', 'arguments': {'max_norm': 1.0}}
     """
+    if not isinstance(tx, optax.GradientTransformation):
+        raise TypeError(
+            f"a config is of a transformation; got {tx!r}: a schedule goes out, and comes back, within one, such as "
+            "scale_by_learning_rate(schedule)"
+        )
     return {"optchain": VERSION, **_encode(tx, "config")}
 
 

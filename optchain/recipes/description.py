@@ -104,6 +104,8 @@ class Description:
         lines = aligned(table, "<<>>")
         if self.per_parameter:
             lines += ["", *aligned(per_parameter.table(self.per_parameter), "<<<<<<<<")]
+            if any(row.decay and row.rate_factor not in (0, 1) for row in self.per_parameter):
+                lines.append(per_parameter.DECAY_AND_FACTOR)
         if self.mesh:
             lines += ["", *aligned(_lying(self.leaves), "<><<<>>")]
         return "\n".join([*lines, "", self.total, *self._on_a_device()])

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -195,6 +196,9 @@ def own_entries(node: Node) -> Any:
 
 # As a table -----------------------------------------------------------------------------------------------------------
 
+DECAY_AND_FACTOR = "The decay is multiplied by the rate without its factor."
+"""What stands below a table that has both."""
+
 HEADER = ("parameter", "how many", "group", "rate", "decay", "optimizer", "clip", "keeps")
 ALWAYS = {"parameter", "rate", "decay"}
 
@@ -205,14 +209,41 @@ def table(rows: Sequence[ParameterRow]) -> list[tuple[str, ...]]:
     """
     counts: dict[tuple[str, ...], list[str]] = {}
     for row in rows:
-        counts.setdefault((re.sub(r"\d+", "*", row.path), *_cells(row)), []).append(row.path)
+        counts.setdefault((_starred(row.path), *_cells(row)), []).append(row.path)
+    layers = Counter(_starred(row.path) for row in rows)
     lines = [
-        ((paths[0] if len(paths) == 1 else starred) or "the array", str(len(paths)), *cells)
+        (_common_name(paths, of=layers[starred]) or "the array", str(len(paths)), *cells)
         for (starred, *cells), paths in counts.items()
     ]
     nothing = {"-", "1"}
     kept = [i for i, name in enumerate(HEADER) if name in ALWAYS or any(line[i] not in nothing for line in lines)]
     return [tuple(line[i] for i in kept) for line in (HEADER, *lines)]
+
+
+def _starred(path: str) -> str:
+    return re.sub(r"\d+", "*", path)
+
+
+def _common_name(paths: Sequence[str], of: int) -> str:
+    """What a line of several layers is called: `layers/*/w` where these are all, else `layers/0-3,7/w`."""
+    pieces = [re.split(r"(\d+)", path) for path in paths]
+    varying = [place for place, column in enumerate(zip(*pieces, strict=True)) if len(set(column)) > 1]
+    if len(paths) == of > 1 or len(varying) > 1:
+        return _starred(paths[0])
+    for place in varying:
+        pieces[0][place] = _ranges([int(names[place]) for names in pieces])
+    return "".join(pieces[0])
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """`0-3,7` of 0, 1, 2, 3, 7."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 2 else ",".join(map(str, run)) for run in runs)
 
 
 def _cells(row: ParameterRow) -> Iterator[str]:

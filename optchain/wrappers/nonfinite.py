@@ -57,7 +57,7 @@ def skip_nonfinite(
 
     Args:
       inner: a transformation of optchain or Optax.
-      max_consecutive: how many bad steps in a row `raise_if_nonfinite` tolerates at most, less one, >= 1; None for any number.
+      max_consecutive: `raise_if_nonfinite` raises at so many bad steps in a row, >= 1; None: it never does.
       axis_name: inside `shard_map` or `pmap`, the axis or axes over which the parameters themselves are split. `()`:
         each device trains a model of its own.
 

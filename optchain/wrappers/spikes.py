@@ -66,12 +66,13 @@ def skip_spikes(
       inner: a transformation of optchain or Optax.
       window: how many calls are remembered, >= 4.
       deviations: how many standard deviations above the mean a spike begins, > 0.
-      max_consecutive: how many skipped steps in a row `raise_if_spiking` tolerates at most, less one, >= 1; None for any number.
+      max_consecutive: `raise_if_spiking` raises at so many skipped steps in a row, >= 1; None: it never does.
       axis_name: inside `shard_map` or `pmap`, the axis or axes over which the parameters themselves are split. `()`:
         each device trains a model of its own.
 
     Returns:
-      A transformation whose metrics have `gradient_norm`, `skipped_steps` and `consecutive`.
+      A transformation whose metrics have `gradient_norm`, `skipped_steps` and `consecutive`, and `max_consecutive_spikes` if
+        there is a limit.
 
     Raises:
       ValueError: a `dynamic_loss_scale` within, which would never see the gradients that overflow, nor fall: it goes around;

@@ -312,6 +312,8 @@ def test_a_registered_factory_comes_back_by_its_name() -> None:
             r"config\.exclude_from_weight_decay is <function",
         ),
         (lambda: optax.adam(0.1), "config is .*no config: decorate"),
+        (lambda: oc.schedules.StepLR(0.1, 5), r"a config is of a transformation; got StepLR\(.*scale_by_learning_rate"),
+        (lambda: {"w": 1}, "a config is of a transformation; got {'w': 1}"),
     ],
 )
 def test_what_is_not_data_is_refused_and_the_message_says_where(make: Any, message: str) -> None:

@@ -330,6 +330,29 @@ def test_the_table_has_one_line_for_layers_that_are_treated_alike() -> None:
     assert w[:5] == ["layers/*/w", "12", "0.001", "0.004", "adamw"]
 
 
+@pytest.mark.parametrize(
+    ("frozen", "trained"),
+    [("^layers/0/", "layers/1-11/w"), ("^layers/([2-5]|7|10)/", "layers/0,1,6,8,9,11/w"), ("^layers/3/", "layers/0-2,4-11/w")],
+)  # fmt: skip
+def test_a_line_of_some_layers_says_which(frozen: str, trained: str) -> None:
+    params = {"layers": [{"w": jnp.ones(3)} for _ in range(12)]}
+    rows = str(oc.describe(oc.freeze(oc.sgd(0.1), oc.matching(frozen)), params)).splitlines()
+    assert [line.split()[0] for line in rows if line.startswith("layers/") and "frozen" not in line] == [trained]
+
+
+def test_the_table_says_that_the_decay_does_not_have_the_factor_of_the_rate() -> None:
+    def table(*last: oc.Transformation) -> str:
+        links = [oc.scale_by_learning_rate(), oc.decay_weights(0.1), *last]
+        return str(oc.describe(oc.chain(*links, learning_rate=1e-2), {"w": jnp.ones(3)}))
+
+    said = "The decay is multiplied by the rate without its factor."
+    assert said not in table()
+    with_factor = table(oc.scale_by_path({"w": 10.0}))
+    (row,) = [line.split() for line in with_factor.splitlines() if line.startswith("w ")]
+    assert row[1:5] == ["0.01", "×", "10", "1"]
+    assert said in with_factor
+
+
 def test_json_has_numbers_for_what_is_a_number() -> None:
     data = json.loads(json.dumps(oc.describe(many_kinds(), MODEL).to_dict()))
     adam = next(row for row in data["rows"] if row["rule"] == "scale_by_adam")

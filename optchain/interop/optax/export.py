@@ -48,7 +48,7 @@ def to_optax_state(
     Example:
       >>> import jax.numpy as jnp, optax, optchain
       >>> from optchain.interop.optax import to_optax_state
-      >>> tx, params = optchain.presets.torch.adam(0.1), {"w": jnp.ones(2)}
+      >>> tx, params = optchain.presets.optax.adam(0.1), {"w": jnp.ones(2)}
       >>> params, state = tx.apply(params, tx.init(params), grads=params)
       >>> to_optax_state(tx, params, state, optax.adam(0.1))[0].mu["w"]
       Array([0.1, 0.1], dtype=float32)

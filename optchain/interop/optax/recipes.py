@@ -13,7 +13,7 @@ def to_optax(tx: optax.GradientTransformation) -> optax.GradientTransformation:
     """The same recipe in Optax: `adamw`, `adam`, `sgd`, in `MultiSteps` where `tx` accumulates.
 
     Args:
-      tx: `presets.torch.adamw`, `adam` or `sgd`, or a chain of `scale_by_adam(epsilon_hat=False)` or `apply_momentum`,
+      tx: `presets.optax.adamw`, `adam`, `nadamw`, `nadam` or `sgd`, those of `presets.torch`, or a chain of `scale_by_adam(epsilon_hat=False)` or `apply_momentum`,
         `scale_by_learning_rate` and `decay_weights`; in `accumulate` or not.
 
     Raises:

@@ -36,11 +36,10 @@ def from_optax_state(
     start anew.
 
     Args:
-      tx: the same recipe, of our links: `chain(scale_by_adam(epsilon=1e-8, epsilon_hat=False),
-        scale_by_learning_rate(), decay_weights(1e-4), learning_rate=lr)` for `optax.adamw(lr)`, `presets.torch.sgd` for
-        `optax.sgd`, `accumulate(…, k)` around it for `MultiSteps`.
+      tx: the same recipe here: `presets.optax.adamw(lr)` for `optax.adamw(lr)`, or a chain of the same links; `accumulate(…, k)`
+        around it for `MultiSteps`. Optax's state does not hold ε, a decay or a constant rate: that they are the same is not checked.
       params: the parameters.
-      optax_state: the state of `optax.adam`, `adamw` or `sgd`, as they are or in `chain`, `inject_hyperparams`,
+      optax_state: the state of an optimizer that `presets.optax` has, as it is or in `chain`, `inject_hyperparams`,
         `masked`, `partition`, `MultiSteps`; or what a checkpoint that is restored without a target makes of it, dicts
         and lists.
       hyperparams: `"saved"`: what `inject_hyperparams` keeps is gone on with, and a constant of `tx` that differs from
@@ -59,7 +58,7 @@ def from_optax_state(
       >>> from optchain.interop.optax import from_optax_state
       >>> params = {"w": jnp.ones(2)}
       >>> updates, optax_state = optax.adam(0.1).update(params, optax.adam(0.1).init(params))
-      >>> state = from_optax_state(optchain.presets.torch.adam(0.1), params, optax_state)
+      >>> state = from_optax_state(optchain.presets.optax.adam(0.1), params, optax_state)
       >>> state["scale_by_adam"]["count"], state["scale_by_adam"]["mu"]["w"]
       (Array(1, dtype=int32), Array([0.1, 0.1], dtype=float32))
     """
