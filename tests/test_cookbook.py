@@ -135,7 +135,7 @@ def test_a_plateau_lowers_the_rate_and_stops_the_run():
 def test_a_tail_counts_as_a_large_batch_does():
     ran = run("accumulation_tail")
     assert ran["updates"] == [False, False, False, True, False, False]
-    assert not np.allclose(ran["before_tail"], ran["expected"])
+    assert not np.allclose(ran["before"], ran["expected"])
     np.testing.assert_allclose(ran["params"], ran["expected"], rtol=1e-5)
 
 

@@ -46,31 +46,33 @@ def by_owners(function: Callable[[Tree], Tree], stacks: Sequence[Tree]) -> list[
     mesh = jax.sharding.get_abstract_mesh()
     owners = math.prod(mesh.shape[name] for name in axes)
 
-    def split(stack: Tree, count: int) -> Tree:
-        """A stack that is split over the first so many axes: over all of them its matrices are whole."""
-        place = functools.partial(_dealt, mesh=mesh, axes=axes[:count], whole=count == len(axes))
+    def split(stack: Tree, over: tuple[str, ...]) -> Tree:
+        """A stack that is split over these axes: over all of them its matrices are whole."""
+        place = functools.partial(_dealt, mesh=mesh, axes=over, whole=len(over) == len(axes))
         return jax.tree.map(lambda x: lax.with_sharding_constraint(x, place(ndim=x.ndim)), stack)
 
-    def dealt(stack: Tree, first: int) -> Tree:
+    def dealt(stack: Tree, first: int, axes: tuple[str, ...]) -> Tree:
         # One axis at a time, and back: compilers exchange along one axis, and gather where they must exchange along several at once.
         for count in range(first, len(axes) + 1):
-            stack = split(stack, count)
+            stack = split(stack, axes[:count])
         stack = function(stack)
         for count in range(len(axes), first - 1, -1):
-            stack = split(stack, count)
+            stack = split(stack, axes[:count])
         return stack
 
     def fill(x: jax.Array) -> jax.Array:
         return jnp.pad(x, [(0, -len(x) % owners), *[(0, 0)] * (x.ndim - 1)])
 
-    # A stack that goes round may be split along itself already, such as the layers of a scanned model: it is dealt out by itself.
+    # A stack that goes round may be split along itself already, such as the layers of a scanned model, over the first axis: it is
+    # dealt out by itself.
     alone = [length > 0 and length % owners == 0 for length in lengths]
-    made = [dealt(stack, 1) if is_alone else stack for stack, is_alone in zip(stacks, alone, strict=True)]
+    made = [dealt(stack, 1, axes) if is_alone else stack for stack, is_alone in zip(stacks, alone, strict=True)]
     rest = [i for i, is_alone in enumerate(alone) if not is_alone]
     if rest:
         stack = jax.tree.map(fill, _joined([stacks[i] for i in rest]))
-        # First a stack that is not dealt out, and last: of one that is cut while it is dealt out each piece is sent by itself.
-        for i, part in zip(rest, _cut(dealt(stack, 0), [lengths[i] for i in rest]), strict=True):
+        # First a stack that is not dealt out, and last: of one that is cut while it is dealt out each piece is sent by itself. The last
+        # axis first: where a matrix is split over several at once, `P(("data", "model"))`, it is the innermost, which can be exchanged.
+        for i, part in zip(rest, _cut(dealt(stack, 0, axes[::-1]), [lengths[i] for i in rest]), strict=True):
             made[i] = part
     return made
 

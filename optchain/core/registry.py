@@ -5,7 +5,7 @@ It is filled when modules are imported, and is what a saved config is looked up 
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ParamSpec, overload
 
 import optax
@@ -15,17 +15,27 @@ from optchain.core.calls import bind
 from optchain.core.identity import FACTORIES
 from optchain.core.optax_link import as_transformation
 from optchain.core.transformation import Transformation
-from optchain.core.values import NAME
+from optchain.core.values import NAME, Ordered
 
 P = ParamSpec("P")
 Builder = Callable[P, Transformation]
 
 
 @overload
-def register(factory: Callable[P, optax.GradientTransformation], /, *, name: str | None = None) -> Builder[P]: ...
+def register(
+    factory: Callable[P, optax.GradientTransformation], /, *, name: str | None = None, ordered: Iterable[str] = ()
+) -> Builder[P]: ...
 @overload
-def register(*, name: str) -> Callable[[Callable[P, optax.GradientTransformation]], Builder[P]]: ...
-def register(factory: Callable[..., optax.GradientTransformation] | None = None, /, *, name: str | None = None) -> Any:
+def register(
+    *, name: str | None = None, ordered: Iterable[str] = ()
+) -> Callable[[Callable[P, optax.GradientTransformation]], Builder[P]]: ...
+def register(
+    factory: Callable[..., optax.GradientTransformation] | None = None,
+    /,
+    *,
+    name: str | None = None,
+    ordered: Iterable[str] = (),
+) -> Any:
     """Makes a function that builds a transformation one of optchain's: with a config, a `repr`, equality, pickling.
 
     The arguments of the call become the `config`; their names and the registered name are what a saved config holds.
@@ -33,6 +43,8 @@ def register(factory: Callable[..., optax.GradientTransformation] | None = None,
     Args:
       factory: a function that returns a `Transformation`, or any Optax transformation.
       name: the registered name; the function's own by default.
+      ordered: the arguments whose dicts are read in order, such as patterns of which the first that is found decides: recipes that
+        differ in it are not equal, and a config keeps it, in whatever order a file has its keys.
 
     Returns:
       The function, whose result carries `name` and `config`. A call with an unknown argument raises an error that suggests
@@ -40,7 +52,7 @@ def register(factory: Callable[..., optax.GradientTransformation] | None = None,
 
     Raises:
       TypeError: an argument without a name of its own: `**kwargs`, or one before a `/`.
-      ValueError: the name is taken by another function.
+      ValueError: the name is taken by another function, or `ordered` names no argument.
 
     Example:
       >>> import optax, optchain
@@ -51,7 +63,7 @@ def register(factory: Callable[..., optax.GradientTransformation] | None = None,
       optax_noise(0.1)
     """
     if factory is None:
-        return functools.partial(register, name=name)
+        return functools.partial(register, name=name, ordered=ordered)
     arguments.check_function("factory", factory)
     registered = name or factory.__name__
     signature = inspect.signature(factory)
@@ -59,11 +71,18 @@ def register(factory: Callable[..., optax.GradientTransformation] | None = None,
         if parameter.kind in (parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
             raise TypeError(f"{registered} must have arguments with names, which a config holds; got {parameter}")
 
+    ordered = frozenset(ordered)
+    if unknown := ordered - signature.parameters.keys():
+        raise ValueError(f"ordered must name arguments of {registered}; got {', '.join(sorted(unknown))}")
+
     @functools.wraps(factory)
     def build(*args: Any, **kwargs: Any) -> Transformation:
         bound = bind(registered, signature, args, kwargs)
         made = as_transformation(factory(*args, **kwargs), registered.rpartition(".")[2])
         bound.apply_defaults()
+        for argument in ordered:
+            if isinstance(bound.arguments[argument], Mapping):
+                bound.arguments[argument] = Ordered(bound.arguments[argument])
         return made.built_by(build, bound)
 
     known = FACTORIES.get(registered)

@@ -15,6 +15,10 @@ WIDTH = 88
 NAME = "registered_name"
 
 
+class Ordered(dict[str, Any]):
+    """An argument whose order counts: patterns, of which the first that is found decides."""
+
+
 def registered_name(factory: Callable[..., Any]) -> str:
     """The name of a factory in the registry, and in code."""
     return getattr(factory, NAME)
@@ -99,8 +103,8 @@ def on_host(value: Any) -> Any:
         value = np.array(keys.key_data(value) if keys.is_key(value) else value)
     if type(value) in (list, tuple):
         return type(value)(map(on_host, value))
-    if type(value) is dict:
-        return {key: on_host(item) for key, item in value.items()}
+    if type(value) in (dict, Ordered):
+        return type(value)({key: on_host(item) for key, item in value.items()})
     if isinstance(value, np.ndarray):
         value = value.copy()
         value.flags.writeable = False
@@ -110,6 +114,8 @@ def on_host(value: Any) -> Any:
 def freeze(value: Any) -> Any:
     """A hashable stand-in that is equal for equal configurations."""
     match value:
+        case Ordered():
+            return ("ordered", tuple((key, freeze(item)) for key, item in value.items()))
         case dict():
             return ("dict", frozenset((key, freeze(item)) for key, item in value.items()))
         case list() | tuple() if not isinstance(value, optax.GradientTransformation):

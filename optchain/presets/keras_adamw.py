@@ -30,7 +30,7 @@ from optchain.transforms.learning_rate import scale_by_learning_rate
 from optchain.transforms.scaling import scale, scale_by_path
 
 
-@register(name="presets.keras_adamw.adamw")
+@register(name="presets.keras_adamw.adamw", ordered=["lr_multipliers", "weight_decays"])
 def adamw(
     learning_rate: Hyperparam = 0.001,
     beta_1: Hyperparam = 0.9,
@@ -108,7 +108,7 @@ def adamw(
     )
 
 
-@register(name="presets.keras_adamw.nadamw")
+@register(name="presets.keras_adamw.nadamw", ordered=["lr_multipliers", "weight_decays"])
 def nadamw(
     learning_rate: Hyperparam = 0.001,
     beta_1: Hyperparam = 0.9,
@@ -181,7 +181,7 @@ def nadamw(
     )
 
 
-@register(name="presets.keras_adamw.sgdw")
+@register(name="presets.keras_adamw.sgdw", ordered=["lr_multipliers", "weight_decays"])
 def sgdw(
     learning_rate: Hyperparam = 0.01,
     momentum: Hyperparam = 0.0,

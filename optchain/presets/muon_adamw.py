@@ -1,5 +1,6 @@
 """Muon for the matrices of a real model and AdamW for the rest, with the arguments that the presets share."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Unpack
 
@@ -15,7 +16,7 @@ from optchain.transforms.learning_rate import scale_by_learning_rate
 EMBEDDINGS = matching("(?i)embed", allow_unmatched=True)
 
 
-@preset
+@functools.partial(preset, ordered=["matrices"])
 def muon_adamw(
     learning_rate: Hyperparam = 0.001,
     weight_decay: Hyperparam | None = 0.1,

@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ParamSpec, TypedDict, cast
 
 from optchain import schedules
@@ -170,7 +170,7 @@ def link_for_argument(name: str, link: Callable[[Any], Transformation], value: A
     return link(value)
 
 
-def preset(rule: Callable[P, Transformation]) -> Callable[P, Transformation]:
+def preset(rule: Callable[P, Transformation], ordered: Iterable[str] = ()) -> Callable[P, Transformation]:
     """Gives a preset the shared arguments, where Keras has them, and registers it.
 
     A preset declares its own arguments and passes the rest, `**shared`, to :func:`assemble`. The signature that users see
@@ -195,4 +195,4 @@ def preset(rule: Callable[P, Transformation]) -> Callable[P, Transformation]:
     cast(Any, build).__signature__ = signature
     doc = SHARED_DOC if "weight_decay" not in declared else SHARED_DOC.partition("None for none.\n")[2]
     build.__doc__ = (rule.__doc__ or "").replace("{shared}", doc.strip())
-    return register(build)
+    return register(build, ordered=ordered)

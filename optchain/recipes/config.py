@@ -24,6 +24,7 @@ from optchain.core.keys import is_raw_key
 from optchain.core.masks import AsMask, Choice, Common, Matching, Matrices, Others, as_mask
 from optchain.core.registry import FACTORIES
 from optchain.core.transformation import Transformation
+from optchain.core.values import Ordered
 from optchain.recipes.building import (
     ConfigError,
     built,
@@ -147,6 +148,8 @@ def _encode(value: Any, where: str) -> Any:
             return bool(value) if value.dtype == bool else {"array": value.item(), "dtype": value.dtype.name}
         case np.ndarray() if is_raw_key(value) and value.shape == (2,):
             return {"array": value.tolist(), "dtype": value.dtype.name}
+        case Ordered():
+            return {"ordered": [[key, _encode(item, f"{where}.{key}")] for key, item in value.items()]}
         case Mapping():
             if not all(isinstance(key, str) for key in value):
                 raise TypeError(f"{where} has keys that are not strings")
@@ -198,10 +201,22 @@ def _decode(value: Any, where: str) -> Any:
         return tuple(_decode(list(value["tuple"]), where))
     if set(value) == {"tree"} and isinstance(value["tree"], Mapping):
         return {text_key(key, where): _decode(item, f"{where}.{key}") for key, item in value["tree"].items()}
+    if set(value) == {"ordered"} and isinstance(value["ordered"], list | tuple):
+        return _ordered(value["ordered"], where)
     raise ValueError(
-        f"{where} must have one of the keys {', '.join(map(repr, kinds))}, 'array', 'tree', 'tuple'; it has "
-        f"{sorted(map(str, value))}{key_suggestion(value, [*kinds, 'arguments', 'array', 'dtype', 'tree', 'tuple'])}"
+        f"{where} must have one of the keys {', '.join(map(repr, kinds))}, 'array', 'ordered', 'tree', 'tuple'; it has "
+        f"{sorted(map(str, value))}"
+        f"{key_suggestion(value, [*kinds, 'arguments', 'array', 'dtype', 'ordered', 'tree', 'tuple'])}"
     )
+
+
+def _ordered(pairs: Sequence[Any], where: str) -> dict[str, Any]:
+    if not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
+        raise ConfigError(f"{where}: 'ordered' must be a list of pairs, of a key and a value")
+    keys = [text_key(key, where) for key, _ in pairs]
+    if repeated := sorted({key for key in keys if keys.count(key) > 1}):
+        raise ConfigError(f"{where}: 'ordered' has a key twice: {', '.join(map(repr, repeated))}")
+    return {key: _decode(item, f"{where}.{key}") for key, (_, item) in zip(keys, pairs, strict=True)}
 
 
 def _named(value: Mapping[str, Any], kind: str, where: str) -> tuple[str, dict[str, Any]]:

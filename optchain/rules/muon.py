@@ -1,5 +1,6 @@
 """Muon's rule: a momentum whose matrices are made orthogonal, and Adam for everything that is no matrix."""
 
+import functools
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -87,7 +88,7 @@ SLOTS = declare(
 )
 
 
-@register
+@register(ordered=["matrices"])
 def scale_by_muon(
     momentum: Hyperparam = 0.95,
     nesterov: bool = True,
@@ -222,18 +223,22 @@ def scale_by_muon(
         }
 
     def form_of(path: trees.Path, g: jax.Array, nu: jax.Array) -> MatrixAxes | bool:
-        if nu.ndim == g.ndim:
-            return False  # not one that was chosen when the state was made
+        is_matrix = nu.ndim != g.ndim  # it was chosen when the state was made
         if forms_by_pattern is None:
-            return MATRIX
+            return MATRIX if is_matrix else False
         name = trees.path_string(path)
         form = next((form for pattern, form in forms_by_pattern.items() if re.search(pattern, name)), False)
-        if not form:
+        if is_matrix and not form:
             raise ValueError(
                 f"the state was made for other matrices: {name or 'the array'} is one there, and by no pattern of matrices here; "
                 f"the patterns are: {', '.join(forms_by_pattern)}"
             )
-        return form
+        if form and not is_matrix and mask is None:
+            raise ValueError(
+                f"the state was made for other matrices: {name or 'the array'} goes by Adam's rule there, and is one by a pattern of "
+                f"matrices here; the patterns are: {', '.join(forms_by_pattern)}"
+            )
+        return form if is_matrix else False
 
     def update(updates: Tree, state: ScaleByMuonState, params: Tree, **extra: Any) -> tuple[Tree, ScaleByMuonState]:
         count = trees.increment(state["count"])
@@ -409,14 +414,27 @@ def _iterated(x: jax.Array, triples: Sequence[Triple], dtype: Any, least_norm: f
     power = Factor(jnp.ones_like(peak.significand), -peak.exponent)
     x = power.times(x)
     epsilon = power.times(jnp.full_like(power.significand, 1e-7 if least_norm is None else least_norm))
-    norm = trees.root(trees.sum_of_squares(x))
-    x = x / (norm + epsilon if least_norm is None else _at_least(norm, epsilon))
-    x = x if dtype is None or trees.is_complex(x) else x.astype(dtype)
+    dtype = wide if dtype is None or trees.is_complex(x) else dtype
+    if least_norm is None:
+        x = (x / (trees.root(trees.sum_of_squares(x)) + epsilon)).astype(dtype)
+    else:  # PyTorch divides what is narrow already
+        x = x.astype(dtype).astype(wide)
+        norm = _at_least(trees.root(trees.sum_of_squares(x)), epsilon).astype(dtype)
+        x = (x / norm.astype(wide)).astype(dtype)
     for a, b, c in triples:
-        square = x @ x.conj().T
-        x = a * x + (b * square + c * square @ square) @ x
+        x = _iteration(x, a, b, c)
     x = x.astype(wide)
     return x.conj().T if tall else x
+
+
+def _iteration(x: jax.Array, a: float, b: float, c: float) -> jax.Array:
+    """`a x + (b S + c S²) x` of `S = x xᵀ`. In a narrow dtype each sum is rounded once, whose terms are float32."""
+    square = x @ x.conj().T
+    if jnp.finfo(x.dtype).bits >= 32:
+        return a * x + (b * square + c * square @ square) @ x
+    product = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
+    polynomial = b * square.astype(jnp.float32) + c * product(square, square)
+    return (a * x.astype(jnp.float32) + product(polynomial.astype(x.dtype), x)).astype(x.dtype)
 
 
 def _at_least(norm: jax.Array, least: jax.Array) -> jax.Array:

@@ -170,6 +170,7 @@ def scale_by_soap(
 
     def update(updates: Tree, state: ScaleBySoapState, params: Tree, **extra: Any) -> tuple[Tree, ScaleBySoapState]:
         count = state["count"]
+        jax.tree_util.tree_map_with_path(check_bases, updates, state["gram"])
         values = {name: extra[name] for name in hyperparams.names}
         old = [state[name] for name in slots]
         directions, *new = each_leaf(step, updates, *old, outputs=4, t=count, **values)
@@ -183,6 +184,16 @@ def scale_by_soap(
         with jax.numpy_dtype_promotion("standard"):  # a real number becomes complex, no more
             basis, mu, nu = run_if(count % frequency == 0, refresh, state["basis"], mu, nu)
         return directions, {"count": trees.increment(count), "mu": mu, "nu": nu, "gram": gram, "basis": basis}
+
+    def check_bases(path: trees.Path, g: jax.Array, gram: Axes) -> None:
+        there = [len(m) for _, m in _in_order(gram) if m.ndim == 2]
+        here = [size for size, has_basis in shapes.axes(g.shape, True) if has_basis]
+        # A mask may leave a parameter out, and is not asked again.
+        if (there or mask is None) and (there != here or len(gram) != len(shapes.merged(g.shape))):
+            raise ValueError(
+                f"the state was made for other bases: {trees.path_string(path) or 'the array'} has bases of {there} there and of {here} "
+                "here; mask, one_sided, merge_dims, precondition_1d and max_precondition_dim stay what they were when it was made"
+            )
 
     def step(
         t: jax.Array, beta_1: jax.Array, beta_2: jax.Array, epsilon: jax.Array, shampoo_beta: Any = None

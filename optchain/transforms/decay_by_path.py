@@ -15,7 +15,7 @@ from optchain.core.transformation import Transformation
 from optchain.core.trees import Tree
 
 
-@register
+@register(ordered=["weight_decays"])
 def decay_by_path(
     weight_decays: Mapping[str, tuple[float, float]], *, learning_rate: Hyperparam | None = None
 ) -> Transformation:

@@ -39,7 +39,7 @@ def scale(factor: Hyperparam) -> Transformation:
     )
 
 
-@register
+@register(ordered=["factors"])
 def scale_by_path(factors: Mapping[str, float]) -> Transformation:
     """Multiplies each parameter's update by a factor of its own: learning-rate multipliers by layer.
 

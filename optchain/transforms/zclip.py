@@ -49,7 +49,7 @@ def zclip(
         μ ← decay · μ + (1 − decay) · n,    σ² ← decay · σ² + (1 − decay) · (n − μ)²
 
     The first `warmup_steps` norms are not clipped; μ and σ² begin as their mean and variance. A norm whose square is not finite changes
-    neither, and one that is not finite turns every leaf to NaN. For a fixed bound too put `clip_by_global_norm` before it.
+    neither, nor do norms of 0 before the first other one. One that is not finite turns every leaf to NaN. For a fixed bound too put `clip_by_global_norm` before it.
 
     Norms that rise for good are followed slowly, since what is clipped to near μ leaves σ small; where the first norms were all
     the same, σ is 0, and no norm above theirs is followed at all. `skip_spikes` has a least σ, and forgets.
@@ -102,7 +102,8 @@ def zclip(
         z = (norm - mean) / (deviation + EPSILON)
         clips = (seen >= warmup_steps) & (z > threshold)
         bound = jnp.where(clips, mean + jnp.square(threshold) / jnp.where(clips, z, 1) * deviation, norm)
-        counted = jnp.isfinite(jnp.square(norm))
+        # Norms of 0 before the first other one, such as those of a branch that is frozen yet, say nothing of what is usual.
+        counted = jnp.isfinite(jnp.square(norm)) & ((norm > 0) | (mean > 0))
         # The mean and the variance of what there was so far, then moving averages of both.
         weight = jnp.where(seen < warmup_steps, 1 / (trees.astype(seen, norm.dtype) + 1), 1 - decay)
         new_mean = mean + weight * (bound - mean)

@@ -125,7 +125,14 @@ FULL_DISK = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000,
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("target", [["orbax", "out"], ["torch", "out.pt"], ["torch", "out.safetensors"]])
+@pytest.mark.parametrize(
+    "target",
+    [
+        ["orbax", "out"],
+        ["torch", "out.pt"],
+        pytest.param(["torch", "out.safetensors"], marks=pytest.mark.for_release),
+    ],
+)
 def test_a_full_disk_is_one_line_and_leaves_nothing(target: list[str], folder: Path):
     pytest.importorskip("torch")
     rng = np.random.default_rng(0)

@@ -69,13 +69,11 @@ def run(finished: Path, tmp_path: Path) -> Path:
 # What a run gives -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.thorough
+@pytest.mark.for_release  # `.ci/run` looks at the accuracies of the README's own run
 def test_the_defaults_classify_97_percent_of_the_test_images_with_raw_and_averaged_weights(tmp_path: Path):
-    began = time.monotonic()
     process = start("--out", tmp_path / "run")
     output, errors = process.communicate()
     assert (process.returncode, errors) == (0, "")
-    assert time.monotonic() - began < 90
     shown = [float(percent) for percent in re.findall(r"([\d.]+)%", output)]
     assert len(shown) == 2
     assert min(shown) >= 97

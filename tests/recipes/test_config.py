@@ -1,7 +1,9 @@
 """Recipes through JSON and back, Keras's own dictionaries, and data that means no good."""
 
 import dataclasses
+import inspect
 import json
+import pickle
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -20,6 +22,7 @@ from parity.recipes import OWN, Recipe, preset, recipes
 
 import optchain as oc
 from optchain import schedules
+from optchain.core.registry import FACTORIES
 
 keras_variables = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # and NumPy 2
 
@@ -723,11 +726,97 @@ def test_a_config_of_a_reasonable_depth_is_read() -> None:
     assert oc.from_config(deep(20, part(learning_rate=0.1))).kind == "gate"
 
 
+# Patterns, of which the first that is found decides -----------------------------------------------------------------
+
+BY_PATTERN = {
+    "scale_by_path": lambda p: oc.scale_by_path({name: 2.0 + i for i, name in enumerate(p)}),
+    "decay_by_path": lambda p: oc.decay_by_path({name: (0.0, 0.1 + i) for i, name in enumerate(p)}, learning_rate=0.1),
+    "scale_by_muon": lambda p: oc.scale_by_muon(matrices={name: (i, 1 - i) for i, name in enumerate(p)}),
+    "muon_adamw": lambda p: oc.muon_adamw(matrices={name: (0, 1) if i else None for i, name in enumerate(p)}),
+    "lr_multipliers": lambda p: oc.presets.keras_adamw.sgdw(lr_multipliers={name: 2.0 + i for i, name in enumerate(p)}),
+    "weight_decays": lambda p: oc.presets.keras_adamw.adamw(
+        weight_decays={name: (0.0, 0.1 + i) for i, name in enumerate(p)}, total_iterations=10
+    ),
+}
+
+
+@pytest.mark.parametrize("make", BY_PATTERN.values(), ids=BY_PATTERN)
+def test_the_order_of_patterns_is_part_of_a_recipe(make: Any) -> None:
+    tx, same, turned = make(["^head", "kernel"]), make(["^head", "kernel"]), make(["kernel", "^head"])
+    assert (tx, hash(tx), repr(tx)) == (same, hash(same), repr(same))
+    assert tx != turned
+    for each in (tx, turned):
+        back = oc.from_config(json.loads(json.dumps(oc.to_config(each), sort_keys=True)))
+        assert back == each
+        assert repr(back) == repr(each)
+        assert pickle.loads(pickle.dumps(each)) == each
+
+
+def test_every_argument_of_patterns_is_among_them() -> None:
+    found = {
+        (name, parameter.name)
+        for name, factory in FACTORIES.items()
+        if factory.__module__.startswith("optchain.")
+        for parameter in inspect.signature(factory).parameters.values()
+        if "Mapping[str" in str(parameter.annotation)
+    }
+    dialect = [
+        (f"presets.keras_adamw.{preset}", name)
+        for preset in ("adamw", "nadamw", "sgdw")
+        for name in ("lr_multipliers", "weight_decays")
+    ]
+    assert found - {("compact", "moments")} == {  # which are by slot
+        ("scale_by_path", "factors"), ("decay_by_path", "weight_decays"), ("scale_by_muon", "matrices"),
+        ("muon_adamw", "matrices"), *dialect,
+    }  # fmt: skip
+
+
+def test_a_recipe_of_other_patterns_is_compiled_anew() -> None:
+    params = {name: {"kernel": jnp.ones(2), "bias": jnp.ones(2)} for name in ("head", "body")}
+
+    def moved(tx: oc.Transformation) -> Any:
+        step = jax.jit(lambda tx, params: tx.apply(params, tx.init(params), grads=params)[0], static_argnums=0)
+        return step(tx, params)["head"]["kernel"].tolist()
+
+    def by(factors: dict[str, float]) -> oc.Transformation:
+        return oc.chain(oc.scale_by_path(factors), oc.scale_by_learning_rate(1.0))
+
+    assert moved(by({"^head": 10.0, "kernel": 1.0})) == [-9.0, -9.0]
+    assert moved(by({"kernel": 1.0, "^head": 10.0})) == [0.0, 0.0]
+
+
+def test_a_config_from_before_its_patterns_had_an_order_is_read() -> None:
+    config = {"optchain": 1, "transformation": "scale_by_path", "arguments": {"factors": {"tree": {"^head": 10.0}}}}
+    assert oc.from_config(config) == oc.scale_by_path({"^head": 10.0})
+
+
+@pytest.mark.parametrize(
+    ("ordered", "message"),
+    [
+        ([["a", 1.0], ["a", 2.0]], "'ordered' has a key twice: 'a'"),
+        ([["a"]], "'ordered' must be a list of pairs"),
+        ([[1, 2.0]], "config.factors"),
+    ],
+)
+def test_a_wrong_order_is_refused(ordered: Any, message: str) -> None:
+    config = {"optchain": 1, "transformation": "scale_by_path", "arguments": {"factors": {"ordered": ordered}}}
+    with pytest.raises(ValueError, match=message):
+        oc.from_config(config)
+
+
+def test_register_refuses_an_order_of_no_argument() -> None:
+    with pytest.raises(ValueError, match="ordered must name arguments of of_none; got factor"):
+
+        @oc.register(ordered=["factor"])
+        def of_none(factors: dict[str, float]) -> oc.Transformation:
+            return oc.scale(1.0)
+
+
 # Any JSON --------------------------------------------------------------------------------------------------------------
 
 # fmt: off
 NAMES = st.sampled_from([
-    "optchain", "transformation", "arguments", "schedule", "mask", "array", "dtype", "tree", "class_name", "config",
+    "optchain", "transformation", "arguments", "schedule", "mask", "array", "dtype", "ordered", "tree", "class_name", "config",
     "inner", "links", "steps", "learning_rate", "patterns", "name", "initial_scale", "schedules", "boundaries",
     "inner_optimizer", "weight_decay", "moment_dtype", "values", "exclude_from_weight_decay", "decay",
 ])

@@ -217,6 +217,25 @@ def test_a_state_of_other_matrices_is_refused_by_name(others):
         jax.eval_shape(fewer.update, grads, state)
 
 
+def test_a_state_without_one_of_the_matrices_is_refused_by_name():
+    grads = weights()
+    state = oc.scale_by_muon(matrices={"layers": (-2, -1)}).init(grads)
+    with pytest.raises(ValueError, match="the state was made for other matrices: conv goes by Adam's rule there"):
+        jax.eval_shape(oc.scale_by_muon(matrices=LAYOUTS).update, grads, state)
+    # A mask may have left it out, and is not asked again.
+    masked = oc.scale_by_muon(matrices=LAYOUTS, mask=oc.matching("layers"))
+    jax.eval_shape(masked.update, grads, masked.init(grads))
+
+
+def test_narrow_iterations_round_each_sum_once():
+    x = np.random.default_rng(0).normal(size=(64, 32)).astype(np.float32)
+    exact = orthogonalize(x, "polar_express")
+    narrow = orthogonalize(x, "polar_express", dtype="bfloat16")
+    assert np.abs(narrow - exact).max() < 0.01  # three times as much where each product and each sum is rounded
+    least = [np.linalg.svd(u, compute_uv=False).min() for u in (exact, narrow)]
+    assert least[1] == pytest.approx(least[0], abs=0.01)
+
+
 @pytest.mark.thorough
 def test_groups_and_compact_take_stacks():
     def muon(*names):

@@ -219,6 +219,28 @@ def test_the_state_has_the_bytes_that_the_docstring_says():
     )  # and an element for each axis without a basis
 
 
+OTHER_BASES = [
+    {"one_sided": True}, {"max_precondition_dim": 4}, {"precondition_1d": True}, {"merge_dims": True, "max_precondition_dim": 12},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", OTHER_BASES, ids=str)
+def test_a_state_of_other_bases_is_refused_by_name(options):
+    params = {"conv": jnp.ones((2, 3, 5)), "bias": jnp.ones(5)}
+    plain, other = oc.scale_by_soap(), oc.scale_by_soap(**options)
+    for made, used in [(plain, other), (other, plain)]:
+        with pytest.raises(ValueError, match=r"the state was made for other bases: (conv|bias) has bases of"):
+            jax.eval_shape(used.update, params, made.init(params))
+
+
+def test_what_a_mask_left_out_stays_out_and_a_state_without_it_is_refused():
+    params = {"w": jnp.ones((3, 2))}
+    masked = oc.scale_by_soap(mask={"w": False})
+    jax.eval_shape(masked.update, params, masked.init(params))
+    with pytest.raises(ValueError, match=r"the state was made for other bases: w has bases of .* there"):
+        jax.eval_shape(oc.scale_by_soap().update, params, masked.init(params))
+
+
 def test_between_refreshes_no_matrix_is_decomposed():
     """In the program there is one branch, and all decompositions are in it."""
     tx = oc.soap(0.1)

@@ -81,6 +81,25 @@ def test_split_matrices_are_exchanged_and_not_gathered_with_the_numbers_of_one_d
     assert found == {"all-to-all": 2 * len(names)}
 
 
+@pytest.mark.thorough
+@pytest.mark.parametrize("spec", [P(("data", "model")), P(None, ("data", "model"))], ids=["rows", "columns"])
+def test_matrices_that_are_split_over_both_axes_at_once_are_exchanged(spec):
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AUTO,) * 2)
+    params = {f"w{i}": jax.random.normal(jax.random.key(i), (16, 32)) for i in range(16)}
+    tx = oc.chain(oc.scale_by_muon(), oc.scale_by_learning_rate(0.1))
+    placed = jax.device_put(params, NamedSharding(mesh, spec))
+    with jax.set_mesh(mesh):
+        state = tx.init(placed)
+        out = jax.tree.map(lambda x: x.sharding, (placed, state))
+        step = jax.jit(lambda p, s: tx.apply(p, s, grads=p), out_shardings=out)
+        compiled = step.lower(placed, state).compile()
+        new, _ = compiled(placed, state)
+    expected, _ = jax.jit(lambda p, s: tx.apply(p, s, grads=p))(params, tx.init(params))
+    for name in params:
+        np.testing.assert_allclose(new[name], expected[name], rtol=1e-6, atol=1e-6)
+    assert Counter(COLLECTIVE.findall(compiled.as_text())) == {"all-to-all": 4}
+
+
 def test_matrices_that_lie_whole_everywhere_are_dealt_out_without_a_word_and_gathered_at_once():
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AUTO,))
     placed = jax.device_put(weights(8), NamedSharding(mesh, P()))

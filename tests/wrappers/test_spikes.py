@@ -221,6 +221,20 @@ def test_zclip_is_the_papers_over_four_hundred_norms():
     assert float(lengths.max()) < 5
 
 
+def test_zclip_does_not_learn_from_norms_of_zero_before_the_first_gradient():
+    tx = oc.zclip(warmup_steps=4)
+    state = tx.init(jnp.zeros(1))
+    sizes = [0.0] * 10 + [1.0, 1.1, 0.0, 0.9, 1.0, 1000.0]
+    update = jax.jit(tx.update)
+    out = []
+    for size in sizes:
+        updates, state = update(jnp.array([size]), state)
+        out.append(float(updates[0]))
+    np.testing.assert_allclose(out[:-1], sizes[:-1])
+    assert int(state["seen"]) == 6
+    assert 0 < out[-1] < 10
+
+
 def test_zclip_turns_what_is_not_finite_to_nan_and_does_not_learn_from_it():
     tx = oc.zclip(warmup_steps=2)
     state = tx.init(jnp.zeros(2))
