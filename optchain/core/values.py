@@ -103,8 +103,10 @@ def on_host(value: Any) -> Any:
         value = np.array(keys.key_data(value) if keys.is_key(value) else value)
     if type(value) in (list, tuple):
         return type(value)(map(on_host, value))
-    if type(value) in (dict, Ordered):
-        return type(value)({key: on_host(item) for key, item in value.items()})
+    if type(value) is Ordered:
+        return Ordered({key: on_host(item) for key, item in value.items()})
+    if type(value) is dict:
+        return {key: on_host(item) for key, item in value.items()}
     if isinstance(value, np.ndarray):
         value = value.copy()
         value.flags.writeable = False
