@@ -104,8 +104,8 @@ def skip_nonfinite(
 def raise_if_nonfinite(metrics: Mapping[str, Any]) -> None:
     """Raises on the host when `skip_nonfinite(…, max_consecutive)` has skipped too many steps in a row.
 
-    It reads the metrics, and so waits for the step that they come from: call it where the run logs anyway. Without a limit in the
-    recipe there is nothing to raise, and any loop may call it.
+    It reads the metrics, and so waits for the step that they come from: call it where the run logs anyway. A row that began and
+    ended between two readings is not seen. Without a limit in the recipe there is nothing to raise, and any loop may call it.
 
     Args:
       metrics: what `metrics(state)` or a step of `make_step` gave.
