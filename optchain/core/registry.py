@@ -51,7 +51,7 @@ def register(
       the right name.
 
     Raises:
-      TypeError: an argument without a name of its own: `**kwargs`, or one before a `/`.
+      TypeError: an argument without a name of its own: `**kwargs`, or one before a `/`; `ordered` as a string.
       ValueError: the name is taken by another function, or `ordered` names no argument.
 
     Example:
@@ -71,6 +71,8 @@ def register(
         if parameter.kind in (parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
             raise TypeError(f"{registered} must have arguments with names, which a config holds; got {parameter}")
 
+    if isinstance(ordered, str):
+        raise TypeError(f"ordered must be a list of names of arguments; got {ordered!r}")
     ordered = frozenset(ordered)
     if unknown := ordered - signature.parameters.keys():
         raise ValueError(f"ordered must name arguments of {registered}; got {', '.join(sorted(unknown))}")

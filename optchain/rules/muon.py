@@ -419,8 +419,9 @@ def _iterated(x: jax.Array, triples: Sequence[Triple], dtype: Any, least_norm: f
         x = (x / (trees.root(trees.sum_of_squares(x)) + epsilon)).astype(dtype)
     else:  # PyTorch divides what is narrow already
         x = x.astype(dtype).astype(wide)
-        norm = _at_least(trees.root(trees.sum_of_squares(x)), epsilon).astype(dtype)
-        x = (x / norm.astype(wide)).astype(dtype)
+        norm = _at_least(trees.root(trees.sum_of_squares(x)), epsilon)
+        norm = norm if dtype == wide else norm.astype(dtype).astype(wide)
+        x = (x / norm).astype(dtype)
     for a, b, c in triples:
         x = _iteration(x, a, b, c)
     x = x.astype(wide)

@@ -49,7 +49,8 @@ def zclip(
         μ ← decay · μ + (1 − decay) · n,    σ² ← decay · σ² + (1 − decay) · (n − μ)²
 
     The first `warmup_steps` norms are not clipped; μ and σ² begin as their mean and variance. A norm whose square is not finite changes
-    neither, nor do norms of 0 before the first other one. One that is not finite turns every leaf to NaN. For a fixed bound too put `clip_by_global_norm` before it.
+    neither, nor do norms of 0 before the first other one. One that is not finite turns every leaf to NaN. For a fixed bound too put
+    `clip_by_global_norm` before it.
 
     Norms that rise for good are followed slowly, since what is clipped to near μ leaves σ small; where the first norms were all
     the same, σ is 0, and no norm above theirs is followed at all. `skip_spikes` has a least σ, and forgets.

@@ -805,6 +805,8 @@ def test_a_wrong_order_is_refused(ordered: Any, message: str) -> None:
 
 
 def test_register_refuses_an_order_of_no_argument() -> None:
+    with pytest.raises(TypeError, match="ordered must be a list of names of arguments; got 'factors'"):
+        oc.register(lambda factors: oc.scale(1.0), name="of_letters", ordered="factors")
     with pytest.raises(ValueError, match="ordered must name arguments of of_none; got factor"):
 
         @oc.register(ordered=["factor"])

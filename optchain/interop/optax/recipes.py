@@ -13,8 +13,8 @@ def to_optax(tx: optax.GradientTransformation) -> optax.GradientTransformation:
     """The same recipe in Optax: `adamw`, `adam`, `sgd`, in `MultiSteps` where `tx` accumulates.
 
     Args:
-      tx: `presets.optax.adamw`, `adam`, `nadamw`, `nadam` or `sgd`, those of `presets.torch`, or a chain of `scale_by_adam(epsilon_hat=False)` or `apply_momentum`,
-        `scale_by_learning_rate` and `decay_weights`; in `accumulate` or not.
+      tx: `presets.optax.adamw`, `adam`, `nadamw`, `nadam` or `sgd`, those of `presets.torch`, or a chain of
+        `scale_by_adam(epsilon_hat=False)` or `apply_momentum`, `scale_by_learning_rate` and `decay_weights`; in `accumulate` or not.
 
     Raises:
       ValueError: a link that Optax's optimizers have no argument for; the message names it.
