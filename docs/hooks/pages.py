@@ -16,6 +16,7 @@ import gallery
 import latex2mathml.converter
 import links
 import pictures
+import runs
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -61,7 +62,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         if made is not None:
             picture = pictures.draw(made, code)
             files.append(File.generated(config, f"transformations/{name}.svg", content=picture))
-    files.append(File.generated(config, "guide/coordinates.svg", content=pictures.coordinates()))
+    for name, picture in {"coordinates": pictures.coordinates(), **runs.drawn()}.items():
+        files.append(File.generated(config, f"guide/{name}.svg", content=picture))
     files.append(File.generated(config, "transformations/index.md", content=_index(pages)))
     listed = [{group: [{name: f"transformations/{name}.md"} for name, _ in pages[group]]} for group in ORDER]
     config.nav = [
