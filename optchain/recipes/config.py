@@ -54,7 +54,7 @@ def to_config(tx: optax.GradientTransformation) -> dict[str, Any]:
       A fresh dict with the `optchain` version of the format, the `transformation`'s name, and its `arguments`.
 
     Raises:
-      TypeError: something that is not data: an Optax transformation or a function that is not registered, a traced value. The
+      TypeError: what is no transformation; something that is not data: an Optax transformation or a function that is not registered, a traced value. The
         message says where it stands.
 
     Example:

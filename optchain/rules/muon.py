@@ -153,6 +153,10 @@ def scale_by_muon(
       UserWarning: at `init`, parameters of more than two axes that the mask does not leave out, such as the stacked layers of
         a scanned network: they go by Adam's rule; and what of two axes may be vectors that are stacked with them.
 
+    Raises:
+      ValueError: a pattern that decides for no parameter, or that names axes which one has not; in an update, a state that was made for
+        other matrices. The message names the parameter.
+
     Source: Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024; the scale of `rms_rate`: Liu et al.,
     "Muon is Scalable for LLM Training", 2025, arXiv:2502.16982, equation 4; the coefficients `"polar_express"`: Amsel et al.,
     2025, arXiv:2505.16932; `"cans"`: Grishina et al., 2025, arXiv:2506.10935.

@@ -111,6 +111,9 @@ def scale_by_soap(
     Returns:
       A transformation with state `count, mu, nu, gram, basis`. `describe` shows which parameter has which bases.
 
+    Raises:
+      ValueError: in an update, a state that was made for other bases; the message names the parameter.
+
     Source: Vyas et al., "SOAP: Improving and Stabilizing Shampoo using Adam", 2024, arXiv:2409.11321, Algorithm 3 and 4; the
     first call and the bias corrections are those of its authors' code, and of `pytorch_optimizer.SOAP`.
 
