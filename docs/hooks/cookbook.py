@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+
 import pictures
 
 PROGRAMS = Path(__file__).parents[2] / "examples" / "cookbook"

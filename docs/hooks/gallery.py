@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import cookbook
-
 from optchain import schedules as of
 
 STEPS = 200

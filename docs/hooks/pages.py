@@ -10,20 +10,20 @@ import re
 from pathlib import Path
 from typing import Any
 
-import calls
-import cookbook
-import gallery
 import latex2mathml.converter
-import links
-import pictures
-import runs
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 from mkdocs.utils import get_relative_url
 
+import calls
+import cookbook
+import gallery
+import links
 import optchain
 import optchain.presets.keras_adamw
+import pictures
+import runs
 from optchain.cli.race import chart
 from optchain.cli.race.results import from_json
 from optchain.core.registry import FACTORIES

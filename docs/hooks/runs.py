@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pictures
 
 import optchain
+import pictures
 from optchain.interop.optax import from_optax_state
 
 Loss = Callable[[Any], jax.Array]
