@@ -1,7 +1,6 @@
 """Settings for every test, the tiers, and the tables of errors at the end of a run."""
 
 import gc
-import importlib.metadata
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -9,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import compiler
 import hypothesis
 import jax
 import numpy as np
@@ -47,6 +47,7 @@ for profile, max_examples in {"quick": 30, "ci": 100, "full": 840}.items():
 TIERS = {
     "quick": "in minutes: each row of each table once, and none that is marked `thorough` or `for_release`",
     "rest": "those marked `thorough`, which take seconds a case, likewise",
+    "programs": "those marked `thorough` and `programs`, likewise, compiled as users compile",
     "exhaustive": "for a release, in hours: all that both leave out, and the full product of the contract table",
     "all": "the default: all but test_exhaustive.py, so a file or a test that is named runs whole",
 }
@@ -84,7 +85,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _tier(item: pytest.Item) -> str:
     if item.path.name == "test_exhaustive.py" or item.get_closest_marker("for_release"):
         return "exhaustive"
-    return "rest" if item.get_closest_marker("thorough") else "quick"
+    if not item.get_closest_marker("thorough"):
+        return "quick"
+    return "programs" if item.get_closest_marker("programs") else "rest"
 
 
 def _sample(items: Sequence[pytest.Item]) -> Iterator[pytest.Item]:
@@ -137,15 +140,9 @@ WORST_ERRORS = pytest.StashKey[dict[str, dict[ErrorKey, float]]]()
 CRASHED = pytest.StashKey[list[str]]()
 
 
-QUICK_COMPILER = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-"""Most of a quick run is the compiler's time, for programs that run once. XLA's older emitters for a CPU take a third of it;
-the other tiers compile as users do, and have what holds to the bit with the present emitters alone. jaxlib 0.12 has these emitters no more."""
-
-
 def pytest_configure(config: pytest.Config) -> None:
-    older = tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 12)
-    if config.getoption("--tier") == "quick" and older:
-        os.environ.setdefault("XLA_FLAGS", QUICK_COMPILER)  # workers and the processes that tests begin have it too
+    if config.getoption("--tier") in ("quick", "rest") and (flags := compiler.quick()):
+        os.environ.setdefault("XLA_FLAGS", flags)  # workers and the processes that tests begin have it too
     config.stash[WORST_ERRORS] = {title: {} for title in TABLES}
     config.stash[CRASHED] = []
 

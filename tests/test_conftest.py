@@ -90,6 +90,13 @@ def test_slow(): ...
 @pytest.mark.parametrize("second", range(2))
 def test_slow_product(first, second): ...
 
+@pytest.mark.programs
+@pytest.mark.thorough
+def test_program(): ...
+
+@pytest.mark.programs
+def test_quick_program(): ...
+
 @pytest.mark.for_release
 def test_slowest(): ...
 """
@@ -97,19 +104,20 @@ def test_slowest(): ...
 
 @pytest.mark.thorough
 def test_the_tiers_share_the_tests_out(tmp_path: Path):
-    markers = ("-o", "markers=each_value\nthorough\nfor_release")
+    markers = ("-o", "markers=each_value\nthorough\nprograms\nfor_release")
     names = {}
-    for tier in ("quick", "rest", "exhaustive", "all"):
+    for tier in ("quick", "rest", "programs", "exhaustive", "all"):
         code, output = run(TIERED, tmp_path, *markers, "--tier", tier, "-v")
         assert code == 0, output
         found = re.findall(r"test_it\.py::(\S+) PASSED", output)
         names[tier] = set(found)
         assert len(found) == len(names[tier])
-    assert names["quick"] | names["rest"] | names["exhaustive"] == names["all"]
+    assert names["quick"] | names["rest"] | names["programs"] | names["exhaustive"] == names["all"]
     assert sum(map(len, names.values())) == 2 * len(names["all"])
     sampled = ("test_product", "test_large_product", "test_whole", "test_table")
-    assert count(names["quick"]) == dict.fromkeys(sampled, 6)
+    assert count(names["quick"]) == dict.fromkeys(sampled, 6) | {"test_quick_program": 1}
     assert count(names["rest"]) == {"test_slow": 1, "test_slow_product": 3}
+    assert count(names["programs"]) == {"test_program": 1}
     left = {"test_product": 18, "test_large_product": 18, "test_slow_product": 3, "test_slowest": 1}
     assert count(names["exhaustive"]) == left
     product = [name[13:-1].split("-") for name in names["quick"] if name.startswith("test_product")]

@@ -17,7 +17,7 @@ from optchain.cli.bench.names import RecipeName
 from optchain.cli.bench.recipes import RECIPES
 from optchain.cli.bench.traffic import traffic
 
-pytestmark = pytest.mark.each_value
+pytestmark = [pytest.mark.each_value, pytest.mark.programs]
 
 LAYERS, WIDTH = 2, 256
 SCALARS = 1e-3

@@ -11,7 +11,7 @@ from .steps import STEPS, apply_step, assert_same, run
 from .table import every_row
 from .trees import TREES, grads_of, params_of
 
-pytestmark = pytest.mark.each_value(of="the contract")
+pytestmark = [pytest.mark.each_value(of="the contract"), pytest.mark.programs]
 
 
 @pytest.mark.parametrize("tree", ["bare_array", "scalars", "nnx_state"])

@@ -11,6 +11,8 @@ import optchain
 from optchain.core import by_platform
 from optchain.core.leaf_by_leaf import leaf_by_leaf
 
+pytestmark = pytest.mark.programs
+
 LEAVES, SIDE = 24, 256
 SHAPES = {str(i): jax.ShapeDtypeStruct((SIDE, SIDE), jnp.float32) for i in range(LEAVES)}
 NUMBERS = LEAVES * SIDE * SIDE

@@ -8,6 +8,8 @@ import pytest
 
 import optchain as oc
 
+pytestmark = pytest.mark.programs
+
 WIDTH, BATCH = 64, 32
 RECIPES = {
     "adamw": lambda: oc.adamw(0.1, global_clipnorm=1.0, use_ema=True, lazy=True),

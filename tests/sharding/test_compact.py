@@ -14,6 +14,8 @@ from benchmarks.collectives import collectives
 
 from .runs import mesh_of
 
+pytestmark = pytest.mark.programs
+
 
 def normal(seed, *shape):
     """NumPy's: JAX's would be compiled wherever tests are collected."""

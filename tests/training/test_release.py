@@ -286,6 +286,7 @@ def temporaries(tx: Any, layers: int, release: str | None) -> int:
     return step.lower(params, jax.eval_shape(tx.init, params), x).compile().memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.programs
 @pytest.mark.parametrize(
     "tx",
     others_thorough([oc.sgd(0.1), oc.adamw(0.1), oc.compact(oc.adamw(0.1, use_ema=True), min_size=1)], oc.adamw(0.1)),
