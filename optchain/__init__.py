@@ -53,6 +53,7 @@ from optchain.rules.momentum import apply_momentum as apply_momentum
 from optchain.rules.muon import scale_by_muon as scale_by_muon
 from optchain.rules.muon_average import scale_by_muon_average as scale_by_muon_average
 from optchain.rules.nadam import scale_by_nadam as scale_by_nadam
+from optchain.rules.neuron_rms import scale_by_neuron_rms as scale_by_neuron_rms
 from optchain.rules.radam import scale_by_radam as scale_by_radam
 from optchain.rules.rms import scale_by_rms as scale_by_rms
 from optchain.rules.rprop import scale_by_rprop as scale_by_rprop

@@ -3,10 +3,15 @@
 import dataclasses
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
-from optchain.core.masks import check_patterns
+import jax
+import jax.numpy as jnp
+
+from optchain.core import trees
+from optchain.core.masks import check_patterns, first_match
+from optchain.core.trees import Tree
 
 Axes: TypeAlias = int | Sequence[int]
 
@@ -33,6 +38,34 @@ class MatrixAxes:
             raise ValueError(
                 f"matrices gives {name} the axes {self.ins}, {self.outs}, which are no distinct axes of {tuple(shape)}"
             )
+
+
+MATRIX = MatrixAxes((0,), (1,))
+"""Of two axes: inputs first."""
+
+
+def forms_of(by_pattern: Mapping[str, MatrixAxes | None] | None, params: Tree, chosen: Tree) -> Tree:
+    """For each parameter its form as matrices, False for what is none or is not chosen.
+
+    Args:
+      by_pattern: what `axes_by_pattern` made of the argument; None where parameters of two axes are matrices, inputs first.
+      params: the parameters, or their updates.
+      chosen: for each whether it may be matrices.
+
+    Raises:
+      ValueError: a pattern that decides for no parameter, or that names axes which one has not (the message names it).
+    """
+    if by_pattern is None:
+        return jax.tree.map(lambda p, flag: flag and jnp.ndim(p) == 2 and MATRIX, params, chosen)
+    found = first_match(
+        "matrices", {pattern: form or False for pattern, form in by_pattern.items()}, False, params
+    )  # None would be no leaf
+    for (path, p), form, flag in zip(
+        trees.leaves_with_paths(params), jax.tree.leaves(found), jax.tree.leaves(chosen), strict=True
+    ):
+        if form and flag:
+            form.check(trees.path_string(path) or "the array", jnp.shape(p))
+    return jax.tree.map(lambda form, flag: flag and form, found, chosen)
 
 
 def axes_by_pattern(matrices: Any, *, may_be_none: bool = False, may_be_empty: bool = False) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from optchain.core.arguments import Range
 from optchain.core.registry import FACTORIES
 from optchain.interop.report import Names, is_field, split
 
-SQUARES = frozenset({"nu", "nu_max", "adam_nu", "sum_of_squares", "e_g", "e_x", "v", "v_row", "v_col"})
+SQUARES = frozenset({"nu", "nu_max", "adam_nu", "sum_of_squares", "e_g", "e_x", "v", "v_row", "v_col", "neuron_nu"})
 """The entries of a link's state that are means or sums of squares, or the largest of absolute values."""
 SIZES = frozenset({"step_size", "usual_norm", "initial_norm"})
 """The other entries of which no number is negative: sizes of steps, norms."""

@@ -13,8 +13,8 @@ from optchain.core import arguments, trees
 from optchain.core.each_leaf import each_leaf
 from optchain.core.factors import Factor
 from optchain.core.hyperparams import Hyperparam, Hyperparams
-from optchain.core.masks import Mask, check_mask, first_match, resolve_mask
-from optchain.core.matrix_axes import Axes, MatrixAxes, axes_by_pattern
+from optchain.core.masks import Mask, check_mask, resolve_mask
+from optchain.core.matrix_axes import MATRIX, Axes, MatrixAxes, axes_by_pattern, forms_of
 from optchain.core.owners import along_automatic_axes, by_owners, owner_axes
 from optchain.core.registry import register
 from optchain.core.slot import Slot, declare, stored
@@ -64,9 +64,6 @@ CANS = _with_margin(
 """The same where the smallest counts as it is, by Remez's algorithm: Grishina et al., arXiv:2506.10935."""
 
 NAMED = {"classic": (QUINTIC,), "polar_express": POLAR_EXPRESS, "cans": CANS}
-
-
-MATRIX = MatrixAxes((0,), (1,))
 
 
 class ScaleByMuonState(TypedDict):
@@ -183,11 +180,7 @@ def scale_by_muon(
     ns_steps = arguments.check_integer("ns_steps", ns_steps, minimum=1)
     slots = stored(SLOTS, moment_dtype)
     triples = each_step(coefficients, ns_steps)
-    forms_by_pattern = (
-        None
-        if matrices is None
-        else {pattern: form or False for pattern, form in axes_by_pattern(matrices, may_be_none=True).items()}
-    )
+    forms_by_pattern = None if matrices is None else axes_by_pattern(matrices, may_be_none=True)
     width_scale = arguments.check_bool("width_scale", width_scale)
     iterated = arguments.check_storage("iteration_dtype", iteration_dtype)
     if mask is not None:
@@ -195,16 +188,7 @@ def scale_by_muon(
 
     def forms(params: Tree) -> Tree:
         """For each parameter its form as matrices, False for what goes by Adam's rule."""
-        chosen = resolve_mask("mask", mask, params)
-        if forms_by_pattern is None:
-            return jax.tree.map(lambda p, flag: flag and jnp.ndim(p) == 2 and MATRIX, params, chosen)
-        found = first_match("matrices", forms_by_pattern, False, params)
-        for (path, p), form, flag in zip(
-            trees.leaves_with_paths(params), jax.tree.leaves(found), jax.tree.leaves(chosen), strict=True
-        ):
-            if form and flag:
-                form.check(trees.path_string(path) or "the array", jnp.shape(p))
-        return jax.tree.map(lambda form, flag: flag and form, found, chosen)
+        return forms_of(forms_by_pattern, params, resolve_mask("mask", mask, params))
 
     def labels(params: Tree) -> Tree:
         return jax.tree.map(lambda form: "orthogonal" if form else "Adam", forms(params))

@@ -218,6 +218,7 @@ ROWS = [
         "scale_by_muon_average",
         lambda: oc.masked(oc.scale_by_muon_average(eps=1e-3, iteration_dtype="float32"), only_matrices),
     ),
+    Row("scale_by_neuron_rms", lambda: oc.scale_by_neuron_rms(jnp.array(0.9), 1e-3)),
     Row("torch_sgd", lambda: oc.presets.torch.sgd(0.1, 0.9, 0.5, weight_decay=0.1, maximize=True)),
     Row(
         "keras_adamw_adamw",

@@ -732,6 +732,7 @@ BY_PATTERN = {
     "scale_by_path": lambda p: oc.scale_by_path({name: 2.0 + i for i, name in enumerate(p)}),
     "decay_by_path": lambda p: oc.decay_by_path({name: (0.0, 0.1 + i) for i, name in enumerate(p)}, learning_rate=0.1),
     "scale_by_muon": lambda p: oc.scale_by_muon(matrices={name: (i, 1 - i) for i, name in enumerate(p)}),
+    "scale_by_neuron_rms": lambda p: oc.scale_by_neuron_rms(matrices={name: (i, 1 - i) for i, name in enumerate(p)}),
     "muon_adamw": lambda p: oc.muon_adamw(matrices={name: (0, 1) if i else None for i, name in enumerate(p)}),
     "lr_multipliers": lambda p: oc.presets.keras_adamw.sgdw(lr_multipliers={name: 2.0 + i for i, name in enumerate(p)}),
     "weight_decays": lambda p: oc.presets.keras_adamw.adamw(
@@ -767,7 +768,7 @@ def test_every_argument_of_patterns_is_among_them() -> None:
     ]
     assert found - {("compact", "moments")} == {  # which are by slot
         ("scale_by_path", "factors"), ("decay_by_path", "weight_decays"), ("scale_by_muon", "matrices"),
-        ("muon_adamw", "matrices"), *dialect,
+        ("scale_by_neuron_rms", "matrices"), ("muon_adamw", "matrices"), *dialect,
     }  # fmt: skip
 
 

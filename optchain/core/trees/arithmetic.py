@@ -28,9 +28,9 @@ def zeros_like(params: Tree, dtype: Any = None, *, real: bool = False) -> Tree:
     return jax.tree.map(zeros, params)
 
 
-def zeros_without(p: Any, axis: int, dtype: Any) -> jax.Array:
-    """Zeros of a leaf's shape without one of its axes. On a mesh of explicit axes they have the type of a sum over that axis."""
-    kind = jax.eval_shape(functools.partial(jnp.sum, axis=axis), p)
+def zeros_without(p: Any, axis: int | tuple[int, ...], dtype: Any, *, keepdims: bool = False) -> jax.Array:
+    """Zeros of a leaf's shape without some of its axes. On a mesh of explicit axes they have the type of a sum over them."""
+    kind = jax.eval_shape(functools.partial(jnp.sum, axis=axis, keepdims=keepdims), p)
     sharding = kind.sharding
     if sharding is not None and not is_traced(p):  # its mesh is abstract; outside of `jit` the devices must be known
         sharding = NamedSharding(p.sharding.mesh, sharding.spec)
