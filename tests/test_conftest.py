@@ -54,7 +54,7 @@ def test_dies():
 
 def run(code: str, folder: Path, *options: str) -> tuple[int, str]:
     """A run of its own of one test file, with our `conftest.py`."""
-    for ours in ("conftest.py", "sampling.py"):
+    for ours in ("conftest.py", "sampling.py", "compiler.py"):
         shutil.copy(Path(__file__).with_name(ours), folder)
     (folder / "test_it.py").write_text(code)
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *options, "test_it.py"]

@@ -36,7 +36,11 @@ def varying_as(value: jax.Array, kind: Any) -> jax.Array:
 
 def placed_as(value: jax.Array, kind: Any) -> jax.Array:
     """Like `varying_as`, and split over the explicit axes of a mesh as an array of the type `kind` is."""
-    value = varying_as(value, kind)
+    return split_as(varying_as(value, kind), kind)
+
+
+def split_as(value: jax.Array, kind: Any) -> jax.Array:
+    """The value, split over the explicit axes of a mesh as an array of the type `kind` is."""
     wanted = getattr(kind, "sharding", None)
     if wanted is None or wanted.mesh.empty or jax.typeof(value).sharding.spec == wanted.spec:
         return value

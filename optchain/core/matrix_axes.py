@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import operator
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 
 from optchain.core import trees
 from optchain.core.masks import check_patterns, first_match
-from optchain.core.trees import Tree
+from optchain.core.trees import Path, Tree
 
 Axes: TypeAlias = int | Sequence[int]
 
@@ -31,10 +32,14 @@ class MatrixAxes:
         count, rows, columns = (math.prod(shape[axis] for axis in axes) for axes in (batch, ins, outs))
         return [*batch, *ins, *outs], (count, rows, columns)
 
+    def fits(self, shape: Sequence[int]) -> bool:
+        """Whether an array of this shape has these axes, each of them once."""
+        rank, axes = len(shape), (*self.ins, *self.outs)
+        return all(-rank <= axis < rank for axis in axes) and len({axis % rank for axis in axes}) == len(axes)
+
     def check(self, name: str, shape: Sequence[int]) -> None:
         """Requires an array of this shape to have these axes, each of them once."""
-        rank, axes = len(shape), (*self.ins, *self.outs)
-        if any(not -rank <= axis < rank for axis in axes) or len({axis % rank for axis in axes}) < len(axes):
+        if not self.fits(shape):
             raise ValueError(
                 f"matrices gives {name} the axes {self.ins}, {self.outs}, which are no distinct axes of {tuple(shape)}"
             )
@@ -66,6 +71,37 @@ def forms_of(by_pattern: Mapping[str, MatrixAxes | None] | None, params: Tree, c
         if form and flag:
             form.check(trees.path_string(path) or "the array", jnp.shape(p))
     return jax.tree.map(lambda form, flag: flag and form, found, chosen)
+
+
+def form_in_state(
+    by_pattern: Mapping[str, MatrixAxes | None] | None, path: Path, is_matrix: bool, *, masked: bool
+) -> MatrixAxes | bool:
+    """The form of a parameter of which the state shows whether it is a matrix, False if not.
+
+    Args:
+      by_pattern: as of `forms_of`.
+      path: the parameter's.
+      is_matrix: whether it was one when the state was made.
+      masked: whether a mask had a say then.
+
+    Raises:
+      ValueError: the patterns say otherwise (the message names the parameter).
+    """
+    if by_pattern is None:
+        return is_matrix and MATRIX
+    name = trees.path_string(path)
+    form = next((form for pattern, form in by_pattern.items() if re.search(pattern, name)), None)
+    if is_matrix and not form:
+        raise ValueError(
+            f"the state was made for other matrices: {name or 'the array'} is one there, and by no pattern of matrices here; "
+            f"the patterns are: {', '.join(by_pattern)}"
+        )
+    if form and not is_matrix and not masked:
+        raise ValueError(
+            f"the state was made for other matrices: {name or 'the array'} is none there, and is one by a pattern of "
+            f"matrices here; the patterns are: {', '.join(by_pattern)}"
+        )
+    return form if is_matrix and form else False
 
 
 def axes_by_pattern(matrices: Any, *, may_be_none: bool = False, may_be_empty: bool = False) -> dict[str, Any]:

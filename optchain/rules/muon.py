@@ -1,7 +1,6 @@
 """Muon's rule: a momentum whose matrices are made orthogonal, and Adam for everything that is no matrix."""
 
 import functools
-import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias, TypedDict
@@ -14,7 +13,7 @@ from optchain.core.each_leaf import each_leaf
 from optchain.core.factors import Factor
 from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.masks import Mask, check_mask, resolve_mask
-from optchain.core.matrix_axes import MATRIX, Axes, MatrixAxes, axes_by_pattern, forms_of
+from optchain.core.matrix_axes import Axes, MatrixAxes, axes_by_pattern, form_in_state, forms_of
 from optchain.core.owners import along_automatic_axes, by_owners, owner_axes
 from optchain.core.registry import register
 from optchain.core.slot import Slot, declare, stored
@@ -211,22 +210,7 @@ def scale_by_muon(
         }
 
     def form_of(path: trees.Path, g: jax.Array, nu: jax.Array) -> MatrixAxes | bool:
-        is_matrix = nu.ndim != g.ndim  # it was chosen when the state was made
-        if forms_by_pattern is None:
-            return MATRIX if is_matrix else False
-        name = trees.path_string(path)
-        form = next((form for pattern, form in forms_by_pattern.items() if re.search(pattern, name)), False)
-        if is_matrix and not form:
-            raise ValueError(
-                f"the state was made for other matrices: {name or 'the array'} is one there, and by no pattern of matrices here; "
-                f"the patterns are: {', '.join(forms_by_pattern)}"
-            )
-        if form and not is_matrix and mask is None:
-            raise ValueError(
-                f"the state was made for other matrices: {name or 'the array'} goes by Adam's rule there, and is one by a pattern of "
-                f"matrices here; the patterns are: {', '.join(forms_by_pattern)}"
-            )
-        return form if is_matrix else False
+        return form_in_state(forms_by_pattern, path, nu.ndim != g.ndim, masked=mask is not None)
 
     def update(updates: Tree, state: ScaleByMuonState, params: Tree, **extra: Any) -> tuple[Tree, ScaleByMuonState]:
         count = trees.increment(state["count"])

@@ -1,4 +1,4 @@
-"""`scale_by_neuron_rms`: against the paper in float64, over axes, meshes and edges."""
+"""`scale_by_neuron_rms`: against its formula in float64, over axes, meshes and edges."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ import optchain as oc
 STEPS = 12
 
 
-def of_the_paper(grads, beta_2=0.95, epsilon=1e-8):
+def in_float64(grads, beta_2=0.95, epsilon=1e-8):
     """The updates of one matrix, inputs first, in float64."""
     nu, made = np.zeros((1, grads.shape[-1])), []
     for g in np.float64(grads):
@@ -39,10 +39,10 @@ def gradients(*shape):
 
 
 @pytest.mark.parametrize("beta_2", [0.0, 0.95])
-def test_updates_are_those_of_the_paper(beta_2):
+def test_updates_are_those_of_the_formula(beta_2):
     grads = gradients(6, 4)
     made = updates_of(oc.scale_by_neuron_rms(beta_2, 1e-3), jnp.asarray(grads))
-    np.testing.assert_allclose(made, of_the_paper(grads, beta_2, 1e-3), rtol=2e-5)
+    np.testing.assert_allclose(made, in_float64(grads, beta_2, 1e-3), rtol=2e-5)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_each_matrix_of_a_stack_goes_by_itself(axes, order, shape):
     front = [0, *(1 + i for i in order)]
     ours, one = (x.transpose(front).reshape(STEPS, -1, n, m) for x in (made, grads))
     for i in range(ours.shape[1]):
-        np.testing.assert_allclose(ours[:, i], of_the_paper(one[:, i]), rtol=2e-5)
+        np.testing.assert_allclose(ours[:, i], in_float64(one[:, i]), rtol=2e-5)
 
 
 def test_what_is_no_matrix_is_left_alone_and_a_bad_pattern_is_refused():
@@ -83,10 +83,16 @@ def test_what_is_no_matrix_is_left_alone_and_a_bad_pattern_is_refused():
 def test_a_state_of_other_matrices_is_refused():
     params = {"kernel": jnp.ones((3, 4))}
     state = oc.scale_by_neuron_rms(matrices={"kernel": (1, 0)}).init(params)
-    with pytest.raises(ValueError, match=r"made for other matrices: kernel has neuron_nu of the shape \(3, 1\) there"):
+    with pytest.raises(
+        ValueError, match=r"made for other matrices or shapes: kernel has neuron_nu of the shape \(3, 1\) there"
+    ):
         oc.scale_by_neuron_rms().update(params, state)
-    with pytest.raises(ValueError, match=r"kernel has neuron_nu of the shape \(3, 1\) there, and \(1,\) here"):
+    with pytest.raises(ValueError, match="made for other matrices: kernel is one there, and by no pattern"):
         oc.scale_by_neuron_rms(matrices={"kernel": None}).update(params, state)
+    with pytest.raises(ValueError, match=r'scale_by_neuron_rms state\["neuron_nu"\]'):
+        oc.scale_by_neuron_rms().update({"other": params["kernel"]}, state)
+    with pytest.raises(ValueError, match=r"shape \(3, 1\) there, and \(1, 2\) here"):
+        oc.scale_by_neuron_rms().update({"kernel": jnp.ones((3, 2))}, state)
 
 
 def test_zeros_move_nothing_and_a_neuron_without_a_gradient_does_not_disturb_the_others():
@@ -100,11 +106,44 @@ def test_zeros_move_nothing_and_a_neuron_without_a_gradient_does_not_disturb_the
     assert np.isfinite(grad).all()
 
 
-@pytest.mark.parametrize("unit", [1e-12, 1e12])
+@pytest.mark.parametrize("unit", [1e-30, 1e-12, 1e12, 1e17])
 def test_updates_do_not_depend_on_the_unit(unit):
     grads = gradients(6, 4)
-    made = updates_of(oc.scale_by_neuron_rms(epsilon=0.0), jnp.asarray(grads * np.float32(unit)))
-    np.testing.assert_allclose(np.asarray(made) / np.float32(unit), of_the_paper(grads, epsilon=0.0), rtol=2e-5)
+    made = np.asarray(updates_of(oc.scale_by_neuron_rms(epsilon=0.0), jnp.asarray(grads * np.float32(unit))))
+    if unit < 1e-20:  # the squares are lost: neurons are left as they are
+        np.testing.assert_allclose(made, grads * np.float32(unit), rtol=1e-6)
+    else:
+        np.testing.assert_allclose(made / np.float32(unit), in_float64(grads, epsilon=0.0), rtol=2e-5)
+
+
+def test_a_neuron_whose_square_overflows_makes_no_step_and_no_nan():
+    tx, grads = oc.scale_by_neuron_rms(), jnp.array([[1e20, 0.3], [4.0, 0.4]])
+    updates = tx.update(grads, tx.init(grads))[0]
+    assert np.isfinite(updates).all()
+    assert (updates[:, 0] == 0).all()
+
+
+def test_a_neuron_that_never_had_a_gradient_needs_no_epsilon():
+    grads = jnp.array([[3.0, 0.0], [4.0, 0.0]])
+    tx = oc.scale_by_neuron_rms(epsilon=0.0)
+    np.testing.assert_allclose(tx.update(grads, tx.init(grads))[0], grads, rtol=1e-6)
+
+
+def test_what_has_no_inputs_has_no_nan():
+    tx, empty = oc.scale_by_neuron_rms(), jnp.zeros((0, 4))
+    assert (tx.update(empty, tx.init(empty))[1]["neuron_nu"] == 0).all()
+
+
+def test_it_takes_muons_mask_and_matrices_and_leaves_alone_what_goes_by_adam():
+    params = {"layers": jnp.ones((2, 3, 4)), "head": jnp.ones((4, 5)), "embed": jnp.ones((5, 4)), "bias": jnp.ones(4)}
+    mask, matrices = ~oc.matching("embed"), {"layers": (-2, -1), "head": None, "embed": (0, 1)}
+    muon, even = (f(mask=mask, matrices=matrices) for f in (oc.scale_by_muon, oc.scale_by_neuron_rms))
+    grads = jax.tree.map(lambda p: jax.random.normal(jax.random.key(0), p.shape), params)
+    alone, _ = muon.update(grads, muon.init(params))
+    both = oc.chain(muon, even)
+    made, _ = both.update(grads, both.init(params))
+    same = jax.tree.map(lambda a, b: bool((a == b).all()), alone, made)
+    assert same == {"layers": False, "head": True, "embed": True, "bias": True}
 
 
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
@@ -125,5 +164,8 @@ def test_split_matrices_have_the_numbers_of_one_device(axis_type, spec):
         params = jax.device_put(jnp.ones((16, 32)), NamedSharding(mesh, spec))
         over = jax.device_put(jnp.asarray(grads), NamedSharding(mesh, P(None, *spec)))
         made = jax.jit(after)(params, over)
+        placed = oc.init_sharded(tx, params, mesh)  # where the mean of what is split would lie elsewhere
+        jax.jit(tx.apply)(params, placed, grads=over[0])
+        oc.scale_by_neuron_rms().init(np.ones((16, 32), np.float32))
     for ours, theirs in zip(jax.tree.leaves(made), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(np.asarray(ours), np.asarray(theirs), rtol=1e-5, atol=1e-6)

@@ -33,7 +33,8 @@ def zeros_without(p: Any, axis: int | tuple[int, ...], dtype: Any, *, keepdims: 
     kind = jax.eval_shape(functools.partial(jnp.sum, axis=axis, keepdims=keepdims), p)
     sharding = kind.sharding
     if sharding is not None and not is_traced(p):  # its mesh is abstract; outside of `jit` the devices must be known
-        sharding = NamedSharding(p.sharding.mesh, sharding.spec)
+        own = getattr(p, "sharding", None)
+        sharding = NamedSharding(own.mesh, sharding.spec) if isinstance(own, NamedSharding) else None
     return lax.full(kind.shape, 0, dtype, sharding=sharding)
 
 
