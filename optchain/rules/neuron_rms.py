@@ -80,7 +80,9 @@ def scale_by_neuron_rms(
         def zeros(p: Any, form: MatrixAxes | bool) -> jax.Array:
             dtype = trees.wide_dtype(trees.real_dtype(trees.dtype_of(p)))
             # Checkpoints need at least one element.
-            return trees.zeros_without(p, form.ins, dtype, keepdims=True) if form else jnp.zeros((1,), dtype)
+            if not isinstance(form, MatrixAxes):
+                return jnp.zeros((1,), dtype)
+            return trees.zeros_without(p, form.ins, dtype, keepdims=True)
 
         return {
             "neuron_nu": jax.tree.map(zeros, params, forms_of(by_pattern, params, resolve_mask("mask", mask, params)))
