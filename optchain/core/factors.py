@@ -109,6 +109,16 @@ class Halves:
         return x * lax.convert_element_type(self.first, x.dtype) * lax.convert_element_type(self.second, x.dtype)
 
 
+def near_one(x: jax.Array, axes: tuple[int, ...] | None = None) -> tuple[jax.Array, Factor]:
+    """The array times a power of two that brings its largest magnitude near 1, and that power; over some axes, which then have length 1.
+
+    Its squares neither overflow nor underflow.
+    """
+    peak = Factor.of(jnp.max(jnp.abs(x), axes, keepdims=axes is not None, initial=0))
+    power = Factor(jnp.ones_like(peak.significand), -peak.exponent)
+    return power.times(x), power
+
+
 def is_factor(x: Any) -> TypeGuard[Factor]:
     """Whether a node is a `Factor`, to be taken for a leaf."""
     return isinstance(x, Factor)

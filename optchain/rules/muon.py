@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from optchain.core import arguments, trees
 from optchain.core.each_leaf import each_leaf
-from optchain.core.factors import Factor
+from optchain.core.factors import near_one
 from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.masks import Mask, check_mask, resolve_mask
 from optchain.core.matrix_axes import Axes, MatrixAxes, axes_by_pattern, form_in_state, forms_of
@@ -381,10 +381,7 @@ def _iterated(x: jax.Array, triples: Sequence[Triple], dtype: Any, least_norm: f
     """`orthogonalize`, without a thought of meshes."""
     wide, tall = x.dtype, x.shape[0] > x.shape[1]
     x = x.conj().T if tall else x
-    # A power of two first, and its largest value is near 1: squares neither overflow nor underflow.
-    peak = Factor.of(jnp.max(jnp.abs(x), initial=0))
-    power = Factor(jnp.ones_like(peak.significand), -peak.exponent)
-    x = power.times(x)
+    x, power = near_one(x)
     epsilon = power.times(jnp.full_like(power.significand, 1e-7 if least_norm is None else least_norm))
     dtype = wide if dtype is None or trees.is_complex(x) else dtype
     if least_norm is None:

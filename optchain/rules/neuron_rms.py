@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from optchain.core import devices, trees
 from optchain.core.each_leaf import each_leaf
-from optchain.core.factors import Factor
+from optchain.core.factors import Factor, near_one
 from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.masks import Mask, check_mask, resolve_mask
 from optchain.core.matrix_axes import Axes, MatrixAxes, axes_by_pattern, form_in_state, forms_of
@@ -130,7 +130,6 @@ def scale_by_neuron_rms(
 
 
 def _norm(x: jax.Array, axes: tuple[int, ...]) -> Factor:
-    """The norm over some axes, which then have length 1, of numbers that are brought near 1 first."""
-    peak = Factor.of(jnp.max(jnp.abs(x), axes, keepdims=True, initial=0))
-    power = Factor(jnp.ones_like(peak.significand), -peak.exponent)
-    return Factor.of(trees.root(trees.sum_of_squares(power.times(x), axes)), peak.exponent)
+    """The norm over some axes, which then have length 1."""
+    near, power = near_one(x, axes)
+    return Factor.of(trees.root(trees.sum_of_squares(near, axes)), -power.exponent)
