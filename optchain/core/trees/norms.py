@@ -174,8 +174,8 @@ def _sums(leaves: list[Any], axes: list[Any], squares: list[jax.Array]) -> list[
 
         def sums_each_at_its_power(powers: list[jax.Array]) -> list[jax.Array]:
             # A scalar each, not a vector of them: leaves of one shape then have one kernel, which is compiled once.
-            scale_of = jax.jit(lambda power: power_of_two(power, squares[0].dtype))
-            return [sum_of_squares(x, scale=scale_of(power)) for x, power in zip(leaves, powers, strict=True)]
+            dtype = squares[0].dtype
+            return [sum_of_squares(x, scale=_scale_of(power, dtype)) for x, power in zip(leaves, powers, strict=True)]
 
         return _in_range(squares, sums_each_at_its_power, sums_all_at_one_power, sizes)
 
@@ -267,17 +267,14 @@ def _in_range(
     are taken in one pass.
     """
 
-    @jax.jit  # traced once for all leaves
-    def power(square: jax.Array, lost: jax.Array) -> jax.Array:
-        up, down = _powers_of_rescue(dtype or square.dtype)
-        up = jnp.where(square < lost, up, 0)
-        return astype(jnp.where(jnp.isinf(square), down, up), jnp.int32)
-
     def powers_of(squares: list[jax.Array]) -> list[jax.Array]:
         info = jnp.finfo(dtype or squares[0].dtype)
         # Relative to this, what was flushed is a rounding.
         lost = [np.maximum(size, 1) * 2.0 ** (info.minexp + info.nmant + 1) for size in sizes]
-        return [power(square, jnp.asarray(least, square.dtype)) for square, least in zip(squares, lost, strict=True)]
+        return [
+            _power_of_rescue(square, jnp.asarray(least, square.dtype), jnp.dtype(dtype or square.dtype))
+            for square, least in zip(squares, lost, strict=True)
+        ]
 
     powers = powers_of(squares)
     needed = functools.reduce(jnp.logical_or, (jnp.any(power != 0) for power in powers))
@@ -306,6 +303,17 @@ def _in_range(
 @jax.jit  # traced once for all leaves
 def _rooted(square: jax.Array, power: jax.Array) -> Factor:
     return Factor.of(root(square), -power)
+
+
+_scale_of = jax.jit(power_of_two, static_argnums=1)  # traced once for all leaves
+
+
+@functools.partial(jax.jit, static_argnames="dtype")  # traced once for all leaves
+def _power_of_rescue(square: jax.Array, lost: jax.Array, dtype: Any) -> jax.Array:
+    """The exponent of the factor with which a sum of squares is to be taken again; 0 if it is in range."""
+    up, down = _powers_of_rescue(dtype)
+    up = jnp.where(square < lost, up, 0)
+    return astype(jnp.where(jnp.isinf(square), down, up), jnp.int32)
 
 
 def _powers_of_rescue(dtype: Any) -> tuple[int, int]:
