@@ -158,6 +158,7 @@ def test_of_a_product_the_longest_side_is_taken():
     assert len(each_value([(("row", i), ("check", j)) for i in range(84) for j in range(42)])) == 84
 
 
+@pytest.mark.thorough
 def test_errors_of_any_float_reach_the_table_from_a_worker(tmp_path: Path):
     code, output = run(RECORDS, tmp_path, "-n", "1")
     assert code == 0, output

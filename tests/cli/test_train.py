@@ -19,7 +19,7 @@ import pytest
 import optchain
 from optchain.cli import main
 from optchain.cli.train import checkpoints, digits, recipe
-from tests.sampling import others_for_release
+from tests.sampling import others_for_release, others_thorough
 
 from .runs import arrays, assert_same_run, contents, lines
 
@@ -100,6 +100,7 @@ def test_a_line_of_metrics_is_written_for_every_step(finished: Path):
     assert written[-1]["loss"] < written[0]["loss"]
 
 
+@pytest.mark.thorough
 def test_the_report_is_a_picture_of_the_promised_size(finished: Path):
     from matplotlib.image import imread
 
@@ -648,7 +649,7 @@ def test_a_checkpoint_from_before_there_were_recipes_is_resumed(run: Path):
 # Around it ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("package", ["typer", "sklearn", "orbax"])
+@pytest.mark.parametrize("package", others_thorough(["typer", "sklearn", "orbax"], "sklearn"))
 def test_a_missing_package_is_named_with_the_extra_that_brings_it(package: str, tmp_path: Path):
     code = f"import sys; sys.modules[{package!r}] = None; from optchain.cli import main; sys.exit(main())"
     command = [sys.executable, "-c", code, "train"]

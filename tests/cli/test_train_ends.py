@@ -20,6 +20,7 @@ import pytest
 from optchain.cli import main
 from optchain.cli.train import checkpoints, digits
 from optchain.cli.train.folder import locked
+from tests.sampling import others_thorough
 
 from .runs import assert_same_run, contents, in_silence, lines
 from .terminal import Terminal
@@ -225,7 +226,7 @@ def test_a_signal_whose_exception_is_lost_stops_the_run_all_the_same(tmp_path: P
     assert checkpoints.latest(tmp_path / "run").step == 0
 
 
-@pytest.mark.parametrize("option", ["--out", "--resume", "--resume-or-start"])
+@pytest.mark.parametrize("option", others_thorough(["--out", "--resume", "--resume-or-start"], "--out"))
 def test_what_goes_on_after_an_end_is_printed_for_each_way_to_name_a_folder(
     option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

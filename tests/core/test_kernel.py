@@ -19,7 +19,7 @@ from optchain.core.walk import walk
 from tests.contract.table import ROWS
 from tests.sampling import others_for_release
 
-UNFUSED = {"xla_cpu_max_isa": "SSE4_2", "xla_disable_hlo_passes": "algsimp"}
+UNFUSED = {"xla_cpu_max_isa": "SSE4_2", "xla_disable_hlo_passes": "algsimp", "xla_backend_optimization_level": 3}
 ODD = "66 rows, of which 32 numbers are no whole blocks"
 SHAPES = {
     "rows": (64, 128),  # blocks down the rows

@@ -30,7 +30,7 @@ def temporary_bytes(tx: optchain.Transformation, params: Any) -> float:
 @pytest.mark.parametrize(
     "make",
     [
-        pytest.param(lambda: optchain.compact(optchain.adamw(1e-3)), id="adamw"),
+        pytest.param(lambda: optchain.compact(optchain.adamw(1e-3)), marks=pytest.mark.thorough, id="adamw"),
         pytest.param(lambda: optchain.compact(optchain.adamw(1e-3), weights=24), id="24 bits"),
         pytest.param(
             lambda: optchain.compact(optchain.adamw(1e-3, global_clipnorm=1.0, use_ema=True)),

@@ -235,6 +235,7 @@ def test_a_path_tells_two_rates_apart() -> None:
     np.testing.assert_array_equal(oc.get_hyperparams(states)["body/learning_rate"], RATES)
 
 
+@pytest.mark.thorough
 def test_members_of_a_state_in_codes_are_what_they_are_alone() -> None:
     params = {
         "kernel": jnp.linspace(-1.0, 1.0, 4096).reshape(64, 64),

@@ -12,6 +12,7 @@ import pytest
 
 import optchain as oc
 from optchain.interop.merging import merge
+from tests.sampling import others_thorough
 
 from .helpers import assert_same, without_types
 
@@ -227,7 +228,7 @@ MOVES = {
 
 
 @pytest.mark.parametrize("out", [False, True], ids=["in", "out"])
-@pytest.mark.parametrize("move", MOVES)
+@pytest.mark.parametrize("move", others_thorough(MOVES, "into a gate, with a schedule", "into a group"))
 def test_a_recipe_that_moves_goes_on_with_its_counts_its_rate_and_its_schedule(move, out):
     old, new = MOVES[move][:: -1 if out else 1]
     params, grads = {"w": jnp.ones(3)}, {"w": jnp.array([1.0, -2.0, 3.0])}

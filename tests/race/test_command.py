@@ -84,6 +84,7 @@ def test_a_recipe_against_itself_shows_no_difference_and_a_worse_one_is_worse(fi
     assert found["adamw"].state_bytes > 8
 
 
+@pytest.mark.thorough
 def test_the_record_says_all_that_a_reader_needs_to_judge_it(finished: Path):
     kept = json.loads((finished / "race.json").read_text())
     assert kept["settings"]["level"] == 0.01

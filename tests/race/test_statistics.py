@@ -33,6 +33,7 @@ def test_holms_correction_by_hand():
     assert holm([]) == []
 
 
+@pytest.mark.thorough
 def test_holm_keeps_the_level_over_a_whole_family():
     """Twenty recipes that are all the reference again: at most 5 of 100 races call any of them real."""
     races = [compare(noise(i, 8), noise(1000 + i, 20, 8), LEVEL) for i in range(400)]
@@ -42,6 +43,7 @@ def test_holm_keeps_the_level_over_a_whole_family():
     assert uncorrected > 0.3
 
 
+@pytest.mark.thorough
 def test_the_smallest_difference_is_seen_in_four_cases_of_five():
     """A true difference of the size that is said to be just visible, many times over."""
     seeds, spread, trials = 8, 0.1, 4000

@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 import optchain as oc
 from benchmarks.collectives import collectives
+from tests.sampling import others_thorough
 
 from .runs import mesh_of
 
@@ -62,7 +63,7 @@ def laid_out(tree, mesh, specs):
     return {key: jax.device_put(jnp.copy(leaf), NamedSharding(mesh, specs[key])) for key, leaf in tree.items()}
 
 
-@every_layout
+@pytest.mark.parametrize("name", others_thorough(LAYOUTS, "ZeRO-1", "both"))
 @pytest.mark.parametrize("options", OPTIONS)
 def test_eight_devices_have_the_bits_of_one(name, options):
     axes, specs, axis = LAYOUTS[name]
@@ -110,6 +111,7 @@ def test_no_collective_is_added(name):
     assert compact == wide
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("inner", "chosen"),
     [

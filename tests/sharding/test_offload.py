@@ -152,6 +152,7 @@ def test_a_state_from_another_memory_goes_to_its_own_and_stays():
         assert_equal_bits((params, state), expected[:2])
 
 
+@pytest.mark.thorough
 @needs_host_memory
 def test_without_a_mesh_a_state_stays_in_the_memory_in_which_it_comes():
     tx, batch = oc.adamw(0.1, use_ema=True), jnp.ones((2, 3))

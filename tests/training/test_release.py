@@ -181,6 +181,7 @@ def test_frozen_parameters_stay(frozen: str) -> None:
     jax.tree.map(np.testing.assert_array_equal, params[frozen], fresh()[frozen])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("weights", others_thorough([None, 24, "stochastic"], 24))
 def test_codes_are_those_of_the_whole_stack(weights: Any) -> None:
     tx = oc.compact(oc.adamw(0.1, use_ema=True), weights=weights, average="bfloat16", min_size=1)

@@ -325,6 +325,7 @@ def test_hyperparameters_metrics_and_counts_are_found():
     assert 0.5 in [float(value) for value in oc.get_hyperparams(state).values()]
 
 
+@pytest.mark.thorough
 def test_members_of_a_vmap_are_runs_of_their_own():
     tx = oc.compact(oc.adam(1e-2))
     grads = jax.tree.map(lambda g: jnp.stack([g, 2 * g]), GRADS)
