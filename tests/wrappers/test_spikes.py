@@ -140,7 +140,7 @@ def test_what_is_no_metrics_is_refused(read):
 def test_of_members_any_may_have_reached_the_limit():
     tx = oc.skip_nonfinite(oc.sgd(0.1), max_consecutive=1)
     grads = jnp.array([[1.0], [jnp.nan], [1.0]])
-    _, state = jax.vmap(lambda g: tx.apply(jnp.ones(1), tx.init(jnp.ones(1)), grads=g))(grads)
+    _, state = jax.jit(jax.vmap(lambda g: tx.apply(jnp.ones(1), tx.init(jnp.ones(1)), grads=g)))(grads)
     with pytest.raises(FloatingPointError, match="in 1 steps in a row"):
         oc.raise_if_nonfinite(oc.metrics(state))
 
