@@ -4,14 +4,15 @@ import importlib.metadata
 
 UNOPTIMIZED = "--xla_backend_optimization_level=0"
 OLDER_EMITTERS = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-"""Most of a run is the compiler's time. XLA's older emitters for a CPU take a third of it, and LLVM without its optimizations half of that.
+"""Most of a run is the compiler's time. XLA's older emitters for a CPU take a third of it, and LLVM without optimizations half of that.
 What looks at the programs themselves, or holds to the bit with the present emitters alone, compiles as users do."""
 
 
 def quick() -> str:
-    """The flags; none from jaxlib 0.12 on, which has these emitters no more."""
+    """The flags; jaxlib has the older emitters no more from 0.12 on."""
     jaxlib = importlib.metadata.version("jaxlib")
-    return f"{OLDER_EMITTERS} {UNOPTIMIZED}" if tuple(map(int, jaxlib.split(".")[:2])) < (0, 12) else UNOPTIMIZED
+    has_older = tuple(map(int, jaxlib.split(".")[:2])) < (0, 12)
+    return f"{OLDER_EMITTERS} {UNOPTIMIZED}" if has_older else UNOPTIMIZED
 
 
 if __name__ == "__main__":
