@@ -121,7 +121,7 @@ def layers_compiled(layers: int, memory_kind: str | None) -> tuple[Any, int]:
 
 
 def test_an_offloaded_state_is_on_the_host_and_updated_in_place_there() -> None:
-    (usual, state_bytes), (offloaded, _) = (layers_compiled(24, kind) for kind in (None, "pinned_host"))
+    (usual, state_bytes), (offloaded, _) = (layers_compiled(12, kind) for kind in (None, "pinned_host"))
     assert usual.host_argument_size_in_bytes == 0
     assert usual.argument_size_in_bytes - offloaded.argument_size_in_bytes == state_bytes
     assert offloaded.host_argument_size_in_bytes == offloaded.host_alias_size_in_bytes == state_bytes
@@ -129,10 +129,10 @@ def test_an_offloaded_state_is_on_the_host_and_updated_in_place_there() -> None:
 
 
 def test_an_offloaded_state_comes_to_the_device_a_few_leaves_at_a_time() -> None:
-    usual, few, many = (layers_compiled(*key)[0] for key in ((24, None), (12, "pinned_host"), (24, "pinned_host")))
+    usual, few, many = (layers_compiled(*key)[0] for key in ((12, None), (6, "pinned_host"), (12, "pinned_host")))
     # Two lanes, and in each the old and the new of `mu`, `nu` and the average.
     assert many.temp_size_in_bytes - usual.temp_size_in_bytes <= 2 * 2 * 3 * LEAF
-    assert many.temp_size_in_bytes - few.temp_size_in_bytes <= 2 * LEAF  # of 36 more
+    assert many.temp_size_in_bytes - few.temp_size_in_bytes <= 2 * LEAF  # of 18 more
 
 
 # Matrices, each to its owner -----------------------------------------------------------------------------------------
