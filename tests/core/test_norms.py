@@ -253,3 +253,17 @@ def test_adafactors_means_are_finite_where_the_squares_are(gate, value):
     row, column = square.mean(1, keepdims=True), square.mean(0, keepdims=True)
     np.testing.assert_allclose(u, g / np.sqrt(row * column / row.mean()), rtol=1e-5)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
+
+
+@pytest.mark.parametrize(
+    "tx", [oc.clip_by_norm(1.0), oc.clip_by_global_norm(1.0), oc.monitor()], ids=lambda tx: tx.name
+)
+def test_without_jit_a_second_step_compiles_nothing(tx):
+    grads, compiled = {"w": jnp.ones((4, 3)), "b": jnp.ones(3)}, []
+    state = tx.init(grads)
+    for step in range(3):
+        if step == 2:
+            jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **__: compiled.append(event))
+        _, state = tx.update(grads, state, grads)
+    jax.monitoring.clear_event_listeners()
+    assert [event for event in compiled if "backend_compile" in event] == []

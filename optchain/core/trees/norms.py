@@ -157,13 +157,14 @@ def _sums_of_leaves(leaves: list[Any], axes: list[Any]) -> list[tuple[jax.Array,
         groups.setdefault((devices.varies_over(square), square.dtype), []).append(place)
     found: list[Any] = [None] * len(leaves)
     for places in groups.values():
-        parts = _sums([leaves[i] for i in places], [axes[i] for i in places], [first[i] for i in places])
+        parts = _sums([leaves[i] for i in places], tuple(axes[i] for i in places), [first[i] for i in places])
         for i, part in zip(places, parts, strict=True):
             found[i] = part
     return found
 
 
-def _sums(leaves: list[Any], axes: list[Any], squares: list[jax.Array]) -> list[tuple[jax.Array, jax.Array]]:
+@functools.partial(jax.jit, static_argnames="axes", inline=True)  # without `jit` around it, it is compiled once
+def _sums(leaves: list[Any], axes: tuple[Any, ...], squares: list[jax.Array]) -> list[tuple[jax.Array, jax.Array]]:
     sizes = [jnp.size(x) for x in leaves]
 
     def sums_all_at_one_power(power: jax.Array) -> list[jax.Array]:
@@ -210,6 +211,7 @@ def joint_norm(updates: Tree | Scaled, axis_name: str | tuple[str, ...] | None =
     return norm * abs(updates.factor) if isinstance(updates, Scaled) else norm
 
 
+@functools.partial(jax.jit, static_argnames="axis_name", inline=True)  # without `jit` around it, it is compiled once
 def norm_of(
     leaves: list[Any], squares: list[jax.Array] | None = None, *, axis_name: str | tuple[str, ...] | None = None
 ) -> Factor:
