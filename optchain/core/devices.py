@@ -1,7 +1,7 @@
 """What devices share inside `shard_map`, where JAX keeps track of the mesh axes over which a value varies.
 
 Inside `pmap`, and inside `shard_map` with `check_vma=False`, it keeps none: there every value counts as the same on all
-devices, and nothing can be checked.
+devices, and nothing can be checked. And in whose memory a value lies, a device's or the host's.
 """
 
 from collections.abc import Iterable
@@ -74,3 +74,13 @@ def sum_over(values: Iterable[jax.Array], axis_name: AxisName) -> jax.Array:
         split = tuple(name for name in axes if name not in tracked or name in varies_over(value))
         sums[split] = jnp.add(sums[split], value) if split in sums else value
     return sum(lax.psum(value, split) if split else value for split, value in sums.items())  # pyright: ignore
+
+
+def on_host(x: Any) -> bool:
+    """Whether an array lies in the host's memory."""
+    return isinstance(x, jax.Array) and jax.typeof(x).memory_space == jax.memory.Space.Host
+
+
+def fetched(x: Any) -> Any:
+    """The array in the device's memory."""
+    return jax.device_put(x, jax.memory.Space.Device) if on_host(x) else x

@@ -19,20 +19,11 @@ from jax import lax
 from jax.extend.core import Literal
 
 from optchain.core.arguments import is_traced
+from optchain.core.devices import fetched, on_host
 from optchain.core.programs import run_equation
 from optchain.core.trees import Tree, leaves_with_paths, path_code
 
 LANES = 2
-
-
-def on_host(x: Any) -> bool:
-    """Whether an array lies in the host's memory."""
-    return isinstance(x, jax.Array) and jax.typeof(x).memory_space == jax.memory.Space.Host
-
-
-def fetched(x: Any) -> Any:
-    """The array in the device's memory."""
-    return jax.device_put(x, jax.memory.Space.Device) if on_host(x) else x
 
 
 def sent(x: Any) -> Any:

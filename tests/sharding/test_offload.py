@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import AbstractMesh, AxisType, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 import optchain as oc
@@ -250,3 +250,13 @@ def test_lazy_rows_refuse_a_state_of_the_host():
     grads = {"table": oc.RowGradient(jnp.arange(2), jnp.ones((2, 2)), shape=(IN, 2))}
     with pytest.raises(ValueError, match=r"lazy_rows reads and writes single rows of its state, .* memory_kind"):
         tx.apply(params, state, grads=grads)
+
+
+@needs_host_memory
+@pytest.mark.parametrize("jit", [lambda f: f, jax.jit], ids=["step by step", "jit"])
+def test_gradients_of_the_host_are_clipped_by_their_norms(jit):
+    there = SingleDeviceSharding(jax.devices()[0], memory_kind="pinned_host")
+    grads = jax.device_put({"a": jnp.array([3.0, 4.0]), "b": jnp.array([0.5])}, there)
+    updates, _ = jit(oc.clip_by_norm(1.0).update)(grads, {})
+    np.testing.assert_allclose(updates["a"], [0.6, 0.8], rtol=1e-6)
+    np.testing.assert_array_equal(updates["b"], [0.5])

@@ -150,6 +150,7 @@ def _clip(bound: _Bound, square: jax.Array, power: jax.Array) -> Halves:
 
 def _sums_of_leaves(leaves: list[Any], axes: list[Any]) -> list[tuple[jax.Array, jax.Array]]:
     """`Σ|x|²` of each leaf times a power of two, in range, and the exponent of the power."""
+    leaves = [devices.fetched(x) for x in leaves]
     first = [sum_of_squares(x, along) for x, along in zip(leaves, axes, strict=True)]
     # Inside shard_map a value that differs over devices must not decide for one that is the same on all.
     groups: dict[Any, list[int]] = {}
