@@ -1,5 +1,7 @@
-"""Programs that are compiled for devices that are not there, for more than one file of tests."""
+"""Programs that are compiled, for devices that are not there or in a test, for more than one file of tests."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -24,3 +26,16 @@ def compact_step(target: str, weights: Any, *, kernel: bool) -> ahead.Counted:
     state = placed(jax.eval_shape(tx.init, SHAPES))
     step = jax.jit(lambda params, state, grads: tx.apply(params, state, grads=grads), donate_argnums=(0, 1))
     return ahead.counted(step.lower(params, state, params).compile(), trees.size(SHAPES))
+
+
+@contextlib.contextmanager
+def compilations() -> Iterator[list[str]]:
+    """The events of what is compiled within."""
+    events: list[str] = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, *_, **__: events.append(event) if "backend_compile" in event else None
+    )
+    try:
+        yield events
+    finally:
+        jax.monitoring.clear_event_listeners()

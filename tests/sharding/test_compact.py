@@ -116,11 +116,7 @@ def test_no_collective_is_added(name):
     ("inner", "chosen"),
     [
         (oc.adam(1e-2), ("mu", "low")),
-        pytest.param(
-            oc.adamw(1e-2, use_ema=True, gradient_accumulation_steps=2),
-            ("mu", "grads", "low"),
-            marks=pytest.mark.thorough,
-        ),
+        (oc.adamw(1e-2, use_ema=True, gradient_accumulation_steps=2), ("mu", "grads", "low")),
     ],
     ids=["adam", "accumulate, average"],
 )
