@@ -337,7 +337,8 @@ def test_a_gate_is_a_loop_on_a_gpu_and_a_condition_elsewhere(platform: str, loop
     traced = jax.jit(step_of(tx, how)).trace(PARAMS, tx.init(PARAMS), GRADS)
     text = traced.lower(lowering_platforms=(platform,)).as_text()
     assert text.count("stablehlo.while") == loops
-    assert text.count("stablehlo.case") == 3 - loops
+    looks = 2 if platform == "cpu" else 0  # there a gradient is looked through again where its norm leaves it open
+    assert text.count("stablehlo.case") == 3 - loops + looks
 
 
 @pytest.mark.parametrize("platform", ["cpu", "cuda"])
@@ -345,7 +346,8 @@ def test_updates_that_are_skipped_rarely_are_selected_on_a_gpu(platform: str) ->
     tx = oc.dynamic_loss_scale(oc.skip_nonfinite(oc.adamw(0.1)))
     traced = jax.jit(step_of(tx, "update")).trace(PARAMS, tx.init(PARAMS), GRADS)
     text = traced.lower(lowering_platforms=(platform,)).as_text()
-    assert (text.count("stablehlo.while"), text.count("stablehlo.case")) == (0, 0 if platform == "cuda" else 2)
+    gates_and_looks = 0 if platform == "cuda" else 2 + 2
+    assert (text.count("stablehlo.while"), text.count("stablehlo.case")) == (0, gates_and_looks)
 
 
 def test_a_branch_that_changes_the_structure_is_refused() -> None:

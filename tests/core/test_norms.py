@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
+from jax.extend.core import jaxpr_as_fun
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
@@ -146,6 +147,55 @@ def test_float32_and_float64_leaves_have_one_norm(value):
 def test_the_norm_of_a_scaled_tree_is_that_of_the_product(scale, value):
     scaled = trees.rescale([jnp.array([3.0, 4.0]) * value], jnp.float32(scale))
     np.testing.assert_allclose(trees.global_norm(scaled), 5 * value * abs(scale), rtol=1e-5)
+
+
+# Whether values are usable -----------------------------------------------------------------------------------------------
+
+
+FITS = 2.0**60
+
+
+def usable(leaf, exponent, unscaled_exponent):
+    given = trees.rescale([leaf], Factor.of(jnp.float32(1), exponent))
+    return trees.all_usable(given, unscaled_by=Factor.of(jnp.float32(1), unscaled_exponent), values_fit=FITS)
+
+
+usable_by_its_norm = jax.jit(usable)  # first, on a CPU
+
+
+def usable_by_its_maximum(*args):
+    """As on other devices: outside of `jit` an operation that has forms runs its default."""
+    return jaxpr_as_fun(jax.make_jaxpr(usable)(*args))(*args)[0]
+
+
+@given(
+    mantissas=st.lists(st.floats(-2, 2, width=32), min_size=6, max_size=6),
+    exponent=EXPONENTS,
+    exponents=st.tuples(st.integers(-140, 140), st.integers(-140, 140)),
+    bad=st.sampled_from([None, None, np.nan, np.inf, -np.inf]),
+    dtype=st.sampled_from(["float32", "complex64", "bfloat16"]),
+)
+@pytest.mark.parametrize("form", [usable_by_its_norm, usable_by_its_maximum])
+def test_values_are_usable_where_those_of_float64_are(form, mantissas, exponent, exponents, bad, dtype):
+    values = np.array(mantissas, np.float32) * np.float32(2.0) ** np.float32(exponent)
+    values = values * (1 + 1j) if dtype == "complex64" else values
+    values[2] = values[2] if bad is None else bad
+    leaf = jnp.asarray(values, dtype)
+    parts = np.asarray(leaf).astype(np.complex128).view(np.float64)
+    largest = np.abs(parts).max() * 2.0 ** exponents[0] if np.isfinite(parts).all() else np.inf
+    met, bound = largest * 2.0 ** exponents[1], min(FITS, (float(jnp.finfo(jnp.float32).max) / 2) ** 0.5)
+    assume(not 0.999 < largest / 2.0**128 < 1.001 and not 0.999 < met / bound < 1.001)
+    assert bool(form(leaf, *map(np.int32, exponents))) == (largest < 2.0**128 and met < bound)
+
+
+@pytest.mark.parametrize("bad", [1e20, np.nan, np.inf])  # the square of the first is not finite
+def test_one_bad_value_is_seen_wherever_it_lies(bad):
+    good = [jnp.ones((64, 128)), jnp.zeros(0), jnp.float32(3), jnp.ones(8192)]
+    look = jax.jit(trees.all_usable)
+    for space in (jax.memory.Space.Device, jax.memory.Space.Host):
+        placed = [jax.device_put(x, space) for x in good]
+        assert look(placed)
+        assert not look([*placed[:3], jax.device_put(good[3].at[8000].set(bad), space)])
 
 
 # Other sums of squares ------------------------------------------------------------------------------------------------

@@ -45,7 +45,6 @@ from optchain.core.trees.norms import centered as centered
 from optchain.core.trees.norms import clipped_to as clipped_to
 from optchain.core.trees.norms import global_norm as global_norm
 from optchain.core.trees.norms import joint_norm as joint_norm
-from optchain.core.trees.norms import largest_magnitude as largest_magnitude
 from optchain.core.trees.norms import norm as norm
 from optchain.core.trees.norms import norm_of as norm_of
 from optchain.core.trees.norms import norms as norms

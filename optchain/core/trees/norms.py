@@ -11,6 +11,7 @@ import numpy as np
 from jax import lax
 
 from optchain.core import devices
+from optchain.core.by_platform import by_platform
 from optchain.core.factors import Factor, Halves, power_of_two
 from optchain.core.row_gradient import values
 from optchain.core.trees.dtypes import (
@@ -52,18 +53,6 @@ def _sum_of_squares_behind_barrier(x: Any, axes: tuple[int, ...] | None, scale: 
     """`sum_of_squares`, where the scale is that of all leaves: XLA's CPU backend would write it out in the leaf's shape."""
     x, scale = lax.optimization_barrier((x, scale))
     return sum_of_squares(x, axes, scale)
-
-
-def largest_magnitude(x: jax.Array) -> jax.Array:
-    """`max |x|` of a real array, 0 if it is empty; NaN if there is one.
-
-    XLA's CPU backend drops NaN from a maximum of 4,096 numbers or more in float32 or float64, and never from a sum; that of
-    squares has no ∞ − ∞ either.
-    """
-    largest = jnp.max(jnp.abs(x), initial=0)
-    if x.dtype.itemsize < 4:
-        return largest
-    return jnp.where(jnp.isnan(sum_of_squares(x)), jnp.full_like(largest, jnp.nan), largest)
 
 
 def centered(x: Any, axes: tuple[int, ...]) -> jax.Array:
@@ -345,23 +334,63 @@ def all_usable(
 ) -> jax.Array:
     """Whether every value is finite and, times `unscaled_by`, has a finite square; on all devices of an axis too.
 
-    A value above 1.8e19 is finite in float32, but a second moment that has met it is infinite from then on. The largest
-    magnitude decides: a single reduction of each leaf. `values_fit` and `squares_fit` are the largest numbers of the dtypes
-    in which values and squares are stored, where these are narrower.
+    A value above 1.8e19 is finite in float32, but a second moment that has met it is infinite from then on. `values_fit` and
+    `squares_fit` are the largest numbers of the dtypes in which values and squares are stored, where these are narrower.
     """
-    # Of all leaves together, since tracing and compiling a `Factor` takes its time. NaN is the largest of all.
-    largest: dict[tuple[Any, bool], jax.Array] = {}
-    for x in jax.tree.leaves(values(unscaled(updates))):
-        for part in (x.real, x.imag) if is_complex(x) else (x,):
-            magnitude = wide(largest_magnitude(part))
-            kind = magnitude.dtype, is_complex(x)
-            largest[kind] = jnp.maximum(largest[kind], magnitude) if kind in largest else magnitude
-    usable = jnp.bool_(True)
-    for (dtype, of_complex), magnitude in largest.items():
-        given = Factor.of(magnitude) * updates.factor if isinstance(updates, Scaled) else Factor.of(magnitude)
-        met = given if unscaled_by is None else given * unscaled_by
-        # Of a complex number |x|² is the sum of two squares.
-        square = min(float(jnp.finfo(dtype).max), squares_fit) / (2 if of_complex else 1)
-        bound = min(square**0.5, values_fit)
-        usable &= jnp.isfinite(given.value) & (met.value < bound)
+    leaves = [devices.fetched(x) for x in jax.tree.leaves(values(unscaled(updates)))]
+    factor = updates.factor if isinstance(updates, Scaled) else None
+    usable = _all_usable(lax.stop_gradient(leaves), factor, unscaled_by, values_fit, squares_fit)
     return lax.pmin(usable.astype(jnp.int32), axis_name) == 1 if axis_name else usable
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4), inline=True)  # without `jit` around it, it is compiled once
+def _all_usable(
+    leaves: list[Any], factor: Factor | None, unscaled_by: Factor | None, values_fit: float, squares_fit: float
+) -> jax.Array:
+    """The largest magnitude decides. It is not above the norm, which a CPU computes faster, and mostly has at hand for a clip."""
+    of_complex = [is_complex(x) for x in leaves]
+
+    def decided_by(magnitudes: list[jax.Array], factor: Factor | None, unscaled_by: Factor | None) -> jax.Array:
+        # Of all leaves together, since tracing and compiling a `Factor` takes its time.
+        largest: dict[tuple[Any, bool], jax.Array] = {}
+        for magnitude, is_of_complex in zip(magnitudes, of_complex, strict=True):
+            kind = magnitude.dtype, is_of_complex
+            largest[kind] = jnp.maximum(largest[kind], magnitude) if kind in largest else magnitude
+        usable = jnp.bool_(True)
+        for (dtype, is_of_complex), magnitude in largest.items():
+            given = Factor.of(magnitude) if factor is None else Factor.of(magnitude) * factor
+            met = given if unscaled_by is None else given * unscaled_by
+            # Of a complex number |x|² is the sum of two squares.
+            square = min(float(jnp.finfo(dtype).max), squares_fit) / (2 if is_of_complex else 1)
+            bound = min(square**0.5, values_fit)
+            usable &= jnp.isfinite(given.value) & (met.value < bound)
+        return usable
+
+    def by_maximum(leaves: list[Any], *factors: Factor | None) -> list[jax.Array]:
+        return [decided_by([_largest_part(x, nan=jnp.inf) for x in leaves], *factors)]
+
+    def by_norm(leaves: list[Any], *factors: Factor | None) -> list[jax.Array]:
+        squares = [sum_of_squares(x) for x in leaves]
+        # What is so small that its square was lost is below the last term.
+        bounds = [root(square) * 1.001 + 2.0 ** (jnp.finfo(square.dtype).minexp // 2 + 1) for square in squares]
+        norms_are_usable = decided_by(bounds, *factors)
+
+        def by_maximum() -> jax.Array:
+            # Of 4,096 numbers or more XLA's CPU backend may drop NaN from a maximum, and never from a sum.
+            finite = zip(map(_largest_part, leaves), squares, strict=True)
+            return decided_by([jnp.where(jnp.isnan(square), jnp.inf, x) for x, square in finite], *factors)
+
+        with jax.named_scope(EXTREMES_SCOPE):
+            return [lax.cond(norms_are_usable, lambda: norms_are_usable, by_maximum)]
+
+    return by_platform(by_maximum, leaves, factor, unscaled_by, cpu=by_norm)[0]
+
+
+def _largest_part(x: jax.Array, nan: Any = None) -> jax.Array:
+    """The largest `|x|`, of a complex leaf `|x.real|` or `|x.imag|`; 0 if it is empty. A number may stand for NaN."""
+
+    def largest(part: jax.Array) -> jax.Array:
+        magnitudes = jnp.abs(part) if nan is None else jnp.where(jnp.isnan(part), nan, jnp.abs(part))
+        return wide(jnp.max(magnitudes, initial=0))
+
+    return jnp.maximum(largest(x.real), largest(x.imag)) if is_complex(x) else largest(x)
