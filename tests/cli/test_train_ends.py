@@ -56,14 +56,14 @@ def progress(folder: Path) -> int:
     return 2 + max(steps) // EVERY if steps else int(folder.exists())
 
 
-def wait_for_a_moment(process: ForkServerProcess, folder: Path, moments: random.Random, seconds: float) -> None:
-    """Waits until the run has come to a random place, and a random time more: by the clock alone most moments are before the
-    first step, on a machine that is busier than it was.
+def wait_for_a_moment(process: ForkServerProcess, folder: Path, moments: random.Random) -> None:
+    """Waits until the run has come to a random place, and a random time more, about that to the next place: by the clock alone
+    most moments are before the first step, on a machine that is busier than it was.
     """
     place = moments.randint(progress(folder), 2 + LAST // EVERY)
     while progress(folder) < place and process.is_alive():
         time.sleep(0.002)
-    time.sleep(moments.uniform(0, seconds / 20))
+    time.sleep(moments.uniform(0, 0.3))
 
 
 def ended(process: ForkServerProcess) -> int | None:
@@ -71,14 +71,12 @@ def ended(process: ForkServerProcess) -> int | None:
     return process.exitcode
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
-    """A run that nothing interrupted, and how long it took."""
-    folder = tmp_path_factory.mktemp("whole")
-    assert ended(started(folder / "first")) == 0  # which waits for the imports too
-    began = time.monotonic()
-    assert ended(started(folder / "run")) == 0
-    return folder / "run", time.monotonic() - began
+@pytest.fixture(scope="session")  # not of the module: a worker may come back to it
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    assert ended(started(folder)) == 0
+    return folder
 
 
 @pytest.mark.thorough
@@ -91,16 +89,15 @@ def test_after_an_end_at_any_moment_the_same_command_ends_in_the_same_bits(
     end: str,
     codes: set[int],
     times: int,
-    whole: tuple[Path, float],
+    whole: Path,
     tmp_path: Path,
 ):
-    uninterrupted, seconds = whole
     moments = random.Random(0)
     at: dict[str, int] = {}
     for attempt in range(times):
         folder = tmp_path / str(attempt // IN_A_ROW)
         process = started(folder)
-        wait_for_a_moment(process, folder, moments, seconds)
+        wait_for_a_moment(process, folder, moments)
         getattr(process, end)()
         code = ended(process)
         assert code in codes
@@ -111,7 +108,7 @@ def test_after_an_end_at_any_moment_the_same_command_ends_in_the_same_bits(
             assert len(lines(folder)) == max(steps)  # stopped in order: no step is made twice
         if (attempt + 1) % IN_A_ROW == 0 or attempt + 1 == times:
             assert ended(started(folder)) == 0
-            assert_same_run(folder, uninterrupted)
+            assert_same_run(folder, whole)
     logging.getLogger(__name__).info("%s, %s times, at %s", end, times, at)  # shown by --log-cli-level=INFO
 
 
@@ -162,35 +159,33 @@ def test_what_is_not_of_a_run_is_no_leftover_of_one(tmp_path: Path, capsys: pyte
 
 
 @pytest.mark.thorough
-def test_of_two_processes_in_one_folder_one_trains_and_the_other_is_refused(whole: tuple[Path, float], tmp_path: Path):
+def test_of_two_processes_in_one_folder_one_trains_and_the_other_is_refused(whole: Path, tmp_path: Path):
     folder = tmp_path / "run"
     both = [started(folder), started(folder)]
     assert sorted([ended(process) or 0 for process in both]) == [0, 2]
-    assert_same_run(folder, whole[0])
+    assert_same_run(folder, whole)
 
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("option", ["--resume", "--resume-or-start"])
 def test_a_folder_in_use_is_refused_with_who_uses_it_and_left_alone(
-    option: str, whole: tuple[Path, float], capsys: pytest.CaptureFixture[str]
+    option: str, whole: Path, capsys: pytest.CaptureFixture[str]
 ):
-    folder = whole[0]
-    with locked(folder):
-        before = contents(folder)
-        assert main(["train", option, str(folder)]) == 2
+    with locked(whole):
+        before = contents(whole)
+        assert main(["train", option, str(whole)]) == 2
         said = capsys.readouterr().err
-        assert re.fullmatch(rf"optchain: {folder} is in use: process {os.getpid()} on \S+ trains there\n", said)
-        assert contents(folder) == before
-    assert not (folder / ".lock").exists()
-    assert main(["train", option, str(folder)]) == 0
+        assert re.fullmatch(rf"optchain: {whole} is in use: process {os.getpid()} on \S+ trains there\n", said)
+        assert contents(whole) == before
+    assert not (whole / ".lock").exists()
+    assert main(["train", option, str(whole)]) == 0
 
 
 @pytest.mark.thorough
-def test_a_lock_ends_with_its_process_and_not_with_its_file(whole: tuple[Path, float]):
-    folder = whole[0]
-    (folder / ".lock").write_text("process 1 on a machine that is gone")
-    assert main(["train", "--resume", str(folder)]) == 0
-    assert not (folder / ".lock").exists()
+def test_a_lock_ends_with_its_process_and_not_with_its_file(whole: Path):
+    (whole / ".lock").write_text("process 1 on a machine that is gone")
+    assert main(["train", "--resume", str(whole)]) == 0
+    assert not (whole / ".lock").exists()
 
 
 def test_the_three_ways_to_name_a_folder_exclude_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
