@@ -198,6 +198,16 @@ def test_one_bad_value_is_seen_wherever_it_lies(bad):
         assert not look([*placed[:3], jax.device_put(good[3].at[8000].set(bad), space)])
 
 
+@pytest.mark.parametrize("good", [True, False])
+def test_members_of_a_vmap_look_at_leaves_of_their_own_and_empty_ones_decide_nothing(good):
+    rows, empty = jnp.ones((3, 2)).at[1, 0].set(1.0 if good else jnp.nan), jnp.zeros((3, 0))
+    np.testing.assert_array_equal(jax.vmap(lambda *leaves: trees.all_usable(leaves))(rows, empty), [True, good, True])
+    assert jax.vmap(lambda x: trees.all_usable([x]))(empty).all()
+    tx = oc.skip_nonfinite(oc.adamw(0.1))
+    state = jax.vmap(tx.init)(empty)
+    assert jax.vmap(lambda p, s: tx.apply(p, s, grads=p))(empty, state)[0].shape == (3, 0)
+
+
 # Other sums of squares ------------------------------------------------------------------------------------------------
 
 

@@ -337,7 +337,9 @@ def all_usable(
     A value above 1.8e19 is finite in float32, but a second moment that has met it is infinite from then on. `values_fit` and
     `squares_fit` are the largest numbers of the dtypes in which values and squares are stored, where these are narrower.
     """
-    leaves = [devices.fetched(x) for x in jax.tree.leaves(values(unscaled(updates)))]
+    leaves = [devices.fetched(x) for x in jax.tree.leaves(values(unscaled(updates))) if jnp.size(x)]
+    if not leaves:
+        return jnp.bool_(True)
     factor = updates.factor if isinstance(updates, Scaled) else None
     usable = _all_usable(lax.stop_gradient(leaves), factor, unscaled_by, values_fit, squares_fit)
     return lax.pmin(usable.astype(jnp.int32), axis_name) == 1 if axis_name else usable
@@ -347,7 +349,7 @@ def all_usable(
 def _all_usable(
     leaves: list[Any], factor: Factor | None, unscaled_by: Factor | None, values_fit: float, squares_fit: float
 ) -> jax.Array:
-    """The largest magnitude decides. It is not above the norm, which a CPU computes faster, and mostly has at hand for a clip."""
+    """The largest magnitude decides. It is not above the norm, which a CPU computes faster, and has at hand behind a clip."""
     of_complex = [is_complex(x) for x in leaves]
 
     def decided_by(magnitudes: list[jax.Array], factor: Factor | None, unscaled_by: Factor | None) -> jax.Array:
