@@ -38,7 +38,9 @@ def run_if(pred: jax.Array, run: Callable[..., tuple[Any, ...]], *carry: Any) ->
     def run_leaves(*leaves: Any) -> list[Any]:
         return treedef.flatten_up_to(run(*treedef.unflatten(leaves)))
 
-    body = None if runs_step_by_step() else _Body(run_leaves, leaves)
+    body = None
+    if not runs_step_by_step():
+        body, leaves = _body_and_carry(run_leaves, leaves)
     if body is None or body.uses_refs:
         return treedef.unflatten(lax.cond(pred, run_leaves, lambda *leaves: list(leaves), *leaves))
 
@@ -76,8 +78,9 @@ def run_or_zeros(
     def unflatten(out: list[Any]) -> Any:
         return of_made.unflatten(out[: len(likes)]), *treedef.unflatten(out[len(likes) :])
 
-    body = None if runs_step_by_step() else _Body(run_leaves, leaves)
-    if body:
+    body = None
+    if not runs_step_by_step():
+        body, leaves = _body_and_carry(run_leaves, leaves, made=len(likes))
         kinds = body.kinds[: len(likes)]
         likes = [devices.placed_as(x, kind) for x, kind in zip(likes, kinds, strict=True)]
         dtypes = [kind.dtype for kind in kinds]
@@ -127,6 +130,27 @@ class _Body:
 
     def __call__(self, captured: list[Any], leaves: list[Any]) -> list[Any]:
         return jaxpr_as_fun(ClosedJaxpr(self._jaxpr, captured))(*leaves)
+
+
+def _body_and_carry(run: Callable[..., list[Any]], leaves: list[Any], made: int = 0) -> tuple[_Body, list[Any]]:
+    """`run`, which returns `made` arrays and then its carry, and the carry to call it with.
+
+    Inside `shard_map` devices may have another carry after the call and the same before it: a count of their own decisions, say.
+    Then it varies over them from the start.
+    """
+
+    def run_alike(*leaves: Any) -> list[Any]:
+        out = run(*leaves)
+        return out[:made] + [
+            devices.varying_also_as(new, jax.typeof(old)) for new, old in zip(out[made:], leaves, strict=True)
+        ]
+
+    while True:
+        body = _Body(run_alike, leaves)
+        carry = [devices.varying_also_as(old, new) for old, new in zip(leaves, body.kinds[made:], strict=True)]
+        if all(new is old for new, old in zip(carry, leaves, strict=True)):
+            return body, leaves
+        leaves = carry
 
 
 def once(pred: jax.Array, run: Callable[[list[Any]], list[Any]], leaves: list[Any]) -> list[Any]:

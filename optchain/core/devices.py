@@ -27,6 +27,11 @@ def varying_as(value: jax.Array, kind: Any) -> jax.Array:
     """`value`, or zeros in its place, varying over the mesh axes over which an array of the type `kind` does."""
     if not varies_over(value) <= _varying(kind):
         value = jnp.zeros(jnp.shape(value), value.dtype)
+    return varying_also_as(value, kind)
+
+
+def varying_also_as(value: jax.Array, kind: Any) -> jax.Array:
+    """`value`, varying besides over the mesh axes over which an array of the type `kind` does."""
     missing = tuple(sorted(_varying(kind) - varies_over(value)))
     if not missing:
         return value

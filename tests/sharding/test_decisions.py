@@ -61,6 +61,40 @@ def test_what_the_message_says_helps(name, form):
     jax.eval_shape(mapped, {"w": jnp.ones(3)}, {"w": jnp.ones((8, 3))})
 
 
+NESTED = {
+    "a loss scale around a skip": lambda: oc.dynamic_loss_scale(
+        oc.skip_nonfinite(oc.adam(0.1), axis_name=()), 2.0, axis_name=()
+    ),
+    "an accumulator around a skip": lambda: oc.accumulate(oc.skip_nonfinite(oc.adam(0.1), axis_name=()), 2),
+    "a skip around both": lambda: oc.skip_nonfinite(
+        oc.accumulate(oc.skip_nonfinite(oc.adam(0.1), axis_name=()), 2), axis_name=()
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NESTED)
+@pytest.mark.parametrize("form", ["apply", "update"])
+def test_where_each_device_decides_for_itself_nested_gates_do_what_they_do_alone(name, form):
+    """What counts their decisions is the same on all devices before the call, and not after it."""
+    tx, params, grads = NESTED[name](), jnp.ones((2, 4)), jnp.ones((2, 4)).at[1, 0].set(jnp.nan)
+
+    def steps(params, grads):
+        state = tx.init(params)
+        for _ in range(4):
+            if form == "apply":
+                params, state = tx.apply(params, state, grads=grads)
+            else:
+                updates, state = tx.update(grads, state, params)
+                params = params + updates
+        return params
+
+    mapped = jax.shard_map(steps, mesh=mesh_of(data=2), in_specs=P("data"), out_specs=P("data"))
+    alone = jnp.concatenate([jax.jit(steps)(params[i : i + 1], grads[i : i + 1]) for i in range(2)])
+    np.testing.assert_allclose(jax.jit(mapped)(params, grads), alone, rtol=1e-6)
+    assert (alone[0] < 1).all()
+    np.testing.assert_array_equal(alone[1], 1)
+
+
 @every_link
 def test_an_axis_that_was_left_out_is_named(name):
     with pytest.raises(ValueError, match="over the devices of the axis 'model', and they would diverge"):
