@@ -198,6 +198,14 @@ def test_one_bad_value_is_seen_wherever_it_lies(bad):
         assert not look([*placed[:3], jax.device_put(good[3].at[8000].set(bad), space)])
 
 
+def test_a_factor_that_turns_the_sign_does_not_hide_what_is_too_large():
+    tx = oc.chain(oc.scale(-1.0), oc.skip_nonfinite(oc.adamw(0.1)))
+    params = jnp.ones(4)
+    new, state = jax.jit(lambda p, s, g: tx.apply(p, s, grads=g))(params, tx.init(params), jnp.full(4, 1e25))
+    assert int(oc.metrics(state)["skipped_steps"]) == 1
+    np.testing.assert_array_equal(new, params)
+
+
 @pytest.mark.parametrize("good", [True, False])
 def test_members_of_a_vmap_look_at_leaves_of_their_own_and_empty_ones_decide_nothing(good):
     rows, empty = jnp.ones((3, 2)).at[1, 0].set(1.0 if good else jnp.nan), jnp.zeros((3, 0))

@@ -360,8 +360,8 @@ def _all_usable(
             largest[kind] = jnp.maximum(largest[kind], magnitude) if kind in largest else magnitude
         usable = jnp.bool_(True)
         for (dtype, is_of_complex), magnitude in largest.items():
-            given = Factor.of(magnitude) if factor is None else Factor.of(magnitude) * factor
-            met = given if unscaled_by is None else given * unscaled_by
+            given = Factor.of(magnitude) if factor is None else Factor.of(magnitude) * abs(factor)
+            met = given if unscaled_by is None else given * abs(unscaled_by)
             # Of a complex number |x|² is the sum of two squares.
             square = min(float(jnp.finfo(dtype).max), squares_fit) / (2 if is_of_complex else 1)
             bound = min(square**0.5, values_fit)
@@ -369,7 +369,7 @@ def _all_usable(
         return usable
 
     def by_maximum(leaves: list[Any], *factors: Factor | None) -> list[jax.Array]:
-        return [decided_by([_largest_part(x, nan=jnp.inf) for x in leaves], *factors)]
+        return [decided_by([_largest_part(x, jnp.inf) for x in leaves], *factors)]
 
     def by_norm(leaves: list[Any], *factors: Factor | None) -> list[jax.Array]:
         squares = [sum_of_squares(x) for x in leaves]
@@ -388,6 +388,7 @@ def _all_usable(
     return by_platform(by_maximum, leaves, factor, unscaled_by, cpu=by_norm)[0]
 
 
+@functools.partial(jax.jit, static_argnums=1)  # traced once for all leaves of a shape
 def _largest_part(x: jax.Array, nan: Any = None) -> jax.Array:
     """The largest `|x|`, of a complex leaf `|x.real|` or `|x.imag|`; 0 if it is empty. A number may stand for NaN."""
 
