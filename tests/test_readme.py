@@ -65,4 +65,6 @@ def test_the_recipe_trains(tmp_path):
 def test_there_are_exactly_two_set_up_commands_each_complete_on_a_fresh_machine():
     commands = code_blocks("sh")
     assert len(commands) == 2
-    assert all(command.startswith("python3 -m venv .venv && .venv/bin/pip install --quiet uv && ") for command in commands)
+    assert all(
+        command.startswith("python3 -m venv .venv && .venv/bin/pip install --quiet uv && ") for command in commands
+    )
