@@ -42,7 +42,13 @@ _OF_BLOCKS = frozenset({"reduce_max", "reduce_min"})
 """Reductions whose result does not depend on the order."""
 _NOTHING_TO_DO = frozenset({"broadcast_in_dim", "copy", "copy_p", "reshape", "squeeze"})
 """For values in the form that they have in the kernel."""
-_CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "custom_jvp_call": "call_jaxpr"}
+_CALLS = {
+    "jit": "jaxpr",
+    "pjit": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "custom_jvp_call": "call_jaxpr",
+    "by_platform": "default",
+}
 _DTYPES = frozenset(map(np.dtype, ("bool", "int8", "uint8", "int16", "int32", "uint32", "float32", jnp.bfloat16)))
 _TILE_ON_GPU = 4096
 _TILE_ON_TPU = 2**17

@@ -100,7 +100,7 @@ def _packed(wide: Mapping[Names, Any], like: Mapping[Names, Any], name: str) -> 
     made: dict[Names, Any] = {("draws",): np.int32(0)}
 
     def draw(shape: tuple[int, ...]) -> jax.Array:
-        return storage.uniform(shape, jnp.int32(0), storage.salt_of(name))
+        return storage.random_bits(shape, jnp.int32(0), storage.salt_of(name))
 
     for rest, x in wide.items():
         code, scale = like.get(("codes", *rest)), like.get(("scales", *rest))

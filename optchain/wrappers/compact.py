@@ -46,7 +46,7 @@ def compact(
     Every entry of the state that has a number for each parameter is stored so, whatever link keeps it: presets, chains, gates,
     groups, links of one's own. Arithmetic is done in float32, and the rules do not know of it. In bytes a number:
 
-        int8        1.06    blocks of 32 with a scale each; of what is a square, codes 4 % apart over 16 binades; of other
+        int8        1.06    blocks of 32 with a scale each; of what is a square, codes 3 to 6 % apart over 16 binades; of other
                             numbers c⁴, of a signed c of 8 bits. Numbers between two codes become one of them at random,
                             so that averages move on; no square but 0 becomes 0.
         bfloat16    2       rounded at random to one of the two neighbours, the nearer the likelier
@@ -392,8 +392,7 @@ def _is_narrow(p: Any) -> bool:
 
 
 def _at_random(new: jax.Array, draws: jax.Array, first_row: jax.Array | None) -> jax.Array:
-    salt = storage.salt_from(first_row, _SALT, new.shape)
-    return storage.round_at_random(new, storage.uniform(new.shape, draws, salt))
+    return storage.round_at_random(new, storage.random_bits(new.shape, draws, _SALT, first_row))
 
 
 _SALT = storage.salt_of("params")
