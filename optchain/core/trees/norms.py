@@ -379,8 +379,8 @@ def _all_usable(
 
         def by_maximum() -> jax.Array:
             # Of 4,096 numbers or more XLA's CPU backend may drop NaN from a maximum, and never from a sum.
-            finite = zip(map(_largest_part, leaves), squares, strict=True)
-            return decided_by([jnp.where(jnp.isnan(square), jnp.inf, x) for x, square in finite], *factors)
+            largest = zip(map(_largest_part, leaves), squares, strict=True)
+            return decided_by([jnp.where(jnp.isnan(square), jnp.inf, x) for x, square in largest], *factors)
 
         with jax.named_scope(EXTREMES_SCOPE):
             return [lax.cond(norms_are_usable, lambda: norms_are_usable, by_maximum)]
@@ -390,10 +390,10 @@ def _all_usable(
 
 @functools.partial(jax.jit, static_argnums=1)  # traced once for all leaves of a shape
 def _largest_part(x: jax.Array, nan: Any = None) -> jax.Array:
-    """The largest `|x|`, of a complex leaf `|x.real|` or `|x.imag|`; 0 if it is empty. A number may stand for NaN."""
+    """The largest `|x|`, of a complex leaf `|x.real|` or `|x.imag|`. A number may stand for NaN."""
 
     def largest(part: jax.Array) -> jax.Array:
         magnitudes = jnp.abs(part) if nan is None else jnp.where(jnp.isnan(part), nan, jnp.abs(part))
-        return wide(jnp.max(magnitudes, initial=0))
+        return wide(jnp.max(magnitudes))
 
     return jnp.maximum(largest(x.real), largest(x.imag)) if is_complex(x) else largest(x)
