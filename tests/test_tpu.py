@@ -181,8 +181,9 @@ def test_released_gradients_of_layers_take_no_memory(tx: optchain.Transformation
 
 
 @pytest.mark.parametrize(("weights", "floor"), [(None, 16.25), (24, 12.25)])
-def test_by_kernels_a_step_of_codes_moves_each_byte_once(weights: Any, floor: float) -> None:
+@pytest.mark.parametrize("kernel", [True, False], ids=["kernel", "XLA alone"])
+def test_a_step_of_codes_moves_each_byte_once(weights: Any, floor: float, kernel: bool) -> None:
     """Of a leaf whose blocks lie down its rows, and of one whose blocks lie along its columns."""
-    row = programs.compact_step("v5e", weights, kernel=True)
+    row = programs.compact_step("v5e", weights, kernel=kernel)
     assert floor * 0.99 <= row.updating_bytes <= floor * 1.01
     assert row.temporary_bytes <= 0.1

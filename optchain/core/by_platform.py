@@ -120,7 +120,7 @@ def _lowering(form: str, platform: str) -> Callable[..., Any]:
     def lower(context: Any, *operands: Any, in_kernels: Any = None, **forms: ClosedJaxpr) -> Any:
         run: Callable[..., list[Any]] = functools.partial(run_form, form=form, **forms)
         devices = getattr(context.module_context.axis_context, "num_devices", None)  # not within `shard_map` and `pmap`
-        if in_kernels is not None and devices == 1 and platform != "rocm":
+        if in_kernels is not None and devices == 1 and platform in ("cuda", "tpu"):
             run = functools.partial(in_kernels, platform)
         return mlir.lower_fun(run, multiple_results=True)(context, *operands)
 

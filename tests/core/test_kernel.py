@@ -62,6 +62,16 @@ def compiled(
     return lambda p, s: run(p, s, grads), str(traced.jaxpr).count("name=optchain_leaf")
 
 
+def test_on_a_cpu_there_are_none_and_nothing_changes() -> None:
+    params = {"kernel": jnp.ones((64, 128))}
+    steps = [
+        jax.jit(lambda p, s, tx=tx: tx.apply(p, s, grads=p))
+        for tx in (optchain.compact(optchain.adam(1e-2), kernel=kernel) for kernel in (True, False))
+    ]
+    state = optchain.compact(optchain.adam(1e-2)).init(params)
+    jax.tree.map(np.testing.assert_array_equal, *(step(params, state) for step in steps))
+
+
 def results(
     tx: optchain.Transformation, shapes: dict[str, Any], platform: str, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[list[tuple[np.ndarray, np.ndarray]], int]:

@@ -179,6 +179,22 @@ def test_low_bits_hold_over_all_exponents(width, bound):
     assert (error <= bound * np.maximum(np.abs(x.astype(np.float64)), TINY)).all()
 
 
+@pytest.mark.parametrize("shift", [24, 16, 8])
+def test_random_bits_are_uniform_over_places_and_over_draws(shift):
+    """χ² of a byte, which has a mean of 255 and a deviation of 22.6."""
+
+    def chi_square(bits):
+        counts = np.bincount(np.asarray(bits).ravel() >> shift & 255, minlength=256)
+        expected = bits.size / 256
+        return np.sum((counts - expected) ** 2) / expected
+
+    draw = jax.jit(storage.random_bits, static_argnums=0)
+    salt = storage.salt_of("nu")
+    over_draws = jax.jit(jax.vmap(lambda n: storage.random_bits((1,), n, salt)))(jnp.arange(2**20))
+    for bits in (*(draw((2**11, 2**11), jnp.int32(n), salt) for n in (1, 2, 77)), over_draws):
+        assert 255 - 6 * 22.6 < chi_square(bits) < 255 + 6 * 22.6
+
+
 @pytest.mark.parametrize("kind", ["int8", "bfloat16"])
 def test_rows_that_are_stored_alone_have_the_codes_of_the_whole(kind):
     x = jax.random.normal(jax.random.key(0), (6, *SHAPE))
