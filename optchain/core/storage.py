@@ -90,7 +90,7 @@ def store_leaf(
     blocks, random = _in_blocks(x, x.shape), _in_blocks(draw(x.shape), x.shape)
     magnitude = _bits(blocks) & np.int32(0x7FFFFFFF)
     s = _as_float(_scale(_largest(magnitude, _within(x.shape)), _SMALLEST_SCALE[codes.dtype]))
-    # From here on the reciprocal alone says what a block's scale is: XLA divides once for a block, and computes all else for each number.
+    # From here on the reciprocal alone says what a block's scale is: XLA divides once a block, and computes all else once a number.
     inverse = _UNIT / jnp.where(s > 0, s, 1)
     n = _as_float(magnitude) * inverse
     if codes.dtype == jnp.int8:
@@ -202,9 +202,8 @@ def random_bits(
         stride = math.prod(shape[axis + 1 :]) % 2**32
         place += lax.broadcasted_iota(jnp.uint32, shape, axis) * np.uint32(stride)
     key = _mixed(draws.astype(jnp.uint32) * _GOLDEN + salt)
-    return _mixed(
-        place * _GOLDEN ^ key
-    )  # places in a row are spread over all bits first: the hash leaves a trace of them
+    # Numbers in a row are spread over all bits first: of themselves the hash leaves a trace.
+    return _mixed(place * _GOLDEN ^ key)
 
 
 def salt_of(name: str) -> np.uint32:

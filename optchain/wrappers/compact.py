@@ -72,9 +72,9 @@ def compact(
       min_size: the least number of values of a leaf that is not stored wide, >= 1.
       keep: a mask of parameters that stay wide, such as `matching("embedding")`.
       kernel: whether on one GPU or TPU `apply` takes one kernel a leaf, which reads and writes each number once, where for a GPU
-        XLA's own writes the new moments out and reads them again. Elsewhere (on a CPU, on many devices, under `vmap`, in 64-bit mode, in the
-        `update` form, for shapes that do not suit) nothing changes. It compiles for an H100 and a v5e and has the same numbers
-        interpreted; it has not been run on either.
+        XLA's own writes the new moments out and reads them again. Elsewhere (on a CPU, on many devices, under `vmap`, in 64-bit
+        mode, in the `update` form, for shapes that do not suit) nothing changes. It compiles for an H100 and a v5e and has the
+        same numbers interpreted; it has not been run on either.
 
     Returns:
       A transformation with state `inner`; with `weights` also `low`, the low bits, and `draws`, the number of steps.
