@@ -1,8 +1,8 @@
 """One kernel for the whole step of one leaf, made of the program of the step, whatever the rule and the storage.
 
 For a GPU XLA makes several kernels of a step of state in codes: it writes the new moments out in float32, for the largest of each
-block, and reads them again to round them; for a TPU it does so where a leaf has an odd size. Here a tile of whole blocks is read once (parameter, gradient, codes, scales, low bits), the
-same program runs on it, and what it makes is written over what was read.
+block, and reads them again to round them; for a TPU it does so where a leaf has an odd size. Here a tile of whole blocks is read
+once (parameter, gradient, codes, scales, low bits), the same program runs on it, and what it makes is written over what was read.
 
 A program fits if what it does to a leaf is elementwise, but for the largest or smallest number of each block. What does not fit,
 such as the norm of a leaf or a matrix made orthogonal, is computed before, and the kernel reads what came out of it. Numbers

@@ -82,7 +82,7 @@ def test_what_is_loaded_is_right_on_average(kind, sigma):
 
 
 def test_of_a_square_the_logarithm_is_right_on_average():
-    """To a hundredth of what chance makes of a number: a mean that is right would have it off by 1.6e-4."""
+    """Were the mean right, the logarithm would be off by 1.6e-4."""
     x = jnp.exp2(jax.random.uniform(jax.random.key(0), (32, 2**16), minval=-14, maxval=0)).at[0].set(1)
     again = storage.load(packed(x, signed=False))
     errors = np.log(np.asarray(again / x, np.float64))[1:]
