@@ -68,8 +68,12 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leaves the full product out where it is not asked for: collecting it takes half a minute."""
-    return (collection_path.name == "test_exhaustive.py" and config.getoption("--tier") != "exhaustive") or None
+    """Leaves files out of which a tier takes nothing: to collect the full product alone takes half a minute."""
+    tier = config.getoption("--tier")
+    if collection_path.name == "test_exhaustive.py":
+        return tier != "exhaustive" or None
+    word = {"rest": "thorough", "programs": "programs"}.get(tier)
+    return (collection_path.suffix == ".py" and word is not None and word not in collection_path.read_text()) or None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -79,7 +83,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     sampled = set(_sample(items))
     chosen = {item for item in items if (_tier(item) if item in sampled else "exhaustive") == tier}
     config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
-    items[:] = [item for item in items if item in chosen]
+    items[:] = sorted((item for item in items if item in chosen), key=lambda item: not item.get_closest_marker("long"))
 
 
 def _tier(item: pytest.Item) -> str:

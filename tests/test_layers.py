@@ -5,6 +5,7 @@
 
 import ast
 import dataclasses
+import functools
 import graphlib
 import sys
 from collections.abc import Iterator
@@ -76,8 +77,15 @@ def package_of(module: str) -> str:
 
 
 MODULES = modules_in(ROOT)
-IMPORTS = sorted(set(imports_in(MODULES)))
-OURS = [found for found in IMPORTS if found.imported.partition(".")[0] == "optchain"]
+
+
+@functools.cache
+def imports() -> list[Import]:
+    return sorted(set(imports_in(MODULES)))
+
+
+def ours() -> list[Import]:
+    return [found for found in imports() if found.imported.partition(".")[0] == "optchain"]
 
 
 def runs_up(found: Import) -> bool:
@@ -103,7 +111,7 @@ def graph_of(pairs: Iterator[tuple[str, str]]) -> dict[str, set[str]]:
 
 
 def packages() -> dict[str, set[str]]:
-    return graph_of((package_of(found.module), package_of(found.imported)) for found in OURS)
+    return graph_of((package_of(found.module), package_of(found.imported)) for found in ours())
 
 
 def test_every_module_stands_in_a_layer():
@@ -111,7 +119,7 @@ def test_every_module_stands_in_a_layer():
 
 
 def test_imports_run_down():
-    assert [str(found) for found in OURS if runs_up(found)] == []
+    assert [str(found) for found in ours() if runs_up(found)] == []
 
 
 def test_no_packages_import_each_other_in_a_circle():
@@ -119,13 +127,13 @@ def test_no_packages_import_each_other_in_a_circle():
 
 
 def test_no_modules_import_each_other_in_a_circle():
-    assert circle_in(graph_of((found.module, found.imported) for found in OURS)) == []
+    assert circle_in(graph_of((found.module, found.imported) for found in ours())) == []
 
 
 def loaded_by(*modules: str, at_once: bool) -> set[str]:
     """The modules of ours that these import, and those import; with what functions import, or what is imported at once."""
     below: dict[str, list[str]] = {}
-    for found in OURS:
+    for found in ours():
         if not (at_once and found.deferred):
             below.setdefault(found.module, []).append(found.imported)
     loaded, left = set(), [*modules]
@@ -140,7 +148,7 @@ def loaded_by(*modules: str, at_once: bool) -> set[str]:
 def test_what_import_optchain_loads_needs_jax_and_optax_only():
     loaded = loaded_by("optchain", at_once=True)
     assert "optchain.core.transformation" in loaded
-    needed = {f.imported.partition(".")[0]: str(f) for f in IMPORTS if f.module in loaded and not f.deferred}
+    needed = {f.imported.partition(".")[0]: str(f) for f in imports() if f.module in loaded and not f.deferred}
     assert needed.keys() - {"optchain", *BELOW} - sys.stdlib_module_names == set(), needed
 
 
@@ -198,7 +206,7 @@ def reduced(graph: dict[str, set[str]]) -> list[tuple[str, str]]:
 def draw() -> str:
     """The packages by layers, and which imports which, as SVG."""
     tops = {package: MARGIN + number * ROW for number, layer in enumerate(LAYERS) for package in layer}
-    at_once = {(package_of(f.module), package_of(f.imported)) for f in OURS if not f.deferred}
+    at_once = {(package_of(f.module), package_of(f.imported)) for f in ours() if not f.deferred}
 
     def nearest(package: str, x: int) -> int:
         """Where an arrow that comes from x meets the package."""

@@ -19,6 +19,7 @@ from optchain.cli.bench.names import ContenderName, RecipeName
 from optchain.cli.bench.recipes import RECIPES
 from optchain.cli.bench.results import CompiledRow
 from tests import programs
+from tests.sampling import others_for_release
 
 pytest.importorskip("libtpu", reason="TPU programs were left out: pip install 'jax[tpu]'")
 
@@ -170,7 +171,10 @@ def temporaries_of_layers(tx: optchain.Transformation, release: str | None, topo
     return step.lower(params, state, struct(64, WIDTH)).compile().memory_analysis().temp_size_in_bytes
 
 
-@pytest.mark.parametrize("tx", [optchain.adamw(1e-3), optchain.compact(optchain.adamw(1e-3))], ids=lambda tx: tx.name)
+ADAMW = optchain.adamw(1e-3)
+
+
+@pytest.mark.parametrize("tx", others_for_release([ADAMW, optchain.compact(ADAMW)], ADAMW), ids=lambda tx: tx.name)
 def test_released_gradients_of_layers_take_no_memory(tx: optchain.Transformation) -> None:
     usual, released = (temporaries_of_layers(tx, release) for release in (None, "layers"))
     assert usual - released >= 2 * 24 * LEAF

@@ -4,6 +4,7 @@ Their colours can be read on white and on black, and their background is transpa
 """
 
 import dataclasses
+import functools
 import io
 from collections.abc import Mapping
 from typing import Any
@@ -23,6 +24,7 @@ CALLS = 40
 SHAPE = (5, 4)
 
 
+@functools.cache
 def gradients() -> list[dict[str, jax.Array]]:
     """A steady direction that fades, and noise."""
     rng = np.random.default_rng(4)
@@ -185,11 +187,15 @@ def _finish(axes: Any, title: str, *, zero: bool = True) -> None:
 def _updates(tx: optchain.Transformation) -> tuple[np.ndarray, np.ndarray]:
     params: Any = {"kernel": jnp.linspace(-2, 2, 20).reshape(SHAPE), "bias": jnp.ones(SHAPE[1:])}
     state = tx.init(params)
-    step = jax.jit(tx.update)
+
+    @jax.jit
+    def step(grads: Any, state: Any, params: Any) -> Any:
+        updates, state = tx.update(grads, state, params)
+        return updates, state, jax.tree.map(jnp.add, params, updates)
+
     seen, made = [], []
     for grads in gradients():
-        updates, state = step(grads, state, params)
-        params = jax.tree.map(lambda p, u: p + u, params, updates)
+        updates, state, params = step(grads, state, params)
         seen.append(np.ravel(grads["kernel"]))
         made.append(np.ravel(updates["kernel"]))
     return np.stack(seen), np.stack(made)

@@ -32,6 +32,7 @@ def bench(*arguments: str) -> dict:
     return json.loads(result.stdout)
 
 
+@pytest.mark.long
 @pytest.mark.thorough
 @pytest.mark.usefixtures("small")
 def test_every_contender_has_a_row_and_the_files_say_what_the_report_says(tmp_path: Path) -> None:

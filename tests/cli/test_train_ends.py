@@ -25,7 +25,7 @@ from tests.sampling import others_thorough
 from .runs import assert_same_run, contents, in_silence, lines
 from .terminal import Terminal
 
-KILLS = int(os.environ.get("OPTCHAIN_KILLS", "3"))
+KILLS = int(os.environ.get("OPTCHAIN_KILLS", "2"))
 """How often a run is killed: 100 by hand."""
 SIGTERMS = round(0.3 * KILLS)
 IN_A_ROW = 2
@@ -79,6 +79,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.long
 @pytest.mark.thorough
 @pytest.mark.parametrize(
     ("end", "codes", "times"),
@@ -158,6 +159,7 @@ def test_what_is_not_of_a_run_is_no_leftover_of_one(tmp_path: Path, capsys: pyte
 # One process at a time ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.thorough
 def test_of_two_processes_in_one_folder_one_trains_and_the_other_is_refused(whole: Path, tmp_path: Path):
     folder = tmp_path / "run"

@@ -135,7 +135,8 @@ def test_a_rate_is_searched_for_on_seeds_that_are_not_compared(tmp_path: Path):
     assert tuned.isdisjoint(compared)
 
 
-@pytest.mark.programs  # long runs, which machine code without optimizations makes longer
+@pytest.mark.long
+@pytest.mark.programs  # machine code without optimizations makes it longer
 @pytest.mark.thorough
 @pytest.mark.parametrize(
     ("task", "recipes"),

@@ -242,7 +242,7 @@ CUT_RECIPES = st.recursive(presets() | DIALECTS | chains(), lambda inner: gated(
 
 @pytest.mark.thorough
 @given(tx=RECIPES | CUT_RECIPES)
-@hypothesis.settings(max_examples=500)
+@hypothesis.settings(max_examples=5 * hypothesis.settings.default.max_examples)
 def test_a_recipe_comes_back_from_json_the_same(tx: oc.Transformation) -> None:
     config = oc.to_config(tx)
     back = oc.from_config(json.loads(json.dumps(config, allow_nan=False)))

@@ -111,11 +111,12 @@ def test_no_collective_is_added(name):
     assert compact == wide
 
 
+@pytest.mark.long
 @pytest.mark.thorough
 @pytest.mark.parametrize(
     ("inner", "chosen"),
     [
-        (oc.adam(1e-2), ("mu", "low")),
+        pytest.param(oc.adam(1e-2), ("mu", "low"), marks=pytest.mark.for_release),
         (oc.adamw(1e-2, use_ema=True, gradient_accumulation_steps=2), ("mu", "grads", "low")),
     ],
     ids=["adam", "accumulate, average"],

@@ -287,6 +287,7 @@ def temporaries(tx: Any, layers: int, release: str | None) -> int:
     return step.lower(params, jax.eval_shape(tx.init, params), x).compile().memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.long
 @pytest.mark.programs
 @pytest.mark.parametrize(
     "tx",

@@ -12,6 +12,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 CLASSES = 10
+PIXELS = 64
 LARGEST_PIXEL = 16.0
 TEST_SHARE = 0.2
 
@@ -60,8 +61,12 @@ class Network(nn.Module):
 
 def init(seed: int) -> Any:
     """Fresh parameters."""
-    pixels = 64
-    return Network().init(jax.random.key(seed), jnp.zeros((1, pixels)))["params"]
+    return _init(jax.random.key(seed))
+
+
+@jax.jit
+def _init(key: jax.Array) -> Any:
+    return Network().init(key, jnp.zeros((1, PIXELS)))["params"]
 
 
 def loss(params: Any, images: jax.Array, labels: jax.Array, *, label_smoothing: float) -> jax.Array:
