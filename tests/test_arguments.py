@@ -141,7 +141,7 @@ OTHERS: dict[str, list[tuple[Any, type[Exception], str]]] = {
         (8, ValueError, "moments must be 'float32', 'bfloat16' or 'int8'; got 8"),
         ({"velocit": "int8"}, ValueError, "moments has 'velocit', which no link of "),
     ],
-    "compact.average": [("int8", ValueError, "average must be 'float32' or 'bfloat16'; got 'int8'")],
+    "compact.average": [("int4", ValueError, "average must be 'float32', 'bfloat16' or 'int8'; got 'int4'")],
     "compact.accumulator": [("fp8", ValueError, "accumulator must be 'float32', 'bfloat16' or 'int8'; got 'fp8'")],
     "compact.weights": [
         (value, ValueError, f"weights must be 24, 32 or 'stochastic'; got {value!r}") for value in (16, True, "int8")

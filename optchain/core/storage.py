@@ -5,10 +5,12 @@ parameters' shapes, scales have one for each block of 32 numbers, along one axis
 loaded before it runs and stored after, as it was stored before. Arithmetic is done in float32.
 
     int8      blocks of 32, signed            s · sign(c) · (|c| / 127)⁴
+    int8      blocks of 32, of parameters     s · c / 127
     uint8     blocks of 32, not negative      s · 2^⌊k/16⌋ · (1 + (k mod 16) / 16) for k = c − 255, c > 0; 0 for c = 0
     bfloat16  no blocks                       the upper half of the float32
 
-s is the largest magnitude of the block. So uint8 has four bits of a float32's exponent and four of its mantissa.
+s is the largest magnitude of the block: of copies of the parameters in float32, and so told apart, of others in bfloat16, rounded up.
+uint8 has four bits of a float32's exponent and four of its mantissa. Parameters are spread evenly, moments over many binades.
 
 A number between two codes becomes one of them at random, so that an average moves on where a step of it is less than a
 rounding: `E[load(store(x))] = x` for int8 and bfloat16. Of uint8 it is about the logarithm that is right on average, so that the
@@ -38,6 +40,8 @@ _UNIT = 16
 """What the scale is where numbers become codes. With 1 the reciprocal of the largest scales would be no normal number."""
 _SMALLEST_SCALE = {np.dtype(np.int8): 2.0**-122, np.dtype(np.uint8): 2.0**-109}
 """So that the reciprocal is a number, and for uint8 what is 16 binades below the scale a normal one."""
+_SMALLEST_EVEN_SCALE = 2.0**-119
+"""So that 127 times the reciprocal is a number, and the 127th part a normal one."""
 
 
 def block_axis(shape: tuple[int, ...]) -> int | None:
@@ -73,7 +77,9 @@ def load_leaf(codes: jax.Array, scale: jax.Array | None) -> jax.Array:
         return trees.wide(codes)
     q = _in_blocks(codes.astype(jnp.int32), codes.shape)
     s = jnp.expand_dims(scale.astype(jnp.float32), _within(codes.shape))
-    if codes.dtype == jnp.int8:
+    if _is_even(scale):
+        x = q.astype(jnp.float32) * (s * np.float32(1 / 127))
+    elif codes.dtype == jnp.int8:
         magnitude = _fourth_power(q) * s
         x = jnp.where(q < 0, -magnitude, magnitude)
     else:
@@ -89,21 +95,51 @@ def store_leaf(
         return (round_at_random(x, draw(x.shape)) if codes.dtype == jnp.bfloat16 else x.astype(codes.dtype)), None
     blocks, random = _in_blocks(x, x.shape), _in_blocks(draw(x.shape), x.shape)
     magnitude = _bits(blocks) & np.int32(0x7FFFFFFF)
-    s = _as_float(_scale(_largest(magnitude, _within(x.shape)), _SMALLEST_SCALE[codes.dtype]))
+    largest = _largest(magnitude, _within(x.shape))
+    if _is_even(scale):
+        q, s = _even(blocks, largest, random)
+        return q.astype(codes.dtype).reshape(x.shape), jnp.squeeze(s, _within(x.shape))
+    s = _as_float(_scale(largest, _SMALLEST_SCALE[codes.dtype]))
     # From here on the reciprocal alone says what a block's scale is: XLA divides once a block, and computes all else once a number.
     inverse = _UNIT / jnp.where(s > 0, s, 1)
     n = _as_float(magnitude) * inverse
     if codes.dtype == jnp.int8:
         lower = jnp.minimum((127 / _UNIT**0.25 * jnp.sqrt(jnp.sqrt(n))).astype(jnp.int32), 126)
         below, above = _UNIT * _fourth_power(lower), _UNIT * _fourth_power(lower + 1)
-        r = (random >> 8).astype(jnp.int32).astype(jnp.float32) * np.float32(2.0**-24)
-        q = lower + (r * (above - below) < n - below).astype(jnp.int32)
+        q = lower + (_uniform(random) * (above - below) < n - below).astype(jnp.int32)
         q = jnp.where(blocks < 0, -q, q)
     else:
         q = ((_bits(n) + _carry(random)) >> _DROPPED) - _offset(_UNIT)
         q = jnp.where(magnitude > 0, jnp.clip(q, 1, 255), 0)
     q = jnp.where(inverse > 0, q, 1)  # times a scale that is not finite: neither is what is loaded
     return q.astype(codes.dtype).reshape(x.shape), jnp.squeeze(s, _within(x.shape)).astype(scale.dtype)
+
+
+def _is_even(scale: jax.Array) -> bool:
+    """Whether codes are as far apart for large numbers as for small ones."""
+    return scale.dtype == jnp.float32
+
+
+def _even(blocks: jax.Array, largest: jax.Array, random: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The codes, and the scales, of numbers whose codes are evenly spaced, by the bits of the largest magnitudes."""
+    s = _as_float(
+        jnp.where(_is_usable(largest), jnp.maximum(largest, np.float32(_SMALLEST_EVEN_SCALE).view(np.int32)), largest)
+    )
+    inverse = 127 / jnp.where(s > 0, s, 1)
+    n = blocks * inverse
+    lower = jnp.floor(n)
+    q = lower.astype(jnp.int32) + (_uniform(random) < n - lower).astype(jnp.int32)
+    return jnp.where(inverse > 0, jnp.clip(q, -127, 127), 1), s
+
+
+def _uniform(random: jax.Array) -> jax.Array:
+    """Random bits as a number in [0, 1)."""
+    return (random >> 8).astype(jnp.int32).astype(jnp.float32) * np.float32(2.0**-24)
+
+
+def _is_usable(largest: jax.Array) -> jax.Array:
+    """Whether the bits are those of a finite number above 0."""
+    return (largest > 0) & (largest < np.int32(0x7F800000))
 
 
 def _largest(bits: jax.Array, axis: int) -> jax.Array:
@@ -129,7 +165,7 @@ def _scale(largest: jax.Array, smallest: float) -> jax.Array:
     """
     up = (largest + np.int32(0xFFFF)) & np.int32(-0x10000)
     up = jnp.clip(up, np.float32(smallest).view(np.int32), np.int32(0x7F7F0000))
-    return jnp.where((largest > 0) & (largest < np.int32(0x7F800000)), up, largest)
+    return jnp.where(_is_usable(largest), up, largest)
 
 
 def _fourth_power(q: jax.Array) -> jax.Array:
@@ -234,7 +270,9 @@ def is_packed(entry: Any) -> bool:
     )
 
 
-def pack(entry: Tree, name: str, kind: Any, *, signed: bool, keep_wide: Callable[[Path, jax.Array], bool]) -> Tree:
+def pack(
+    entry: Tree, name: str, kind: Any, *, signed: bool, even: bool = False, keep_wide: Callable[[Path, jax.Array], bool]
+) -> Tree:
     """A wide entry of a state, stored; the entry itself where no leaf of it is.
 
     Args:
@@ -242,6 +280,7 @@ def pack(entry: Tree, name: str, kind: Any, *, signed: bool, keep_wide: Callable
       name: what it is called: two entries do not draw the same random numbers.
       kind: `"int8"` or `"bfloat16"`.
       signed: whether its numbers may be negative.
+      even: whether its codes are evenly spaced, as those of parameters.
       keep_wide: of the path of a leaf and the leaf, whether it stays as it is. Leaves that are not float32 do, and for
         `"int8"` those with no axis that 32 divides.
     """
@@ -251,7 +290,8 @@ def pack(entry: Tree, name: str, kind: Any, *, signed: bool, keep_wide: Callable
         scale_shape = block_shape(x.shape)
         if keep_wide(path, x) or x.dtype != jnp.float32 or (kind == "int8" and scale_shape is None):
             return x, None
-        scale = jnp.zeros(scale_shape, jnp.bfloat16) if kind == "int8" and scale_shape is not None else None
+        scale_dtype = jnp.float32 if even else jnp.bfloat16
+        scale = jnp.zeros(scale_shape, scale_dtype) if kind == "int8" and scale_shape is not None else None
         return jnp.zeros_like(x, code_dtype), scale
 
     leaves, treedef = jax.tree_util.tree_flatten_with_path(entry)

@@ -30,7 +30,7 @@ class ScheduleFreeState(TypedDict):
 
 
 SLOTS = declare(
-    iterates=Slot(start="params"),  # the iterates `z` of the inner rule
+    iterates=Slot(start="params", narrowest="bfloat16"),  # the iterates `z` of the inner rule
 )
 
 

@@ -14,8 +14,12 @@ LARGEST = float(jnp.finfo(jnp.float32).max)
 SHAPE = (64, 96)
 
 
+KINDS = ["int8", "even int8", "bfloat16"]
+
+
 def packed(x, kind="int8", *, signed=True):
-    return storage.pack(x, "mu", kind, signed=signed, keep_wide=lambda path, leaf: False)
+    even = kind == "even int8"
+    return storage.pack(x, "mu", "int8" if even else kind, signed=signed, even=even, keep_wide=lambda path, leaf: False)
 
 
 def loaded(x, kind="int8", *, signed=True):
@@ -61,8 +65,15 @@ def test_a_signed_number_is_stored_between_two_codes(block, signs):
     assert (np.abs(again - x) <= 1.02 * step + TINY).all()
 
 
-@pytest.mark.parametrize("kind", ["int8", "bfloat16"])
-@pytest.mark.parametrize("sigma", [0.1, 3.0])
+@given(blocks, st.lists(st.sampled_from([-1.0, 1.0]), min_size=storage.BLOCK, max_size=storage.BLOCK))
+def test_a_parameter_is_stored_to_within_a_127th_of_the_largest(block, signs):
+    x = np.array(block, np.float32) * np.array(signs, np.float32)
+    again = loaded(x, "even int8").astype(np.float64)
+    assert (np.sign(again) * np.sign(x) >= 0).all()
+    assert (np.abs(again - x) <= 1.001 * np.abs(x).max() / 127 + TINY).all()
+
+
+@pytest.mark.parametrize(("kind", "sigma"), [("int8", 0.1), ("int8", 3.0), ("even int8", 0.1), ("bfloat16", 3.0)])
 def test_what_is_loaded_is_right_on_average(kind, sigma):
     """The mean of 4,096 draws, in units of what chance makes of it."""
     rng = np.random.default_rng(0)
@@ -91,7 +102,7 @@ def test_of_a_square_the_logarithm_is_right_on_average():
 
 
 @pytest.mark.parametrize("signed", [True, False])
-@pytest.mark.parametrize("kind", ["int8", "bfloat16"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_an_average_moves_on_where_its_step_is_less_than_a_rounding(kind, signed):
     """`x ← x + 0.001 (1 − x)` from 0: rounded to the nearest it would stop far below 0.95."""
 
@@ -105,7 +116,7 @@ def test_an_average_moves_on_where_its_step_is_less_than_a_rounding(kind, signed
 
 
 @pytest.mark.parametrize("signed", [True, False])
-@pytest.mark.parametrize("kind", ["int8", "bfloat16"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     "block",
     {
@@ -126,7 +137,7 @@ def test_blocks_at_the_edge_stay_finite(kind, signed, block):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-@pytest.mark.parametrize("kind", ["int8", "bfloat16"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("signed", [True, False])
 def test_what_is_not_finite_is_not_finite_when_it_is_loaded(kind, signed, bad):
     x = np.ones(64, np.float32)
@@ -195,7 +206,7 @@ def test_random_bits_are_uniform_over_places_and_over_draws(shift):
         assert 255 - 6 * 22.6 < chi_square(bits) < 255 + 6 * 22.6
 
 
-@pytest.mark.parametrize("kind", ["int8", "bfloat16"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_rows_that_are_stored_alone_have_the_codes_of_the_whole(kind):
     x = jax.random.normal(jax.random.key(0), (6, *SHAPE))
     old = packed(jnp.zeros_like(x), kind)

@@ -123,7 +123,7 @@ def test_no_collective_is_added(name):
 )
 def test_the_state_may_lie_in_the_hosts_memory_too(inner, chosen):
     mesh = mesh_of(data=8)
-    tx = oc.compact(inner, weights=24, average="bfloat16", accumulator="int8")
+    tx = oc.compact(inner, weights=24, average="int8", accumulator="int8")
     _, specs, _ = LAYOUTS["rows"]
     results = []
     for kind in (None, "pinned_host", dict.fromkeys(chosen, "pinned_host")):
