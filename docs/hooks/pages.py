@@ -3,6 +3,7 @@ the programs of the cookbook; the gallery.
 """
 
 import base64
+import functools
 import inspect
 import json
 import logging
@@ -120,11 +121,16 @@ def on_page_content(html: str, page: Page, **_: Any) -> str:
     return links.linked(html, pages, links.listed())
 
 
-def _race_picture() -> str:
-    """The race that is kept with the benchmarks, as a file: in colours for white and for black."""
+@functools.cache
+def _race_drawn() -> str:
+    """The race that is kept with the benchmarks, in the colours of the page."""
     kept = json.loads((RESULTS / "race" / "race.json").read_text(encoding="utf-8"))
-    drawn = chart.svg([from_json(result) for result in kept["results"]], kept["settings"]["level"])
-    return drawn.replace("currentColor", chart.INK)
+    return chart.svg([from_json(result) for result in kept["results"]], kept["settings"]["level"])
+
+
+def _race_picture() -> str:
+    """Likewise as a file: in colours for white and for black."""
+    return _race_drawn().replace("currentColor", chart.INK)
 
 
 def _race() -> str:
@@ -134,8 +140,7 @@ def _race() -> str:
         return ""
     kept = json.loads((folder / "race.json").read_text(encoding="utf-8"))
     place, tables = kept["place"], (folder / "table.md").read_text(encoding="utf-8")
-    # In the page itself, where it has the colours of the page, in the dark too.
-    picture = chart.svg([from_json(result) for result in kept["results"]], kept["settings"]["level"])
+    picture = _race_drawn()  # in the page itself, where it has the colours of the page, in the dark too
     return (
         f"## What came out\n\n    {kept['command']}\n\n"
         f"{place['date']}, {place['device']}, {place['cores']} cores, Python {place['python']}, jax {place['versions']['jax']}. "

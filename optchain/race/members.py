@@ -112,15 +112,15 @@ class Program:
         seeds = [arguments.check_integer("a seed", seed, minimum=0, maximum=LARGEST_SEED) for seed in seeds]
         for factor in factors:
             arguments.check_number("a factor", factor, arguments.POSITIVE)
+        about = {"seeds": seeds, "factors": [float(factor) for factor in factors]}
+        saved = None if folder is None else Unfinished(Path(folder), lambda: {**about, "program": self.digest})
+        done, curves, seconds = (0, [], []) if saved is None else saved.state()
         keys = self._put(jax.vmap(jax.random.key)(self._padded(jnp.array(seeds, jnp.uint32))))
         shares = self._put(self._padded(jnp.array(factors, jnp.float32)))
         arrays = self._begin(keys)
         step_chunk, evaluate, compile_seconds = self._compile(arrays, keys, shares)
         length = self.task.steps // self.task.evaluations
 
-        about = {"seeds": seeds, "factors": [float(factor) for factor in factors]}
-        saved = None if folder is None else Unfinished(Path(folder), lambda: {**about, "program": self.digest})
-        done, curves, seconds = (0, [], []) if saved is None else saved.state()
         if done and saved is not None:
             arrays = self._all(saved.restore(self._first(arrays, count)))
         else:

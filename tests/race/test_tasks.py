@@ -102,8 +102,9 @@ def test_a_tied_embedding_is_the_last_layer_too():
 @pytest.mark.thorough
 def test_no_place_of_the_text_model_sees_what_comes_after_it():
     task = chars()
-    params, batch = task.init(KEY), task.batch(KEY)
+    params, batch = jax.jit(task.init)(KEY), task.batch(KEY)
 
+    @jax.jit
     def first_half(windows: jax.Array) -> jax.Array:
         from optchain.cli.race.tasks.chars import Transformer
 
