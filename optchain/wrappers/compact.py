@@ -180,7 +180,7 @@ def wide_params(params: Tree, state: Any) -> Tree:
             raise ValueError(
                 f"params must be those of the run, bfloat16 where the state has low bits; got {trees.dtype_of(p)}"
             )
-        return low_bits.join(p, low)
+        return low_bits.join(memory.fetched(p), memory.fetched(low))
 
     return replace_leaves_by_path("low", lows, params, joined)
 

@@ -150,7 +150,7 @@ def schedule_free_params(params: Tree, state: Any) -> Tree:
 
     def average(y: jax.Array, index: int, z: jax.Array) -> jax.Array:
         (beta,) = jax.tree.leaves(found[index][1]["beta_1"])  # nnx wraps each leaf
-        return trees.cast_tree(each_leaf(evaluated, y, memory.fetched(z), b=beta), y)
+        return trees.cast_tree(each_leaf(evaluated, memory.fetched(y), memory.fetched(z), b=beta), y)
 
     def evaluated(b: jax.Array) -> Callable[..., jax.Array]:
         divisor = jnp.where(b > 0, b, jnp.ones_like(b))

@@ -141,6 +141,8 @@ def test_the_state_may_lie_in_the_hosts_memory_too(inner, chosen):
     state = state["accumulate"]["inner"] if "accumulate" in state else state
     codes = state["scale_by_adam"]["nu"]["codes"]["up"]
     assert codes.sharding.memory_kind == "pinned_host"
+    wide = [oc.wide_params(*result) for result in results]
+    jax.tree.map(np.testing.assert_array_equal, *wide[:2])
 
 
 @pytest.mark.parametrize(

@@ -174,6 +174,25 @@ def test_without_a_mesh_a_state_stays_in_the_memory_in_which_it_comes():
 
 
 @needs_host_memory
+@pytest.mark.parametrize(
+    ("tx", "read"),
+    [
+        (oc.adamw(0.1, use_ema=True), oc.finalize),
+        (oc.schedule_free_adamw(0.1), oc.schedule_free_params),
+        (oc.compact(oc.sgd(0.1), weights=24), oc.wide_params),
+    ],
+    ids=["finalize", "schedule_free_params", "wide_params"],
+)
+def test_weights_to_evaluate_come_to_the_device(tx, read):
+    params = {"kernel": jnp.full((64, 64), 0.1)}
+    params, state = (oc.narrow(params) if read is oc.wide_params else params), tx.init(params)
+    of_host = jax.tree.map(lambda x: jax.device_put(x, jax.memory.Space.Host) if x.ndim else x, (params, state))
+    found = read(*of_host)
+    assert kinds(found) == {"device"}
+    assert_equal_bits(found, read(params, state))
+
+
+@needs_host_memory
 @pytest.mark.parametrize("name", ["loss scale", pytest.param("accumulate, skip", marks=pytest.mark.thorough)])
 def test_on_a_mesh_of_explicit_axes(name):
     mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Explicit,), devices=jax.devices()[:2])
