@@ -81,8 +81,9 @@ def compact(
       A transformation with state `inner`; with `weights` also `low`, the low bits, and `draws`, the number of steps.
 
     Raises:
-      ValueError: a name in `moments` that no entry has; `kernel` around a gate, such as `accumulate`, which goes around. When called, parameters that are float32 where the state has their
-        low bits: train with `narrow(params)`.
+      ValueError: a name in `moments` that no entry has, or one that `average` or `accumulator` stores; `kernel` around a gate, such as
+        `accumulate`, which goes around. When called, parameters that are float32 where the state has their low bits: train with
+        `narrow(params)`.
 
     Source: Dettmers et al., "8-bit Optimizers via Block-wise Quantization", 2022, arXiv:2110.02861; Gonzalez Ortiz et al.,
     "FlashOptim: Optimizers for Memory Efficient Training", 2026, arXiv:2602.23349.
@@ -210,10 +211,10 @@ class _Chosen:
         self._moments, self._average, self._accumulator, self.wide = moments, average, accumulator, wide
 
     def kind(self, node: Node, name: str) -> str:
-        slot = node.link.slots[name]
-        if slot.start == "params":
+        slot, argument = node.link.slots[name], _argument_of(node, name)
+        if argument == "average":
             return _wider(self._average, slot.narrowest)
-        if node.link.kind == "gate":
+        if argument == "accumulator":
             return self._accumulator
         if isinstance(self._moments, Mapping):
             return self._moments.get(name, "float32")
@@ -393,6 +394,13 @@ def _narrowed(p: jax.Array) -> jax.Array:
     return low_bits.split(p, 16)[0]
 
 
+def _argument_of(node: Node, name: str) -> str:
+    """Which argument says how an entry is stored."""
+    if node.link.slots[name].start == "params":
+        return "average"
+    return "accumulator" if node.link.kind == "gate" else "moments"
+
+
 def _wider(*kinds: str) -> str:
     return min(kinds, key=_MOMENTS.index)
 
@@ -416,9 +424,12 @@ def _replaced(state: State, path: tuple[str, ...], entry: Tree) -> State:
 def _checked_moments(moments: Any, inner: Transformation) -> Any:
     if not isinstance(moments, Mapping):
         return arguments.check_choice("moments", moments, _MOMENTS)
-    known = sorted({name for node in walk(inner) for name in node.link.slots})
+    entries = [(name, _argument_of(node, name)) for node in walk(inner) for name in node.link.slots]
+    known = sorted({name for name, argument in entries if argument == "moments"})
     for name, kind in moments.items():
         if name not in known:
+            if name in dict(entries):
+                raise ValueError(f"moments has {name!r}, which {dict(entries)[name]}=… stores")
             meant = closest_name(name, known)
             hint = f"; did you mean {meant!r}?" if meant else f"; {inner.name} has {', '.join(known) or 'none'}"
             raise ValueError(f"moments has {name!r}, which no link of {inner.name} keeps{hint}")

@@ -363,6 +363,8 @@ def test_it_prints_and_is_read_back_as_its_code():
         ({"moments": "int4"}, r"moments must be 'float32', 'bfloat16' or 'int8'; got 'int4'"),
         ({"moments": {"nu_mx": "int8"}}, r"moments has 'nu_mx', .* did you mean 'nu_max'\?"),
         ({"moments": {"mu": "fp8"}}, r"moments\['mu'\] must be"),
+        ({"moments": {"average": "bfloat16"}}, r"moments has 'average', which average=… stores"),
+        ({"moments": {"grads": "int8"}}, r"moments has 'grads', which accumulator=… stores"),
         ({"average": "int4"}, r"average must be 'float32', 'bfloat16' or 'int8'; got 'int4'"),
         ({"accumulator": 8}, r"accumulator must be"),
         ({"weights": 16}, r"weights must be 24, 32 or 'stochastic'; got 16"),
@@ -371,7 +373,7 @@ def test_it_prints_and_is_read_back_as_its_code():
 )
 def test_a_wrong_argument_is_named(options, message):
     with pytest.raises((ValueError, TypeError), match=message):
-        oc.compact(oc.adam(0.1, amsgrad=True), **options)
+        oc.compact(oc.adam(0.1, amsgrad=True, use_ema=True, gradient_accumulation_steps=2), **options)
 
 
 def test_parameters_that_do_not_fit_the_low_bits_are_named():
