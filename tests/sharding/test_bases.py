@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 import optchain as oc
 from optchain.verification.keras_peer import precision
+from tests.sampling import others_for_release
 
 TX = oc.soap(0.1, epsilon=1e-3, precondition_frequency=2)
 COLLECTIVE = re.compile(r"= (.*?) (?:all-gather|all-to-all|all-reduce|reduce-scatter|collective-permute)(?:-start)?\(")
@@ -103,7 +104,7 @@ def test_steps_over_a_mesh_have_the_numbers_of_one_device():
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("kind", others_for_release([AxisType.Auto, AxisType.Explicit], AxisType.Explicit))
 def test_the_refresh_is_dealt_out_over_the_devices_with_the_numbers_of_one(kind):
     mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(kind,) * 2)
     rng = np.random.default_rng(0)

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 import optchain as oc
 from optchain.core.precision import enable_x64
-from tests.sampling import others_thorough
+from tests.sampling import others_for_release, others_thorough
 
 LAYERS, WIDTH = 5, 8
 IDS = jnp.array([1, 3, 1, 7])
@@ -182,7 +182,7 @@ def test_frozen_parameters_stay(frozen: str) -> None:
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("weights", [None, 24, "stochastic"])
+@pytest.mark.parametrize("weights", others_for_release([None, 24, "stochastic"], 24))
 def test_codes_are_those_of_the_whole_stack(weights: Any) -> None:
     tx = oc.compact(oc.adamw(0.1, use_ema=True), weights=weights, average="bfloat16", min_size=1)
 
@@ -199,7 +199,11 @@ def test_codes_are_those_of_the_whole_stack(weights: Any) -> None:
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("spec", [P("data"), P(None, "data"), P(None, None, "data")], ids=str)
+@pytest.mark.parametrize(
+    "spec",
+    others_for_release([P("data"), P(None, "data"), P(None, None, "data")], P("data"), P(None, None, "data")),
+    ids=str,
+)
 def test_over_devices_the_codes_are_those_of_one(spec: P) -> None:
     tx = oc.compact(oc.adamw(0.1), weights=24, min_size=1)
     mesh = Mesh(np.array(jax.devices()[:4]), ("data",))
