@@ -54,10 +54,10 @@ def test_every_contender_has_a_row_and_the_files_say_what_the_report_says(tmp_pa
 def test_what_cannot_run_is_named_and_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.import_module
 
-    def without_torch(name: str, *rest: str) -> object:
+    def without_torch(name: str, package: str | None = None) -> object:
         if name == "torch":
             raise ModuleNotFoundError("No module named 'torch'", name="torch")
-        return find(name, *rest)
+        return find(name, package)
 
     monkeypatch.setattr(importlib, "import_module", without_torch)
     chosen = [ContenderName.APPLY, ContenderName.KERAS, ContenderName.TORCH_FUSED]

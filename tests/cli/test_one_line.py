@@ -121,7 +121,10 @@ def test_numbers_that_no_run_has_are_one_line(entry: str, value: Any, folder: Pa
     assert "must be" in said
 
 
-FULL_DISK = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))"
+FULL_DISK = (
+    "import resource; sys.dont_write_bytecode = True; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))"
+)
+"""Python would cut off what it compiles of itself, and keep it."""
 
 
 @pytest.mark.thorough
@@ -434,10 +437,10 @@ def test_bench_that_timed_nothing_does_not_succeed(monkeypatch: pytest.MonkeyPat
 
     find = importlib.import_module
 
-    def without_torch(name: str, *rest: str) -> object:
+    def without_torch(name: str, package: str | None = None) -> object:
         if name == "torch":
             raise ModuleNotFoundError("No module named 'torch'", name="torch")
-        return find(name, *rest)
+        return find(name, package)
 
     small_tree = ("two small layers", lambda: trees.transformer(layers=2, width=8))
     monkeypatch.setitem(trees.TREES, TreeName.TRANSFORMER, small_tree)

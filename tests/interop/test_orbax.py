@@ -330,6 +330,7 @@ def test_a_save_that_is_killed_at_any_moment_leaves_the_last_complete_checkpoint
 
 def limited(folder: str, errors: Any) -> None:
     """Saves where no file may become larger than 20 kB, as on a disk that is full."""
+    sys.dont_write_bytecode = True  # Python would cut off what it compiles, and keep it
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
     big = {"w": np.random.default_rng(0).normal(size=(100, 100))}
     try:
