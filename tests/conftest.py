@@ -73,7 +73,9 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     if collection_path.name == "test_exhaustive.py":
         return tier != "exhaustive" or None
     word = {"rest": "thorough", "programs": "programs"}.get(tier)
-    return (collection_path.suffix == ".py" and word is not None and word not in collection_path.read_text()) or None
+    if word is None or collection_path.suffix != ".py":
+        return None
+    return word not in collection_path.read_text(encoding="utf-8") or None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

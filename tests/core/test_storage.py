@@ -73,7 +73,10 @@ def test_a_parameter_is_stored_to_within_a_127th_of_the_largest(block, signs):
     assert (np.abs(again - x) <= 1.001 * np.abs(x).max() / 127 + TINY).all()
 
 
-@pytest.mark.parametrize(("kind", "sigma"), [("int8", 0.1), ("int8", 3.0), ("even int8", 0.1), ("bfloat16", 3.0)])
+@pytest.mark.parametrize(
+    ("kind", "sigma"),  # with 3 most evenly spaced codes are 0, and draw rarely
+    [("int8", 0.1), ("int8", 3.0), ("even int8", 0.1), ("bfloat16", 0.1), ("bfloat16", 3.0)],
+)
 def test_what_is_loaded_is_right_on_average(kind, sigma):
     """The mean of 4,096 draws, in units of what chance makes of it."""
     rng = np.random.default_rng(0)
