@@ -6,11 +6,13 @@ loaded before it runs and stored after, as it was stored before. Arithmetic is d
 
     int8      blocks of 32, signed            s · sign(c) · (|c| / 127)⁴
     int8      blocks of 32, of parameters     s · c / 127
-    uint8     blocks of 32, not negative      s · 2^⌊k/16⌋ · (1 + (k mod 16) / 16) for k = c − 255, c > 0; 0 for c = 0
+    uint8     blocks of 32, not negative      s · 2^⌊k/32⌋ · (1 + (k mod 32) / 32) for k = c − 255, c >= 95; 0 for c = 0;
+                                              s / 32 · 2^⌊k/8⌋ · (1 + (k mod 8) / 8) for k = c − 95, 0 < c < 95
     bfloat16  no blocks                       the upper half of the float32
 
 s is the largest magnitude of the block: of copies of the parameters in float32, and so told apart, of others in bfloat16, rounded up.
-uint8 has four bits of a float32's exponent and four of its mantissa. Parameters are spread evenly, moments over many binades.
+uint8 has the upper bits of a float32, with five of its mantissa in the five binades below the scale, where most squares are, and with
+three in the twelve below them. Parameters are spread evenly, moments over many binades.
 
 A number between two codes becomes one of them at random, so that an average moves on where a step of it is less than a
 rounding: `E[load(store(x))] = x` for int8 and bfloat16. Of uint8 it is about the logarithm that is right on average, so that the
@@ -34,12 +36,14 @@ from optchain.core.trees import Path, Tree
 
 BLOCK = 32
 """The numbers that share a scale."""
-_DROPPED = 19
-"""The bits of a float32's mantissa that uint8 does not keep."""
+_LARGE, _SMALL = 18, 20
+"""The bits of a float32's mantissa that uint8 does not keep, of large numbers and of small ones."""
+_LEAST_LARGE, _ITS_CODE = 2.0**-5, 95
+"""The least large number, in units of the scale, and its code."""
 _UNIT = 16
 """What the scale is where numbers become codes. With 1 the reciprocal of the largest scales would be no normal number."""
 _SMALLEST_SCALE = {np.dtype(np.int8): 2.0**-122, np.dtype(np.uint8): 2.0**-109}
-"""So that the reciprocal is a number, and for uint8 what is 16 binades below the scale a normal one."""
+"""So that the reciprocal is a number, and what the smallest code stands for a normal one."""
 _SMALLEST_EVEN_SCALE = 2.0**-119
 """So that 127 times the reciprocal is a number, and the 127th part a normal one."""
 
@@ -83,7 +87,8 @@ def load_leaf(codes: jax.Array, scale: jax.Array | None) -> jax.Array:
         magnitude = _fourth_power(q) * s
         x = jnp.where(q < 0, -magnitude, magnitude)
     else:
-        x = jnp.where(q > 0, _as_float((q + _offset(1.0)) << _DROPPED), 0) * s
+        large, small = (q + offset << dropped for dropped, offset in _offsets(1))
+        x = jnp.where(q > 0, _as_float(jnp.where(q >= _ITS_CODE, large, small)), 0) * s
     return x.reshape(codes.shape)
 
 
@@ -109,7 +114,8 @@ def store_leaf(
         q = lower + (_uniform(random) * (above - below) < n - below).astype(jnp.int32)
         q = jnp.where(blocks < 0, -q, q)
     else:
-        q = ((_bits(n) + _carry(random)) >> _DROPPED) - _offset(_UNIT)
+        large, small = ((_bits(n) + _carry(random, dropped) >> dropped) - offset for dropped, offset in _offsets(_UNIT))
+        q = jnp.where(n >= _UNIT * _LEAST_LARGE, large, small)
         q = jnp.where(magnitude > 0, jnp.clip(q, 1, 255), 0)
     q = jnp.where(inverse > 0, q, 1)  # times a scale that is not finite: neither is what is loaded
     return q.astype(codes.dtype).reshape(x.shape), jnp.squeeze(s, _within(x.shape)).astype(scale.dtype)
@@ -174,19 +180,24 @@ def _fourth_power(q: jax.Array) -> jax.Array:
     return root * root
 
 
-def _offset(unit: float) -> np.int32:
-    """What the upper bits of a number have more than its code of uint8, where `unit` has the code 255."""
-    return (np.float32(unit).view(np.int32) >> _DROPPED) - np.int32(255)
+def _offsets(unit: float) -> list[tuple[int, np.int32]]:
+    """Of large numbers and of small ones the bits that uint8 drops, and what the others have more than the code, `unit` being 255."""
+    first = {_LARGE: (unit, 255), _SMALL: (unit * _LEAST_LARGE, _ITS_CODE)}
+    return [
+        (dropped, (np.float32(x).view(np.int32) >> dropped) - np.int32(code)) for dropped, (x, code) in first.items()
+    ]
 
 
-def _carry(random: jax.Array) -> jax.Array:
-    """What is added to the bits of a square before the lowest are dropped: `r + 3/128 · r (1 − r)`, for r in [0, 1).
+def _carry(random: jax.Array, dropped: int) -> jax.Array:
+    """What is added to the bits of a square before the lowest are dropped: `r + c · r (1 − r)`, for r in [0, 1).
 
-    With r alone the mean of what is stored would be right. So it is the mean of its logarithm, and steps of Adam, which divide by the
-    root of an average that roundings spread, are as long as with float32 and not 0.7 % longer.
+    With r alone the mean of what is stored would be right, with c = 3/256 where 18 bits are dropped, and 3/64 where 20 are, that of
+    its logarithm. It is a sixteenth more: steps of Adam, which divide by the root of an average that roundings spread, are as long
+    then as with float32.
     """
     r = random >> 16
-    return ((random >> (32 - _DROPPED)) + (3 * r * (2**16 - r) >> 20)).astype(jnp.int32)
+    curve = 51 * (r * (2**16 - r) >> 6)
+    return ((random >> (32 - dropped)) + (curve >> (56 - 2 * dropped))).astype(jnp.int32)
 
 
 def _bits(x: jax.Array) -> jax.Array:

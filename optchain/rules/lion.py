@@ -12,7 +12,7 @@ from optchain.core.slot import Slot, declare, stored
 from optchain.core.transformation import Transformation
 
 SLOTS = declare(
-    mu=Slot(decay="beta_2"),  # the average of the gradients
+    mu=Slot(narrowest="bfloat16", decay="beta_2"),  # the average of the gradients
 )
 
 

@@ -43,12 +43,13 @@ def test_no_square_but_zero_is_stored_as_zero(block):
 
 @given(blocks)
 def test_a_square_is_stored_to_within_a_code(block):
-    """Where it is at most 16 binades below the largest of its block; one that is smaller becomes the smallest code."""
+    """One that is more than 16 binades below the largest of its block becomes the smallest code."""
     x = np.array(block, np.float32)
     again = loaded(x, signed=False).astype(np.float64)
-    smallest = max(x.max(), 2.0**-109) * 1.125 * 2.0**-16
-    step = (1 + 2.0**-4) * (1 + 2.0**-7)  # a code, and the scale that is rounded up to a bfloat16
-    right = np.where(x > 0, np.maximum(x, smallest), 0)
+    largest = max(x.max(), 2.0**-109)
+    right = np.where(x > 0, np.maximum(x, largest * 1.25 * 2.0**-17), 0)
+    # A code, and the scale that is rounded up to a bfloat16.
+    step = np.where(right > largest * 2.0**-5 * (1 + 2.0**-7), 1 + 2.0**-5, 1 + 2.0**-3) * (1 + 2.0**-7)
     assert (again <= right * step).all()
     assert (again >= right / step).all()
 
@@ -95,13 +96,18 @@ def test_what_is_loaded_is_right_on_average(kind, sigma):
     assert (np.abs(error) <= 6 * spread / 64 + 1e-5 * np.abs(x))[drawn].all()
 
 
-def test_of_a_square_the_logarithm_is_right_on_average():
-    """Were the mean right, the logarithm would be off by 1.6e-4."""
-    x = jnp.exp2(jax.random.uniform(jax.random.key(0), (32, 2**16), minval=-14, maxval=0)).at[0].set(1)
+@pytest.mark.parametrize(
+    ("binades", "bound", "spread"), [((-5, 0), 2e-5, 0.01), ((-16, -5), 5e-5, 0.03)], ids=["large", "small"]
+)
+def test_of_a_square_the_logarithm_is_right_on_average(binades, bound, spread):
+    """A little more than right, which makes up for what averages do. Were the mean right, it would be off by -4e-5 and by -4e-4."""
+    lowest, highest = binades
+    exponent = jax.random.uniform(jax.random.key(0), (32, 2**16), minval=lowest, maxval=highest)
+    x = jnp.exp2(exponent).at[0].set(1)
     again = storage.load(packed(x, signed=False))
     errors = np.log(np.asarray(again / x, np.float64))[1:]
-    assert abs(errors.mean()) < 4e-5
-    assert errors.std() < 0.02
+    assert 0 <= errors.mean() < bound
+    assert errors.std() < spread
 
 
 @pytest.mark.parametrize("signed", [True, False])

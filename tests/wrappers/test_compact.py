@@ -80,8 +80,8 @@ def way_of(tx, shape=(64, 256), steps=500):
     return jax.jit(distances)
 
 
-WORST = ("adam", "lion")
-"""Lion is the worst of all with Radam; a release takes all rules."""
+WORST = ("adam", "radam", "lion")
+"""Radam is the worst of all, Lion would be with 8 bits; a release takes all rules."""
 
 
 @pytest.mark.parametrize(
@@ -90,12 +90,12 @@ WORST = ("adam", "lion")
 )
 @pytest.mark.programs  # long runs, which machine code without optimizations makes longer
 def test_every_rule_goes_as_far_in_the_same_direction(name):
-    """Over 500 steps. Radam, which has cosines of .9988, and Lion are the worst; of AdEMAMix it is .99898."""
+    """Over 500 steps. Radam's cosine is the worst, .9992."""
     distances = way_of(RULES[name])
     for sigma in (0.0, 0.5):
         cosine, error, _ = distances(sigma)
-        assert cosine >= {"radam": 0.9987, "ademamix": 0.9989}.get(name, 0.999)
-        assert abs(error) <= (1.5e-3 if name in ("radam", "lion") else 6e-4)
+        assert cosine >= 0.999
+        assert abs(error) <= 5e-4
     assert abs(distances(1.0)[1]) <= 1e-2
     assert distances(2.0)[2] <= 3
 
