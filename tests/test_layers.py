@@ -7,6 +7,7 @@ import ast
 import dataclasses
 import functools
 import graphlib
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -120,6 +121,18 @@ def test_every_module_stands_in_a_layer():
 
 def test_imports_run_down():
     assert [str(found) for found in ours() if runs_up(found)] == []
+
+
+def test_the_layers_above_the_core_hardly_cast():
+    """Rules and links see leaves made wide and scalars made ready for them: a cast of their own is a dtype known twice."""
+    casts = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for module, path in modules_in(ROOT).items()
+        if not module.startswith("optchain.core")
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if re.search(r"trees\.(astype|cast|wide)\b", line)
+    ]
+    assert len(casts) <= 10, casts
 
 
 def test_no_packages_import_each_other_in_a_circle():

@@ -179,7 +179,7 @@ def scale_by_soap(
         directions, *new = each_leaf(step, updates, *old, outputs=4, t=count, **values)
         moments = zip(new, old, ("mu", "nu"), strict=False)
         mu, nu = (jax.tree.map(slots[name].store, fresh, before) for fresh, before, name in moments)
-        gram = jax.tree.map(lambda fresh, before: trees.astype(fresh, before.dtype), new[2], state["gram"])
+        gram = trees.cast_tree(new[2], state["gram"])
 
         def refresh(*old: Tree) -> tuple[Tree, Tree, Tree]:
             return along_automatic_axes(functools.partial(_refreshed, shapes), old, count == 0, gram, *old)

@@ -9,7 +9,8 @@ import numpy as np
 
 from optchain.core import arguments
 from optchain.core.arguments import Range
-from optchain.schedules.base import Schedule, check_fields, floating, register
+from optchain.core.trees import floating
+from optchain.schedules.base import Schedule, check_fields, register
 
 WIDTHS = Range(0.0, 0.2886, low_open=True)
 """Of the average that counts all parameters alike it is 1/√12."""

@@ -12,6 +12,7 @@ import numpy as np
 
 from optchain.core import arguments, trees
 from optchain.core.calls import with_clear_call_errors
+from optchain.core.trees import floating
 
 Step: TypeAlias = int | jax.Array
 ScheduleFunction: TypeAlias = Callable[[Any], Any]
@@ -164,15 +165,10 @@ def as_step(step: Step) -> jax.Array:
         step = jnp.asarray(float(step), trees.default_float())
     step = jnp.asarray(step)
     if not jnp.issubdtype(step.dtype, jnp.integer):
-        return trees.astype(step, trees.default_float())
+        return floating(step)
     if jnp.issubdtype(step.dtype, jnp.unsignedinteger):
         step = jnp.minimum(step, arguments.LARGEST_INTEGER)
-    return step if step.dtype == jnp.int64 else trees.astype(step, jnp.int32)
-
-
-def floating(step: jax.Array) -> jax.Array:
-    """The step in JAX's default float: from 2**24 on, float32 does not hold every integer."""
-    return trees.astype(step, trees.default_float())
+    return step if step.dtype == jnp.int64 else step.astype(jnp.int32)
 
 
 def reached(step: jax.Array, boundary: float) -> jax.Array:

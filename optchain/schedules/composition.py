@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from optchain.core import arguments, trees
 from optchain.core.hyperparams import Hyperparam
+from optchain.core.trees import floating
 from optchain.schedules.base import (
     Schedule,
     ScheduleFunction,
@@ -19,7 +20,6 @@ from optchain.schedules.base import (
     check_fields,
     check_numbers,
     check_schedule,
-    floating,
     reached,
     register,
     returned_number,

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 
 from optchain.core import arguments, trees
+from optchain.core.trees import floating
 from optchain.schedules.base import (
     Schedule,
     ScheduleFunction,
     check_fields,
     check_schedule,
-    floating,
     periods,
     quotient,
     register,

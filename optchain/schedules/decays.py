@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 
 from optchain.core import arguments
+from optchain.core.trees import floating
 from optchain.schedules.base import (
     Schedule,
     at_most,
     check_fields,
     check_numbers,
-    floating,
     passed,
     periods,
     quotient,

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from optchain.core import arguments
-from optchain.schedules.base import Schedule, check_fields, floating, passed, quotient, register, since
+from optchain.core.trees import floating
+from optchain.schedules.base import Schedule, check_fields, passed, quotient, register, since
 
 
 @register

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from optchain.core import arguments
-from optchain.schedules.base import Schedule, at_most, check_fields, floating, periods, quotient, reached, register
+from optchain.core.trees import floating
+from optchain.schedules.base import Schedule, at_most, check_fields, periods, quotient, reached, register
 
 
 @register

@@ -7,7 +7,8 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from optchain.schedules.base import Schedule, check_fields, floating, reached, register, since
+from optchain.core.trees import floating
+from optchain.schedules.base import Schedule, check_fields, reached, register, since
 
 
 @register

@@ -108,7 +108,7 @@ def adagc(
             "usual_norm": treedef.unflatten(usual),
             "metrics": {
                 "global_norm": size.value,
-                "clipped_leaves": jnp.where(warming, trees.astype(size.above(bound), share.dtype), share),
+                "clipped_leaves": jnp.where(warming, trees.floating(size.above(bound)), share),
             },
         }
         return trees.scale_each(updates, treedef.unflatten(factors)), new
@@ -130,10 +130,10 @@ def _clipped(
 ) -> tuple[Factor, jax.Array, jax.Array]:
     """The factor of a leaf, its average with this norm, and whether its own bound clipped it."""
     one = Factor.of(jnp.ones_like(norm.significand))
-    bound = Factor.of(trees.astype(usual, one.significand.dtype) * trees.cast(threshold, one.significand))
+    bound = Factor.of(usual * trees.floating(threshold))
     above = ~warming & (usual > 0) & norm.above(bound)
     factor = (bound / norm.where(above, one)).where(above, one).where(~warming, of_all).nan_unless_finite(norm)
-    clipped = trees.astype((norm * factor).value, usual.dtype)
+    clipped = trees.floating((norm * factor).value)
     average = jnp.where(warming, jnp.minimum(usual, clipped), decay * usual + (1 - decay) * clipped)
     counts = (clipped > 0) & jnp.isfinite(clipped)
     return factor, jnp.where(counts, jnp.where(usual > 0, average, clipped), usual), above

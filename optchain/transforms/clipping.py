@@ -144,8 +144,7 @@ def clip_by_global_norm(max_norm: Hyperparam, *, axis_name: str | tuple[str, ...
         factor = (bound / size.at_least(bound)).nan_unless_finite(size)
         count = trees.increment(state["count"])
         clipped = jnp.where(size.above(bound), trees.increment(state["clipped"]), state["clipped"])
-        fraction = trees.astype(clipped, norm.dtype) / trees.astype(count, norm.dtype)
-        metrics: GlobalNormMetrics = {"global_norm": norm, "clipped_fraction": fraction}
+        metrics: GlobalNormMetrics = {"global_norm": norm, "clipped_fraction": trees.share(clipped, count)}
         return trees.scale(updates, factor), {"count": count, "clipped": clipped, "metrics": metrics}
 
     return Transformation(

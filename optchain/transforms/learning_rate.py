@@ -58,7 +58,7 @@ def scale_by_relative_step() -> Transformation:
 
     def update(updates: Tree, state: dict, params: Tree, *, learning_rate: jax.Array) -> tuple[Tree, dict]:
         count = trees.increment(state["count"])
-        t = trees.astype(count, trees.default_float())
-        return trees.scale(updates, -jnp.minimum(trees.cast(learning_rate, t), 1 / jnp.sqrt(t))), {"count": count}
+        rate = jnp.minimum(trees.floating(learning_rate), 1 / jnp.sqrt(trees.floating(count)))
+        return trees.scale(updates, -rate), {"count": count}
 
     return Transformation(init, update, fields=["count"], stage="learning_rate")

@@ -50,8 +50,7 @@ def polyak_average(t0: float = 1e6) -> Transformation:
         return {"count": jnp.zeros((), jnp.int32), "average": slot.init(params)}
 
     def project(params: Tree, state: dict[str, Any]) -> tuple[Tree, dict[str, Any]]:
-        before = trees.astype(state["count"], trees.default_float())
-        share = 1 / jnp.maximum(1.0, before - t0)
+        share = 1 / jnp.maximum(1.0, trees.floating(state["count"]) - t0)
         average = each_leaf(mean, params, state["average"], share=share)
         stored = jax.tree.map(slot.store, average, state["average"])
         return params, {"count": trees.increment(state["count"]), "average": stored}

@@ -222,9 +222,7 @@ def project_initial_norm(axis: Axis | None = None, *, mask: Mask | None = None) 
         for path, leaf in trees.leaves_with_paths(params):
             if axes is not None:
                 trees.check_axes("project_initial_norm", path, leaf, axes)
-        kept = jax.tree.map(
-            lambda norm: trees.astype(norm.value, trees.default_float()), norms(params), is_leaf=is_factor
-        )
+        kept = jax.tree.map(lambda norm: trees.floating(norm.value), norms(params), is_leaf=is_factor)
         return {"initial_norm": kept}
 
     def project(params: Tree, state: dict[str, Tree]) -> tuple[Tree, dict[str, Tree]]:

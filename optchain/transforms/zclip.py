@@ -106,20 +106,19 @@ def zclip(
         # Norms of 0 before the first other one, such as those of a branch that is frozen yet, say nothing of what is usual.
         counted = jnp.isfinite(jnp.square(norm)) & ((norm > 0) | (mean > 0))
         # The mean and the variance of what there was so far, then moving averages of both.
-        weight = jnp.where(seen < warmup_steps, 1 / (trees.astype(seen, norm.dtype) + 1), 1 - decay)
+        weight = jnp.where(seen < warmup_steps, 1 / (trees.floating(seen) + 1), 1 - decay)
         new_mean = mean + weight * (bound - mean)
         spread = jnp.where(seen < warmup_steps, (bound - mean) * (bound - new_mean), jnp.square(bound - new_mean))
         new_variance = variance + weight * (spread - variance)
         clipped = jnp.where(clips, trees.increment(state["clipped"]), state["clipped"])
         seen = jnp.where(counted, trees.increment(seen), seen)
-        fraction = trees.astype(clipped, norm.dtype) / jnp.maximum(trees.astype(seen, norm.dtype), 1)
         factor = Factor.of(jnp.where(clips, bound, 1)) / size.where(clips, Factor.of(jnp.ones_like(norm)))
         new: ZClipState = {
             "seen": seen,
             "clipped": clipped,
             "mean": jnp.where(counted, new_mean, mean),
             "variance": jnp.where(counted, new_variance, variance),
-            "metrics": {"global_norm": norm, "clipped_fraction": fraction},
+            "metrics": {"global_norm": norm, "clipped_fraction": trees.share(clipped, seen)},
         }
         return trees.scale(updates, factor.nan_unless_finite(size)), new
 

@@ -111,7 +111,7 @@ def accumulate(
     def decide(grads: Tree, state: dict[str, Any], extra: Mapping[str, Any]) -> Decision:
         weight = extra.get("weight")
         if weight is not None:
-            weight = trees.cast(weight, state["weight"])
+            weight = trees.floating(weight)
             weight = jnp.where(weight >= 0, weight, -jnp.inf)  # what is no weight makes the mean NaN
         counted_now = trees.increment(state["count"])
         first, last = state["count"] == 0, counted_now >= window(state)
@@ -175,7 +175,7 @@ def _scheduled_window(steps: Callable[[jax.Array], Any], updates: jax.Array) -> 
             raise ValueError(f"steps must be a number in [1, {largest}]; its schedule {steps!r} gave {value!r}")
     value = jnp.round(value)
     fits = value < largest
-    return jnp.where(fits, trees.astype(jnp.where(fits, jnp.maximum(value, 1), 1), jnp.int32), largest)
+    return jnp.where(fits, jnp.where(fits, jnp.maximum(value, 1), 1).astype(jnp.int32), largest)
 
 
 def _weighted(g: Any, weight: Any) -> Any:

@@ -276,7 +276,7 @@ class Compact(Composite):
         wide = params
         if self._weights is not None:
             stays_wide = self._chosen.wide.of(params)
-            wide = jax.tree.map(lambda p: trees.astype(p, jnp.float32) if _is_narrow(p) else p, params)
+            wide = _widened(params)
 
             def low(path: Path, p: Any) -> jax.Array | None:
                 if _is_narrow(p):
@@ -301,10 +301,9 @@ class Compact(Composite):
             return updates, nonempty_states({"inner": inner_state})
         old = params
         params, state = self._apply(params, state, updates, **extra)
-        updates = jax.tree.map(lambda new, p: trees.wide(new) - trees.wide(p), params, old)
+        updates = trees.difference(params, old)
         if "low" in state:
-            reached = jax.tree.map(lambda p, u: trees.astype(trees.wide(p) + u, p.dtype), old, updates)
-            state["low"] = _where_reached(params, reached, state["low"])
+            state["low"] = _where_reached(params, trees.add(old, updates), state["low"])
         return updates, state
 
     def _apply(self, params: Tree, state: dict[str, Any], grads: Tree, **extra: Any) -> tuple[Tree, dict[str, Any]]:
@@ -333,7 +332,7 @@ class Compact(Composite):
             return params, nonempty_states({"inner": inner_state})
         draws = trees.increment(state["draws"])
         if self._weights == "stochastic":
-            wide, inner_state = act(jax.tree.map(lambda p: trees.wide(p) if _is_narrow(p) else p, params), inner_state)
+            wide, inner_state = act(_widened(params), inner_state)
             first_row = extra.get("first_row")
             params = jax.tree.map(
                 lambda new, p: _at_random(new, draws, first_row) if _is_narrow(p) else new, wide, params
@@ -388,6 +387,11 @@ def _where_reached(params: Tree, reached: Tree, low: Tree) -> Tree:
         for new, sum_of_both, bits in zip(leaves, jax.tree.leaves(reached), treedef.flatten_up_to(low), strict=True)
     ]
     return treedef.unflatten(kept)
+
+
+def _widened(params: Tree) -> Tree:
+    """The parameters, with the bfloat16 ones in float32."""
+    return jax.tree.map(lambda p: trees.wide(p) if _is_narrow(p) else p, params)
 
 
 def _narrowed(p: jax.Array) -> jax.Array:

@@ -128,7 +128,7 @@ def skip_spikes(
         good, norms = _judged(norm, state["norms"], counts, deviations)
         own = {"norms": norms, "losses": state["losses"]}
         if extra.get("value") is not None:
-            loss = trees.astype(jnp.asarray(extra["value"]), norm.dtype)
+            loss = trees.floating(extra["value"])
             usual, own["losses"] = _judged(loss, state["losses"], counts, deviations)
             good &= usual
         runs = good | ~counts

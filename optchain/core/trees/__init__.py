@@ -13,6 +13,7 @@ Two rules hold throughout:
 from optchain.core.trees.arithmetic import add as add
 from optchain.core.trees.arithmetic import agreement as agreement
 from optchain.core.trees.arithmetic import copy as copy
+from optchain.core.trees.arithmetic import difference as difference
 from optchain.core.trees.arithmetic import map_unzip as map_unzip
 from optchain.core.trees.arithmetic import updates_to as updates_to
 from optchain.core.trees.arithmetic import zeros_like as zeros_like
@@ -33,9 +34,11 @@ from optchain.core.trees.dtypes import cast as cast
 from optchain.core.trees.dtypes import cast_tree as cast_tree
 from optchain.core.trees.dtypes import default_float as default_float
 from optchain.core.trees.dtypes import dtype_of as dtype_of
+from optchain.core.trees.dtypes import floating as floating
 from optchain.core.trees.dtypes import increment as increment
 from optchain.core.trees.dtypes import is_complex as is_complex
 from optchain.core.trees.dtypes import real_dtype as real_dtype
+from optchain.core.trees.dtypes import share as share
 from optchain.core.trees.dtypes import wide as wide
 from optchain.core.trees.dtypes import wide_dtype as wide_dtype
 from optchain.core.trees.norms import EXTREMES_SCOPE as EXTREMES_SCOPE

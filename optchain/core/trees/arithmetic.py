@@ -62,6 +62,11 @@ def add(params: Tree, updates: Tree) -> Tree:
     return jax.tree.map(lambda p, u: astype(wide(p) + astype(u, wide(p).dtype), dtype_of(p)), params, updates)
 
 
+def difference(new: Tree, old: Tree) -> Tree:
+    """`new − old`, wide."""
+    return jax.tree.map(lambda n, o: wide(n) - wide(o), new, old)
+
+
 def updates_to(new: Tree, applied: Tree, params: Tree, updates: Tree) -> Tree:
     """The updates, wide, that take `params` to `new`, which was made of `applied`, the parameters plus some updates.
 

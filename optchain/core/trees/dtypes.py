@@ -60,6 +60,16 @@ def astype(x: Any, dtype: Any) -> jax.Array:
     return lax.convert_element_type(x, dtype)
 
 
+def floating(x: Any) -> jax.Array:
+    """`x` in JAX's default float; from 2**24 on float32 does not hold every integer."""
+    return astype(x, default_float())
+
+
+def share(part: jax.Array, whole: jax.Array) -> jax.Array:
+    """`part / whole` of two counters, in JAX's default float; 0 before anything is counted."""
+    return floating(part) / jnp.maximum(floating(whole), 1)
+
+
 def cast(scalar: Any, like: jax.Array | jax.ShapeDtypeStruct) -> Any:
     """A scalar ready to meet the leaf `like`: Python numbers as they are (they are weakly typed), arrays in its dtype."""
     return scalar if isinstance(scalar, int | float) else astype(scalar, like.dtype)
