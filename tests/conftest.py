@@ -1,5 +1,6 @@
 """Settings for every test, the tiers, and the tables of errors at the end of a run."""
 
+import functools
 import gc
 import os
 from collections import defaultdict
@@ -53,6 +54,9 @@ TIERS = {
 }
 
 
+WORDS = {"rest": "thorough", "programs": "programs"}
+"""The tiers that take marked tests, and the mark that stands in a file with one."""
+
 NO_PARAMETERS = SimpleNamespace(params={})
 
 
@@ -72,16 +76,27 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     tier = config.getoption("--tier")
     if collection_path.name == "test_exhaustive.py":
         return tier != "exhaustive" or None
-    word = {"rest": "thorough", "programs": "programs"}.get(tier)
+    word = WORDS.get(tier)
     if word is None or collection_path.suffix != ".py":
         return None
-    return word not in collection_path.read_text(encoding="utf-8") or None
+    return word not in _text(collection_path) or None
+
+
+@functools.cache
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     tier = config.getoption("--tier")
     if tier == "all":
         return
+    for item in items:
+        word = WORDS.get(_tier(item), "")
+        if word not in _text(item.path):
+            raise pytest.UsageError(
+                f"{item.nodeid} is marked {word}: write that word in its file, or its tier leaves it out"
+            )
     sampled = set(_sample(items))
     chosen = {item for item in items if (_tier(item) if item in sampled else "exhaustive") == tier}
     config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
@@ -125,8 +140,9 @@ def _rows(case: pytest.Item) -> Iterator[Value]:
     """The parameters of a case, those that were given together as one value: a table has as many as it has rows."""
     values = dict(getattr(case, "callspec", NO_PARAMETERS).params)
     for mark in case.iter_markers("parametrize"):
-        names = mark.args[0] if isinstance(mark.args[0], str) else ",".join(mark.args[0])
-        yield names, tuple(id(values.pop(name.strip())) for name in names.split(","))
+        given = mark.args[0] if mark.args else mark.kwargs["argnames"]
+        names = [name.strip() for name in given.split(",") if name.strip()] if isinstance(given, str) else list(given)
+        yield ",".join(names), tuple(id(values.pop(name)) for name in names)
     for name, value in values.items():
         yield name, (id(value),)
 

@@ -76,7 +76,7 @@ def test_product(first, second): ...
 @pytest.mark.parametrize("second", range(4))
 def test_large_product(first, second): ...
 
-@pytest.mark.parametrize("first", range(6))
+@pytest.mark.parametrize(argnames="first,", argvalues=[(i,) for i in range(6)])
 def test_whole(first): ...
 
 @pytest.mark.parametrize(("first", "second"), [(i, j) for i in range(3) for j in range(2)])
@@ -123,6 +123,17 @@ def test_the_tiers_share_the_tests_out(tmp_path: Path):
     product = [name[13:-1].split("-") for name in names["quick"] if name.startswith("test_product")]
     assert {second for second, _ in product} == set("0123")
     assert {first for _, first in product} == set("012345")
+
+
+@pytest.mark.parametrize("tier", ["quick", "all"])
+def test_a_test_that_no_tier_would_run_is_an_error(tier: str, tmp_path: Path):
+    """A tier looks for its mark in the text of a file before it reads it."""
+    code, output = run(
+        "import pytest\n\npytestmark = getattr(pytest.mark, 'thor' + 'ough')\n\ndef test_slow(): ...\n",
+        tmp_path, "-o", "markers=thorough", "--tier", tier,
+    )  # fmt: skip
+    assert code == (pytest.ExitCode.USAGE_ERROR if tier == "quick" else 0), output
+    assert ("write that word in its file" in output) == (tier == "quick")
 
 
 def count(names: set[str]) -> Counter[str]:

@@ -35,6 +35,16 @@ class Range:
         below = value < self.high if self.high_open else value <= self.high
         return above and below and (math.isfinite(value) or (self.endless and value == math.inf))
 
+    def lies_within(self, other: "Range") -> bool:
+        """Whether each number of it is one of the other."""
+        return self.united(other) == other.united(other)
+
+    def united(self, other: "Range") -> "Range":
+        """The numbers of both, and those in between."""
+        low, low_open = min((self.low, self.low_open), (other.low, other.low_open))
+        high, high_closed = max((self.high, not self.high_open), (other.high, not other.high_open))
+        return Range(low, high, low_open, not high_closed, endless=self.endless or other.endless)
+
     def __str__(self) -> str:
         if self.low == -math.inf:
             return "a finite number" if self.high == math.inf else f"a finite number <= {self.high:g}"
@@ -147,9 +157,31 @@ def as_float(value: Any) -> float:
         return math.inf if value > 0 else -math.inf
 
 
+_declared: dict[str, Range] = {}
+
+
+def declare_range(name: str, allowed: Range) -> None:
+    """Notes what a hyperparameter of a link of one's own may be: a state is read by names, without the link.
+
+    Raises:
+      TypeError: it is no `Range`.
+      ValueError: it is not within the range that the table has for the name.
+    """
+    if not isinstance(allowed, Range):
+        raise TypeError(f"the range of {name} must be a Range; got {allowed!r} ({type(allowed).__name__})")
+    if name in RANGES:
+        if not allowed.lies_within(RANGES[name]):
+            raise ValueError(
+                f"{name} must be {RANGES[name]} everywhere, since states are read by names; got the range of {allowed}: "
+                "choose another name"
+            )
+    else:
+        _declared[name] = allowed.united(_declared.get(name, allowed))
+
+
 def range_of(name: str) -> Range:
-    """The range of a name; any finite number for one that the table has not, such as that of a link of one's own."""
-    return RANGES.get(name, FINITE)
+    """The range of a name; of one that the table has not, what links of one's own have declared, or else any finite number."""
+    return RANGES.get(name) or _declared.get(name, FINITE)
 
 
 def as_used(value: Any, dtype: Any = None) -> tuple[float, str]:

@@ -19,7 +19,7 @@ from optchain.core.composite import Composite, nonempty_states
 from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.optax_link import as_transformation, is_transformation
 from optchain.core.registry import register
-from optchain.core.slot import OWN_ENTRIES, slot_names
+from optchain.core.slot import OWN_ENTRIES, note_links, slot_names
 from optchain.core.transformation import Kind, Stage, State, Transformation
 from optchain.core.trees import Tree
 
@@ -183,6 +183,7 @@ def _named(links: tuple[Link, ...]) -> list[Transformation]:
     for link in named:
         if link.name in reserved_names():
             raise ValueError(f"the name of a link must not be one of {sorted(reserved_names())}; got {link.name!r}")
+    note_links(link.name for link in named)
     return named
 
 

@@ -34,12 +34,18 @@ class Hyperparams:
     """The hyperparameters of one link, by name, checked against their ranges when built.
 
     Args:
-      ranges: what the hyperparameters of a link of one's own may be, by name. One that is named neither here nor in
-        `arguments.RANGES` may be any finite number.
+      ranges: what the hyperparameters of a link of one's own may be, by name; `set_hyperparams` and the readers of checkpoints
+        then know it. One that is named neither here nor in `arguments.RANGES` may be any finite number.
       **values: the hyperparameters.
     """
 
     def __init__(self, ranges: Mapping[str, Range] | None = None, /, **values: Hyperparam):
+        for name, allowed in (ranges or {}).items():
+            if name not in values:
+                raise ValueError(
+                    f"a range is given for {name!r}; the hyperparameters are {', '.join(map(repr, values))}"
+                )
+            arguments.declare_range(name, allowed)
         allowed = {name: (ranges or {}).get(name, arguments.range_of(name)) for name in values}
         self.ranges: Mapping[str, Range] = allowed
         self.constants: dict[str, float] = {}

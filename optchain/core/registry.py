@@ -14,6 +14,7 @@ from optchain.core import arguments
 from optchain.core.calls import bind
 from optchain.core.identity import FACTORIES
 from optchain.core.optax_link import as_transformation
+from optchain.core.slot import slot_names
 from optchain.core.transformation import Transformation
 from optchain.core.values import NAME, Ordered
 
@@ -52,7 +53,7 @@ def register(
 
     Raises:
       TypeError: an argument without a name of its own: `**kwargs`, or one before a `/`; `ordered` as a string.
-      ValueError: the name is taken by another function, or `ordered` names no argument.
+      ValueError: the name is no identifier, or is taken by another function or as that of a slot; or `ordered` names no argument.
 
     Example:
       >>> import optax, optchain
@@ -65,7 +66,7 @@ def register(
     if factory is None:
         return functools.partial(register, name=name, ordered=ordered)
     arguments.check_function("factory", factory)
-    registered = name or factory.__name__
+    registered = _checked_name(factory.__name__ if name is None else name)
     signature = inspect.signature(factory)
     for parameter in signature.parameters.values():
         if parameter.kind in (parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
@@ -95,3 +96,15 @@ def register(
     setattr(build, NAME, registered)
     FACTORIES[registered] = build
     return build
+
+
+def _checked_name(name: Any) -> str:
+    """A name that a link may have in a state; a dialect stands before it, as in `torch.adam`."""
+    for part in name.split(".") if isinstance(name, str) else [name]:
+        arguments.check_identifier("the registered name", part)
+    own = name.rpartition(".")[2]
+    if own in slot_names():
+        raise ValueError(
+            f"a transformation cannot be called {own!r}: it is the name of a slot; give another, register(name=…)"
+        )
+    return name

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from optchain.core import arguments, trees
 from optchain.core.hyperparams import Hyperparam, Hyperparams
-from optchain.core.slot import OWN_ENTRIES, Slot, check_slots
+from optchain.core.slot import CONTAINERS, OWN_ENTRIES, Slot, check_slots
 from optchain.core.transformation import Stage, Transformation
 from optchain.core.trees import Tree
 
@@ -68,8 +68,8 @@ def rule(
     Raises:
       TypeError: a hyperparameter or scalar that `step` does not take; a slot that is no `Slot`.
       ValueError: a slot that is not full, or decays by what is no hyperparameter; a name that two things have, or that is the
-        rule's, the state's or a link's own: `g`, `p` where `leaf` gets the parameter, `t`, `count`, `hyperparams`, `scheduled`,
-        `metrics`, `inner`. When called, something else than an update and the slots that `leaf` returns.
+        rule's, the state's, a gate's or a link's own: `g`, `p` where `leaf` gets the parameter, `t`, `params`, `count`,
+        `hyperparams`, `metrics`, `inner`, `grads`, `loss_scale` and the like. When called, something else than an update and the slots that `leaf` returns.
 
     Example:
       >>> import jax.numpy as jnp, optchain
@@ -88,7 +88,7 @@ def rule(
       Array([ 1., -1.], dtype=float32)
     """
     hyperparams = hyperparams if isinstance(hyperparams, Hyperparams) else Hyperparams(**hyperparams or {})
-    scalars = dict(scalars or {})
+    scalars, slots = dict(scalars or {}), dict(slots) if isinstance(slots, Mapping) else slots
     arguments.check_function("step", step)
     check_slots(slots, hyperparams.names)
     _check_names(slots=slots, hyperparams=hyperparams.names, scalars=scalars, needs_params=needs_params)
@@ -101,6 +101,8 @@ def rule(
         raise TypeError(f"step takes no {name!r}, which is among the rule's own; it takes {', '.join(taken)}")
     counts = "t" in taken
     extras = taken.keys() - {"t", *hyperparams.names, *scalars}
+    for name in extras & _OF_CALLS:
+        raise TypeError(f"step cannot take {name!r}: leaf gets the gradient, and with needs_params=True the parameter")
 
     def init(params: Tree) -> dict[str, Any]:
         count = {"count": jnp.zeros((), jnp.int32)} if counts else {}
@@ -190,11 +192,19 @@ def _update_and_slots(owner: str, made: Any, kept: Mapping[str, jax.Array], opti
     for name in kept:
         value = new[name]
         if not isinstance(value, jax.Array) or value.shape != kept[name].shape:
-            got = f"shape {value.shape}" if isinstance(value, jax.Array) else repr(value)
-            raise ValueError(f"{owner}: leaf must return {name!r} in the shape {kept[name].shape}; got {got}")
+            got = f"shape {value.shape}" if isinstance(value, jax.Array) else f"{value!r} ({type(value).__name__})"
+            raise ValueError(
+                f"{owner}: leaf must return {name!r} as an array of the shape {kept[name].shape}; got {got}"
+            )
         if trees.is_complex(value) and not trees.is_complex(kept[name]):
             raise TypeError(f"{owner}: leaf must return real numbers for the slot {name!r}; got {value.dtype}")
     return u, new
+
+
+_OF_CALLS = frozenset({"updates", "grads", "state", "params"})
+"""What a call gives a transformation by position, and in which a rule sees single leaves."""
+_OF_GATES = frozenset({"grads", "weight", "updates", "loss_scale", "good_steps", "skipped_steps", "consecutive"})
+"""Entries by which a state shows a gate, to those who read it without the transformation."""
 
 
 def _check_names(
@@ -205,8 +215,9 @@ def _check_names(
     of_leaf = {"g": "is what leaf gets as the gradient"} | (
         {"p": "is what leaf gets as the parameter"} if needs_params else {}
     )
-    own = dict.fromkeys(OWN_ENTRIES, "is an entry that the state may have")
-    taken = {"slot": own | counted | of_leaf, "scalar": own | counted, "hyperparameter": counted}
+    own = dict.fromkeys(OWN_ENTRIES | CONTAINERS | _OF_GATES, "is an entry that the state may have")
+    of_calls = dict.fromkeys(_OF_CALLS, "is an argument of the transformation's functions")
+    taken = {"slot": own | counted | of_leaf, "scalar": own | counted, "hyperparameter": counted | of_calls}
     owners: dict[str, str] = {}
     for kind, names in (("slot", slots), ("scalar", scalars), ("hyperparameter", hyperparams)):
         for name in names:

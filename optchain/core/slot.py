@@ -36,7 +36,8 @@ class Slot:
         maxima or small differences of, which roundings would bias.
 
     Raises:
-      TypeError, ValueError: something that is none of these.
+      TypeError, ValueError: something that is none of these, or a start that the dtype cannot hold, or that is below 0 though
+        nothing else in it is.
 
     Example:
       >>> import jax.numpy as jnp
@@ -65,8 +66,14 @@ class Slot:
         arguments.check_bool("full", self.full)
         arguments.check_bool("nonnegative", self.nonnegative)
         arguments.check_choice("narrowest", self.narrowest, get_args(Narrowest))
-        if self.real and self.start == "params":
-            raise ValueError('real slots cannot start from "params", which may be complex; give start a number')
+        if self.start == "params":
+            if self.real or self.nonnegative:
+                kind = "real" if self.real else "nonnegative"
+                raise ValueError(f'{kind} slots cannot start from "params", which may be none; give start a number')
+        elif self.nonnegative and self.start < 0:
+            raise ValueError(f"start must be >= 0, since the slot is nonnegative; got {self.start!r}")
+        else:
+            arguments.check_range("start", self.start, arguments.FINITE, dtype=self.dtype)
 
     def init(self, params: Tree) -> Tree:
         """The entry before the first step: fresh arrays that lie where the parameters lie."""
@@ -115,6 +122,8 @@ def split_by_rule(dtype: Any, *slots: Mapping[str, Slot]) -> list[Any]:
 
 OWN_ENTRIES = frozenset({"count", "hyperparams", "scheduled", "metrics"})
 """What links keep beside their slots."""
+CONTAINERS = frozenset({"inner", "default", "state", "opt_state", "inner_state", "inner_states", "inner_opt_state"})
+"""Where states of links lie: those of ours, of a Flax `TrainState` and of Optax's wrappers."""
 
 
 def check_slots(slots: Any, hyperparams: Iterable[str]) -> None:
@@ -125,9 +134,7 @@ def check_slots(slots: Any, hyperparams: Iterable[str]) -> None:
         arguments.check_identifier("the name of a slot", name)
         if not isinstance(slot, Slot):
             raise TypeError(f"slots[{name!r}] must be a Slot; got {slot!r} ({type(slot).__name__})")
-        if name in OWN_ENTRIES | {"inner"} or name in FACTORIES:
-            reason = "is the name of a link" if name in FACTORIES else "is an entry that the state may have"
-            raise ValueError(f"a slot cannot be called {name!r}: it {reason}; choose another name")
+        check_slot_name(name)
         if slot.decay is not None and slot.decay not in hyperparams:
             known = ", ".join(map(repr, hyperparams)) or "none"
             raise ValueError(f"slots[{name!r}] decays by {slot.decay!r}; the hyperparameters are {known}")
@@ -137,29 +144,78 @@ def check_slots(slots: Any, hyperparams: Iterable[str]) -> None:
 #
 # A state is plain dicts, so that every serializer takes it, and a parameter may be called anything, `metrics` too. That
 # `mu/metrics/scale` is a moment and no metric shows in the name `mu` alone, and there only to those who know that a rule
-# has a slot of that name. So the names are noted where slots are declared, and links cannot have them.
+# has a slot of that name. So the names are noted where slots are declared, and links cannot have them, nor slots those of links.
 
-_names: set[str] = {"params"}  # what a Flax `TrainState` keeps beside the state
-_copies: set[str] = set()
+_declared: dict[str, set[Slot]] = {"params": set()}  # what a Flax `TrainState` keeps beside the state
+_links: set[str] = set()
 
 
 def declare(**slots: Slot) -> Mapping[str, Slot]:
-    """The slots of a rule by name, which no link may have from here on."""
-    _names.update(slots)
-    _copies.update(name for name, slot in slots.items() if slot.start == "params")
-    return MappingProxyType(slots)
+    """The slots of a rule by name, which no link may have from here on.
+
+    Raises:
+      ValueError: the name is that of a link or of a group, or of an entry that readers of states know as something else.
+    """
+    for name, slot in slots.items():
+        check_slot_name(name)
+        copies = slot.start == "params"
+        if any((other.start == "params") != copies for other in _declared.get(name, ())):
+            kind = "holds no copies" if copies else "holds copies"
+            raise ValueError(
+                f"a slot cannot be called {name!r}: one of that name {kind} of the parameters, and states are read by names; "
+                "choose another name"
+            )
+    for name, slot in slots.items():
+        _declared.setdefault(name, set()).add(slot)
+    return MappingProxyType(dict(slots))
+
+
+def note_undeclared(names: Iterable[str]) -> None:
+    """Notes entries that mirror the parameters, and that a link has not declared."""
+    for name in names:
+        check_slot_name(name)
+        if starts_as_params(name):
+            raise ValueError(
+                f"{name!r} is the name of a slot that holds copies of the parameters: declare it, or rename it"
+            )
+        _declared.setdefault(name, set())
+
+
+def check_slot_name(name: str) -> None:
+    """Requires a name that stands for nothing else in a state."""
+    links = name in FACTORIES or name in _links
+    if links or name in OWN_ENTRIES or name in CONTAINERS:
+        reason = "is the name of a link" if links else "is an entry that the state may have"
+        raise ValueError(f"a slot cannot be called {name!r}: it {reason}; choose another name")
+
+
+def note_links(names: Iterable[str]) -> None:
+    """Notes what links and groups are called, which no slot may be called from here on."""
+    _links.update(names)
 
 
 def slot_names() -> frozenset[str]:
     """The names of all slots that were declared."""
-    return frozenset(_names)
+    return frozenset(_declared)
 
 
 def starts_as_params(name: str) -> bool:
     """Whether a slot of this name begins as a copy of the parameters."""
-    return name in _copies
+    return any(slot.start == "params" for slot in _declared.get(name, ()))
+
+
+def is_nonnegative(name: str) -> bool:
+    """Whether no slot of this name has numbers below 0."""
+    declared = _declared.get(name, ())
+    return bool(declared) and all(slot.nonnegative for slot in declared)
+
+
+def is_real(name: str) -> bool:
+    """Whether all slots of this name are real for complex parameters too."""
+    declared = _declared.get(name, ())
+    return bool(declared) and all(slot.real for slot in declared)
 
 
 def lies_in_slot(names: Iterable[str]) -> bool:
     """Whether a path in a state leads into a slot. Entries there belong to a parameter, whatever their names."""
-    return not _names.isdisjoint(names)
+    return not _declared.keys().isdisjoint(names)

@@ -26,7 +26,7 @@ from optchain.core.calls import not_given
 from optchain.core.hyperparams import ChangeSchedule, Hyperparams
 from optchain.core.identity import Identity
 from optchain.core.row_gradient import is_rows
-from optchain.core.slot import Slot, check_slots, declare
+from optchain.core.slot import Slot, check_slots, declare, note_undeclared
 from optchain.core.trees import Tree
 
 State: TypeAlias = Any
@@ -322,7 +322,7 @@ class Transformation(Identity):
         """`init` without the checks at the boundary."""
         self.hyperparams.check_for(params)
         own = self._init(params)
-        declare(**{name: Slot() for name in self._undeclared(own, params)})
+        note_undeclared(self._undeclared(own, params))
         expected = self.fields - (self.hyperparams.fields - self._own_fields)
         if frozenset(own) - self.optional_fields != expected:
             raise ValueError(f"{self.name}: init made the entries {sorted(own)}, fields says {sorted(expected)}")

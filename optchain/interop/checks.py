@@ -11,14 +11,11 @@ import numpy as np
 from optchain.core import arguments
 from optchain.core.arguments import Range
 from optchain.core.registry import FACTORIES
+from optchain.core.slot import is_nonnegative, is_real
 from optchain.interop.report import Names, is_field, split
 
-SQUARES = frozenset({"nu", "nu_max", "adam_nu", "sum_of_squares", "e_g", "e_x", "v", "v_row", "v_col", "neuron_nu"})
-"""The entries of a link's state that are means or sums of squares, or the largest of absolute values."""
-SIZES = frozenset({"step_size", "usual_norm", "initial_norm"})
-"""The other entries of which no number is negative: sizes of steps, norms."""
-MOMENTS = SQUARES | SIZES | {"mu", "mu_slow", "velocity", "linear_term", "previous"}
-"""The entries that are means or sums of gradients, or of their squares: once infinite or NaN they stay so."""
+MOMENTS = frozenset({"mu", "mu_slow", "velocity", "linear_term", "previous"})
+"""The entries that are means or sums of gradients: once infinite or NaN they stay so, as do those that are never negative."""
 COUNTS = frozenset({"count", "updates", "good_steps", "skipped_steps", "consecutive"})
 
 
@@ -53,38 +50,44 @@ def number(what: str, value: Any, allowed: Range, *, computed: bool = True) -> N
         raise ValueError(f"{what} must be {allowed}, in {dtype}; it is {_shown(value)}")
 
 
-def squares(what: str, values: Any) -> None:
-    """Requires what a mean of squares can be.
+def real(what: str, values: Any) -> None:
+    """Requires real numbers.
 
     Raises:
-      ValueError: it is complex, or a number is negative.
+      ValueError: they are complex.
     """
     if jnp.issubdtype(values.dtype, jnp.complexfloating):
-        raise ValueError(f"{what} must be real, a mean of squares; its dtype is {values.dtype}")
-    _check_not_negative(what, values, "a mean of squares")
+        raise ValueError(f"{what} must be real; its dtype is {values.dtype}")
 
 
-def _check_not_negative(what: str, values: Any, meaning: str) -> None:
-    """Of complex numbers, neither of the two parts: Rprop has a step size for each."""
+def nonnegative(what: str, values: Any) -> None:
+    """Requires numbers >= 0. Of complex ones both parts: Rprop has a step size for each.
+
+    Raises:
+      ValueError: a number is negative.
+    """
     values = np.asarray(values)
     with np.errstate(invalid="ignore"):  # NaN of a bfloat16
         negative = (values.real < 0) | (values.imag < 0) if np.iscomplexobj(values) else values < 0
     if np.any(negative):
-        raise ValueError(
-            f"{what} must be >= 0, {meaning}; {np.count_nonzero(negative)} of {negative.size} numbers are negative"
-        )
+        raise ValueError(f"{what} must be >= 0; {np.count_nonzero(negative)} of {negative.size} numbers are negative")
+
+
+def is_moment(field: str) -> bool:
+    """Whether the entry is a mean or sum of gradients, of their squares, or of sizes."""
+    return field in MOMENTS or is_nonnegative(field)
 
 
 def moment(what: str, field: str, values: Any, dtype: Any) -> None:
     """Requires what the entry `field` can be, a mean or sum of gradients or of their squares, kept in `dtype`.
 
     Raises:
-      ValueError: a number is not finite, or not in that dtype; or it is none that a mean of squares or a size can be.
+      ValueError: a number is not finite, or not in that dtype; or it is none that slots of that name have.
     """
-    if field in SQUARES:
-        squares(what, values)
-    if field in SIZES:
-        _check_not_negative(what, values, "a size")
+    if is_real(field):
+        real(what, values)
+    if is_nonnegative(field):
+        nonnegative(what, values)
     xp = jnp if isinstance(values, jax.Array) else np
     with np.errstate(over="ignore"):
         finite = xp.isfinite(values) & (xp.abs(values) <= float(jnp.finfo(dtype).max))
@@ -110,7 +113,7 @@ def entry(names: Names, value: Any, dtype: Any, siblings: Callable[[Names], Coll
     if not (owner and _is_link(owner[-1])) and sum(is_field(name) or _is_link(name) for name in beside) < 2:
         return
     what = "/".join(names)
-    if field in MOMENTS:
+    if is_moment(field):
         if jnp.issubdtype(dtype, jnp.inexact):  # and not the codes of numbers that are stored so
             moment(what, field, value, dtype)
         return

@@ -262,7 +262,8 @@ def _check_values(saved: Mapping[Names, Any], wanted: Mapping[Names, Any], sourc
     for names, source in sources.items():
         checks.entry(names, saved[source], dtype_of(wanted[names]), lambda owner: beside[owner])
         if is_scale(names, wanted):
-            checks.squares("/".join(names), saved[source])
+            checks.real("/".join(names), saved[source])
+            checks.nonnegative("/".join(names), saved[source])
         limits = np.iinfo(dtype_of(wanted[names])) if jnp.issubdtype(dtype_of(wanted[names]), jnp.integer) else None
         if limits and np.size(saved[source]):
             low, high = np.min(saved[source]), np.max(saved[source])

@@ -14,7 +14,7 @@ from optchain.core.transformation import Transformation
 
 SLOTS = declare(
     previous=Slot(narrowest="bfloat16"),  # the gradient of the update before, 0 where its sign had turned
-    step_size=Slot(narrowest="float32"),  # the size of the next step; 0 before the first
+    step_size=Slot(nonnegative=True, narrowest="float32"),  # the size of the next step; 0 before the first
 )
 
 

@@ -12,6 +12,7 @@ from optchain.core.composite import Composite, nonempty_states
 from optchain.core.masks import Mask, Matching, check_mask, matching, resolve_mask, select
 from optchain.core.optax_link import as_transformation
 from optchain.core.registry import register
+from optchain.core.slot import note_links
 from optchain.core.transformation import Kind, State, Transformation
 from optchain.core.trees import Tree
 from optchain.wrappers.masking import refuse_loss_scale
@@ -133,6 +134,7 @@ def _checked(
         links.append((name, as_transformation(tx, f"the transformation of group {name!r}")))
     if default is not None:
         links.append(("default", as_transformation(default, "default")))
+    note_links(masks)
     for _, link in links:
         refuse_loss_scale("multi_optimizer", link)
     return masks, [link.renamed(name) for name, link in links]

@@ -665,19 +665,19 @@ def test_a_hyperparameter_of_a_name_that_is_not_known_may_be_any_finite_number()
 
 
 def test_a_link_of_ones_own_declares_its_own_range():
-    ranges = {"temperature": Range(0.0, 2.0, low_open=True), "momentum": Range(-1.0, 0.0)}
-    assert Hyperparams(ranges, temperature=0.5, momentum=-0.5).names == {"temperature", "momentum"}
+    ranges = {"temperature": Range(0.0, 2.0, low_open=True), "momentum": Range(0.0, 0.5)}
+    assert Hyperparams(ranges, temperature=0.5, momentum=0.5).names == {"temperature", "momentum"}
     with pytest.raises(ValueError, match=r"temperature must be a number in \(0, 2\]; got 0.0"):
-        Hyperparams(ranges, temperature=0.0)
-    with pytest.raises(ValueError, match=r"momentum must be a number in \[-1, 0\]; got 0.5"):
-        Hyperparams(ranges, momentum=0.5)
+        Hyperparams(ranges, temperature=0.0, momentum=0.5)
+    with pytest.raises(ValueError, match=r"momentum must be a number in \[0, 0.5\]; got 0.6"):
+        Hyperparams(ranges, temperature=0.5, momentum=0.6)
 
 
 def test_a_set_value_of_an_unknown_name_must_be_finite():
-    state = {"hyperparams": {"temperature": jnp.array(0.5)}}
-    assert float(oc.set_hyperparams(state, temperature=-3.0)["hyperparams"]["temperature"]) == -3.0
-    with pytest.raises(ValueError, match="temperature must be a finite number; got nan"):
-        oc.set_hyperparams(state, temperature=float("nan"))
+    state = {"hyperparams": {"unheard_of": jnp.array(0.5)}}
+    assert float(oc.set_hyperparams(state, unheard_of=-3.0)["hyperparams"]["unheard_of"]) == -3.0
+    with pytest.raises(ValueError, match="unheard_of must be a finite number; got nan"):
+        oc.set_hyperparams(state, unheard_of=float("nan"))
 
 
 # Metrics --------------------------------------------------------------------------------------------------------------

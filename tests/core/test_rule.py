@@ -250,12 +250,20 @@ def test_slots_that_no_rule_can_have_are_refused_when_it_is_built(slots: dict, e
         (lambda: lambda g, mu: None, TypeError, r"leaf must return \(update, \{slot: new value\}\); got None"),
         (lambda: lambda g, mu: g, TypeError, r"leaf must return \(update, \{slot: new value\}\); got "),
         (lambda: lambda g, mu: (g, mu), TypeError, r"leaf must return \(update, \{slot: new value\}\); got "),
-        (lambda: lambda g, mu: (g, {"mu": None}), ValueError, r"leaf must return 'mu' in the shape \(2,\); got None"),
-        (lambda: lambda g, mu: (g, {"mu": 1.0}), ValueError, r"leaf must return 'mu' in the shape \(2,\); got 1.0"),
+        (
+            lambda: lambda g, mu: (g, {"mu": None}),
+            ValueError,
+            r"leaf must return 'mu' as an array of the shape \(2,\); got None",
+        ),
+        (
+            lambda: lambda g, mu: (g, {"mu": 1.0}),
+            ValueError,
+            r"leaf must return 'mu' as an array of the shape \(2,\); got 1.0",
+        ),
         (
             lambda: lambda g, mu: (g, {"mu": g[:1]}),
             ValueError,
-            r"leaf must return 'mu' in the shape \(2,\); got shape \(1,\)",
+            r"leaf must return 'mu' as an array of the shape \(2,\); got shape \(1,\)",
         ),
         (lambda: lambda g, mu: (g, {"mu": g * 1j}), TypeError, "leaf must return real numbers for the slot 'mu'"),
         (lambda: None, TypeError, "step must return leaf, a function, or .*; got None"),

@@ -132,8 +132,10 @@ def test_every_slot_that_is_never_negative_is_looked_at():
     tables = [table for module in modules for table in vars(module).values() if isinstance(table, MappingProxyType)]
     slots = {name: slot for table in tables for name, slot in table.items() if isinstance(slot, Slot)}
     never = {name for name, slot in slots.items() if slot.nonnegative}
-    assert {"nu", "v_row", "usual_norm"} <= never
-    assert never <= checks.SQUARES | checks.SIZES
+    assert {"nu", "v_row", "usual_norm", "step_size"} <= never
+    for name in never:
+        with pytest.raises(ValueError, match="second must be >= 0; 1 of 2 numbers are negative"):
+            checks.moment("second", name, np.array([-1.0, 1.0]), np.float32)
 
 
 def test_parameters_that_are_called_like_second_moments_may_be_negative(tmp_path: Path):

@@ -510,7 +510,7 @@ def test_a_step_size_is_never_negative(size):
     there, params = optimizer.state_dict(), {"bias": jnp.asarray(leaf.detach().numpy())}
     interop.load_state_dict(presets.rprop(0.1), params, there, ["bias"])
     there["state"][0]["step_size"][0] = size
-    with pytest.raises(ValueError, match="step_size of parameter 0 must be >= 0, a size; 1 of 2 numbers are negative"):
+    with pytest.raises(ValueError, match="step_size of parameter 0 must be >= 0; 1 of 2 numbers are negative"):
         interop.load_state_dict(presets.rprop(0.1), params, there, ["bias"])
 
 

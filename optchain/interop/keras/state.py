@@ -186,7 +186,7 @@ def _check_value(cell: Cell, value: np.ndarray, name: str) -> None:
             checks.count(what, value)
         case "u_product":
             checks.number(what, value, arguments.FRACTION)
-        case _ if cell.place and (field := split(cell.place)[1]) in checks.MOMENTS:
+        case _ if cell.place and checks.is_moment(field := split(cell.place)[1]):
             checks.moment(what, field, cell.sign * value, np.float32)
 
 

@@ -1,0 +1,205 @@
+"""A state is read by names, without the transformation: so a name has one meaning, and whoever would give it a second hears of it."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import optchain as oc
+from optchain import Slot
+from optchain.core import arguments, slot
+from optchain.core.arguments import Range
+from optchain.core.hyperparams import Hyperparams
+from optchain.core.identity import FACTORIES
+from optchain.interop.merging import merge
+
+PARAMS = {"w": jnp.ones(3)}
+
+
+@pytest.fixture(autouse=True)
+def names_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a test declares is of no other test's business."""
+    monkeypatch.setattr(slot, "_declared", {name: set(slots) for name, slots in slot._declared.items()})
+    monkeypatch.setattr(slot, "_links", set(slot._links))
+    monkeypatch.setattr(arguments, "_declared", {})
+    before = dict(FACTORIES)
+    yield
+    FACTORIES.clear()
+    FACTORIES.update(before)
+
+
+def rule_with(name: str, kind: Slot | None = None) -> oc.Transformation:
+    """A rule that sums up gradients in a slot of any name."""
+
+    def step(t: Any) -> Any:
+        def leaf(g: jax.Array, **old: jax.Array) -> Any:
+            return g, {name: old[name] + g}
+
+        return leaf
+
+    return oc.rule(step, slots={name: kind or Slot()})
+
+
+@pytest.mark.parametrize("name", ["average", "iterates"])
+def test_a_moment_is_not_called_like_a_copy_of_the_parameters(name: str) -> None:
+    """`finalize` would return it as the model's weights, and a restore would begin it as them."""
+    with pytest.raises(ValueError, match=f"'{name}': one of that name holds copies of the parameters"):
+        rule_with(name)
+    assert rule_with(name, Slot(start="params")).init(PARAMS)[name]["w"].tolist() == [1, 1, 1]
+
+
+def test_nor_a_copy_of_the_parameters_like_a_moment() -> None:
+    with pytest.raises(ValueError, match="'mu': one of that name holds no copies"):
+        rule_with("mu", Slot(start="params"))
+
+
+def test_nor_does_an_entry_that_is_found_to_mirror_the_parameters() -> None:
+    def init(params: Any) -> Any:
+        return {"average": jax.tree.map(jnp.zeros_like, params)}
+
+    tx = oc.Transformation(init, lambda u, s, p: (u, s), fields=["average"])
+    with pytest.raises(ValueError, match="'average' is the name of a slot that holds copies of the parameters"):
+        tx.init(PARAMS)
+
+
+@pytest.mark.parametrize("build", [lambda tx: oc.chain(("own", tx)), lambda tx: oc.multi_optimizer(("own", "w", tx))])
+def test_a_slot_is_not_called_like_a_link_or_a_group(build: Any) -> None:
+    """What that link's state holds would be a parameter's from then on: hyperparameters, averages, loss scales."""
+    tx = build(oc.sgd(0.1))
+    with pytest.raises(ValueError, match="a slot cannot be called 'own': it is the name of a link"):
+        rule_with("own")
+    assert list(oc.get_hyperparams(tx.init(PARAMS)).values()) == [pytest.approx(0.1)]
+
+
+@pytest.mark.parametrize("name", ["default", "opt_state", "inner_opt_state", "inner_state", "state", "inner"])
+def test_nor_like_what_states_of_links_lie_in(name: str) -> None:
+    with pytest.raises(ValueError, match=f"a slot cannot be called '{name}'"):
+        rule_with(name)
+
+
+@pytest.mark.parametrize("name", ["grads", "loss_scale", "skipped_steps", "good_steps", "updates", "weight"])
+def test_a_rule_keeps_nothing_by_which_a_gate_is_known(name: str) -> None:
+    with pytest.raises(ValueError, match=f"a slot cannot be called '{name}'"):
+        rule_with(name)
+    with pytest.raises(ValueError, match=f"a scalar cannot be called '{name}'"):
+        oc.rule(lambda t: lambda g: (g, {}), slots={}, scalars={name: 0.0})
+
+
+@pytest.mark.parametrize("name", ["params", "state", "updates", "grads"])
+def test_a_rule_has_no_hyperparameter_that_a_call_has_too(name: str) -> None:
+    made: dict[str, Any] = {}
+    exec(f"def step({name}):\n    return lambda g: (g, {{}})", made)
+    with pytest.raises(ValueError, match=f"a hyperparameter cannot be called '{name}'"):
+        oc.rule(made["step"], slots={}, hyperparams={name: 0.5})
+    with pytest.raises(TypeError, match=f"step cannot take '{name}': leaf gets the gradient"):
+        oc.rule(made["step"], slots={})
+
+
+@pytest.mark.parametrize("name", ["mu", "average", "torch.velocity"])
+def test_nothing_is_registered_under_the_name_of_a_slot(name: str) -> None:
+    with pytest.raises(ValueError, match=r"it is the name of a slot; give another, register\(name=…\)"):
+        oc.register(lambda rate=0.5: oc.scale(rate), name=name)
+    oc.adam(0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "error"), [(3, TypeError), ("", ValueError), ("a/b", ValueError), ("<lambda>", ValueError)]
+)
+def test_nor_under_what_is_no_name(name: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match="the registered name must be"):
+        oc.register(lambda rate=0.5: oc.scale(rate), name=name)
+
+
+# Ranges ---------------------------------------------------------------------------------------------------------------
+
+
+def scaled_by(ranges: dict[str, Any], **hyperparams: Any) -> oc.Transformation:
+    made: dict[str, Any] = {}
+    (name,) = hyperparams
+    exec(f"def step(t, {name}):\n    return lambda g: (g / {name}, {{}})", made)
+    return oc.rule(made["step"], slots={}, hyperparams=Hyperparams(ranges, **hyperparams))
+
+
+def test_a_range_of_ones_own_holds_in_states_too() -> None:
+    tx = scaled_by({"temperature": Range(0.0, 2.0, low_open=True)}, temperature=jnp.array(0.5))
+    state = tx.init(PARAMS)
+    for bad in (0.0, -5.0, 3.0):
+        with pytest.raises(ValueError, match=r"temperature must be a number in \(0, 2\]"):
+            oc.set_hyperparams(state, temperature=bad)
+    with pytest.raises(ValueError, match=r"temperature must be a number in \(0, 2\]"):
+        oc.sweep(state, temperature=jnp.array([0.5, 0.0]))
+    broken = {**state, "hyperparams": {"temperature": jnp.float32(0.0)}}
+    with pytest.raises(ValueError, match=r"temperature must be a number in \(0, 2\]"):
+        merge(broken, state, hyperparams="saved")
+    assert float(oc.get_hyperparams(oc.set_hyperparams(state, temperature=2.0))["temperature"]) == 2.0
+
+
+def test_of_two_links_states_hold_what_either_may_have() -> None:
+    low = scaled_by({"heat": Range(0.0, 1.0, low_open=True)}, heat=jnp.array(0.5))
+    high = scaled_by({"heat": Range(1.0, 5.0)}, heat=jnp.array(5.0))
+    for tx, value in ((low, 0.1), (high, 4.0)):
+        oc.set_hyperparams(tx.init(PARAMS), heat=value)
+    for bad in (0.0, 5.1):
+        with pytest.raises(ValueError, match=r"heat must be a number in \(0, 5\]"):
+            oc.set_hyperparams(high.init(PARAMS), heat=bad)
+
+
+@pytest.mark.parametrize("allowed", [Range(0.0, 10.0), Range(-1.0, 0.5), Range(0.0)])
+def test_a_name_that_the_package_knows_has_no_wider_range(allowed: Range) -> None:
+    """A checkpoint with such a value would be refused."""
+    with pytest.raises(ValueError, match=r"momentum must be a number in \[0, 1\] everywhere"):
+        scaled_by({"momentum": allowed}, momentum=0.5)
+    assert scaled_by({"momentum": Range(0.0, 0.9, low_open=True)}, momentum=0.5)
+
+
+def test_a_range_belongs_to_a_hyperparameter_and_is_a_range() -> None:
+    with pytest.raises(ValueError, match="a range is given for 'temperatur'; the hyperparameters are 'temperature'"):
+        scaled_by({"temperatur": Range(0.0)}, temperature=0.0)
+    with pytest.raises(TypeError, match=r"the range of heat must be a Range; got \(0, 1\)"):
+        scaled_by({"heat": (0, 1)}, heat=0.5)
+
+
+# Slots ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"nonnegative": True, "start": -1.0}, "start must be >= 0, since the slot is nonnegative; got -1.0"),
+        ({"nonnegative": True, "start": "params"}, 'nonnegative slots cannot start from "params"'),
+        ({"start": 1e39}, "got 1e[+]39, which overflows in float32"),
+        ({"start": 7e4, "dtype": "float16"}, "got 70000.0, which overflows in float16"),
+    ],
+)
+def test_a_start_is_one_that_the_slot_can_have(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Slot(**arguments)
+
+
+def test_a_rule_keeps_the_slots_that_it_was_given() -> None:
+    slots = {"kept": Slot()}
+    tx = oc.rule(lambda: lambda g, kept: (g, {"kept": kept}), slots=slots)
+    slots.clear()
+    assert tx.init(PARAMS).keys() == {"kept"}
+
+
+@pytest.mark.parametrize("name", ["v", "nu"])
+def test_a_signed_slot_is_restored_whatever_it_is_called(name: str) -> None:
+    tx = oc.chain(rule_with(name), oc.scale_by_learning_rate(0.1))
+    _, state = tx.apply(PARAMS, tx.init(PARAMS), grads={"w": jnp.array([-1.0, 2.0, -3.0])})
+    restored, _ = merge(state, tx.init(PARAMS), hyperparams="saved")
+    np.testing.assert_equal(jax.tree.map(np.asarray, restored), jax.tree.map(np.asarray, state))
+
+
+@pytest.mark.parametrize("bad", [-1.0, jnp.nan, jnp.inf])
+def test_one_that_is_never_negative_is_looked_at_whatever_it_is_called(bad: float) -> None:
+    tx = oc.chain(rule_with("second", Slot(nonnegative=True)), oc.scale_by_learning_rate(0.1))
+    state = tx.init(PARAMS)
+    broken = jax.tree_util.tree_map_with_path(
+        lambda path, x: x.at[0].set(bad) if "second" in jax.tree_util.keystr(path) else x, state
+    )
+    with pytest.raises(ValueError, match=r"second/w must be (>= 0|finite)"):
+        merge(broken, state, hyperparams="saved")
