@@ -38,7 +38,7 @@ def has_gate(tx: Any) -> bool:
 
 
 ROWS_BY_NAME = {row.name: row for row in ROWS if not row.name.startswith("compact") and not has_gate(row.make())}
-KINDS = ("scale_by_adam", "apply_momentum", "scale_by_adamax_torch", "lion")
+KINDS = ("scale_by_adam", "apply_momentum", "scale_by_adamax_torch", "scale_by_nadam")
 """Rules of one slot and of two, with a root and without; a release takes all."""
 
 
