@@ -149,19 +149,27 @@ def _is_usable(largest: jax.Array) -> jax.Array:
 
 
 def _largest(bits: jax.Array, axis: int) -> jax.Array:
-    """The largest of integers over an axis, which then has length 1.
+    """The largest of 32 integers over an axis, which then has length 1.
 
     As integers the bits of numbers that are not negative have their order, NaN above all others; XLA's CPU backend drops NaN from
     a maximum of numbers. And along an axis that is not the last it gathers what it reduces number by number: halves are vectors.
     """
 
-    def by_halves(bits: jax.Array) -> list[jax.Array]:
-        while bits.shape[axis] > 1:
-            halves = jnp.split(bits, 2, axis)
-            bits = jnp.maximum(*halves)
-        return [bits]
+    def over_axis(bits: jax.Array) -> list[jax.Array]:
+        return [jnp.max(bits, axis, keepdims=True)]
 
-    return by_platform(lambda bits: [jnp.max(bits, axis, keepdims=True)], bits, cpu=by_halves)[0]
+    def by_halves(bits: jax.Array) -> list[jax.Array]:
+        for length in (16, 8):
+            bits = jnp.maximum(*(lax.slice_in_dim(bits, i, i + length, axis=axis) for i in (0, length)))
+        first, second = bits, bits
+        for length in (4, 2, 1):
+            first = jnp.maximum(*(lax.slice_in_dim(first, i, i + length, axis=axis) for i in (0, length)))
+            second = jnp.maximum(*(lax.slice_in_dim(second, i, None, 2, axis) for i in (0, 1)))
+        # Both are the largest. XLA fuses what a kernel then computes up to 15 times: so it writes out the 8 and not the 16 before.
+        return [jnp.maximum(first, second)]
+
+    is_last = axis == bits.ndim - 1
+    return by_platform(over_axis, bits, cpu=over_axis if is_last else by_halves)[0]
 
 
 def _scale(largest: jax.Array, smallest: float) -> jax.Array:
