@@ -69,7 +69,8 @@ def rule(
       TypeError: a hyperparameter or scalar that `step` does not take; a slot that is no `Slot`.
       ValueError: a slot that is not full, or decays by what is no hyperparameter; a name that two things have, or that is the
         rule's, the state's, a gate's or a link's own: `g`, `p` where `leaf` gets the parameter, `t`, `params`, `count`,
-        `hyperparams`, `metrics`, `inner`, `grads`, `loss_scale` and the like. When called, something else than an update and the slots that `leaf` returns.
+        `hyperparams`, `metrics`, `inner`, `grads`, `loss_scale` and the like. When called, something else than an update and
+        the slots that `leaf` returns.
 
     Example:
       >>> import jax.numpy as jnp, optchain

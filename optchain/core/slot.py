@@ -36,8 +36,8 @@ class Slot:
         maxima or small differences of, which roundings would bias.
 
     Raises:
-      TypeError, ValueError: something that is none of these, or a start that the dtype cannot hold, or that is below 0 though
-        nothing else in it is.
+      TypeError, ValueError: something that is none of these, a start that the dtype cannot hold, or one below 0 of a slot that is
+        `nonnegative`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -67,9 +67,9 @@ class Slot:
         arguments.check_bool("nonnegative", self.nonnegative)
         arguments.check_choice("narrowest", self.narrowest, get_args(Narrowest))
         if self.start == "params":
-            if self.real or self.nonnegative:
-                kind = "real" if self.real else "nonnegative"
-                raise ValueError(f'{kind} slots cannot start from "params", which may be none; give start a number')
+            for kind, given, other in (("real", self.real, "complex"), ("nonnegative", self.nonnegative, "negative")):
+                if given:
+                    raise ValueError(f'{kind} slots cannot start from "params", which may be {other}; give start a number')
         elif self.nonnegative and self.start < 0:
             raise ValueError(f"start must be >= 0, since the slot is nonnegative; got {self.start!r}")
         else:
