@@ -69,7 +69,9 @@ class Slot:
         if self.start == "params":
             for kind, given, other in (("real", self.real, "complex"), ("nonnegative", self.nonnegative, "negative")):
                 if given:
-                    raise ValueError(f'{kind} slots cannot start from "params", which may be {other}; give start a number')
+                    raise ValueError(
+                        f'{kind} slots cannot start from "params", which may be {other}; give start a number'
+                    )
         elif self.nonnegative and self.start < 0:
             raise ValueError(f"start must be >= 0, since the slot is nonnegative; got {self.start!r}")
         else:
