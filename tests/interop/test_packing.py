@@ -52,8 +52,8 @@ def test_the_numbers_are_those_that_were_saved(before, now):
     for name, tree in found.items():
         for key, x in tree.items():
             largest = float(jnp.abs(right[name][key]).max())
-            smallest = {"mu": 0.04, "nu": 2.0**-15, "average": 1 / 127}[name]  # in units of the largest
-            code = {"mu": 0.05, "nu": 2.0**-4, "average": 0.0}[name]
+            smallest = {"mu": 0.04, "nu": 2.0**-16, "average": 1 / 127}[name]  # in units of the largest
+            code = {"mu": 0.05, "nu": 2.0**-3, "average": 0.0}[name]
             np.testing.assert_allclose(x, right[name][key], rtol=1.01 * code, atol=1.01 * smallest * largest)
     jax.jit(STORED[now].apply)(PARAMS, state, grads=GRADS)
 
