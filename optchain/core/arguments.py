@@ -37,13 +37,15 @@ class Range:
 
     def lies_within(self, other: "Range") -> bool:
         """Whether each number of it is one of the other."""
-        return self.united(other) == other.united(other)
+        both = dataclasses.replace(self.united(other), high_apart=other.high_apart)
+        return both == other
 
     def united(self, other: "Range") -> "Range":
         """The numbers of both, and those in between."""
         low, low_open = min((self.low, self.low_open), (other.low, other.low_open))
         high, high_closed = max((self.high, not self.high_open), (other.high, not other.high_open))
-        return Range(low, high, low_open, not high_closed, endless=self.endless or other.endless)
+        apart, endless = self.high_apart and other.high_apart, self.endless or other.endless
+        return Range(low, high, low_open, not high_closed, apart, endless)
 
     def __str__(self) -> str:
         if self.low == -math.inf:
@@ -160,8 +162,8 @@ def as_float(value: Any) -> float:
 _declared: dict[str, Range] = {}
 
 
-def declare_range(name: str, allowed: Range) -> None:
-    """Notes what a hyperparameter of a link of one's own may be: a state is read by names, without the link.
+def check_declared(name: str, allowed: Range) -> None:
+    """Requires a range that a hyperparameter of a link of one's own may have: no wider than that of its name everywhere.
 
     Raises:
       TypeError: it is no `Range`.
@@ -169,13 +171,16 @@ def declare_range(name: str, allowed: Range) -> None:
     """
     if not isinstance(allowed, Range):
         raise TypeError(f"the range of {name} must be a Range; got {allowed!r} ({type(allowed).__name__})")
-    if name in RANGES:
-        if not allowed.lies_within(RANGES[name]):
-            raise ValueError(
-                f"{name} must be {RANGES[name]} everywhere, since states are read by names; got the range of {allowed}: "
-                "choose another name"
-            )
-    else:
+    if name in RANGES and not allowed.lies_within(RANGES[name]):
+        raise ValueError(
+            f"{name} must be {RANGES[name]} everywhere, since states are read by names; got the range of {allowed}: "
+            "choose another name"
+        )
+
+
+def declare_range(name: str, allowed: Range) -> None:
+    """Notes what a hyperparameter that the table has not may be: a state is read by names, without the link."""
+    if name not in RANGES:
         _declared[name] = allowed.united(_declared.get(name, allowed))
 
 

@@ -19,7 +19,7 @@ from optchain.core.composite import Composite, nonempty_states
 from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.optax_link import as_transformation, is_transformation
 from optchain.core.registry import register
-from optchain.core.slot import OWN_ENTRIES, note_links, slot_names
+from optchain.core.slot import OF_GATES, OWN_ENTRIES, note_links, slot_names
 from optchain.core.transformation import Kind, Stage, State, Transformation
 from optchain.core.trees import Tree
 
@@ -28,7 +28,7 @@ Link = optax.GradientTransformation | tuple[str, optax.GradientTransformation]
 
 def reserved_names() -> frozenset[str]:
     """What no link may be called: the names of other entries of a state, such as the slots of rules."""
-    return OWN_ENTRIES | {"inner"} | slot_names()
+    return OWN_ENTRIES | OF_GATES | {"inner"} | slot_names()
 
 
 @register

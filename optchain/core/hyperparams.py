@@ -40,13 +40,14 @@ class Hyperparams:
     """
 
     def __init__(self, ranges: Mapping[str, Range] | None = None, /, **values: Hyperparam):
-        for name, allowed in (ranges or {}).items():
+        for name in ranges or {}:
             if name not in values:
                 raise ValueError(
                     f"a range is given for {name!r}; the hyperparameters are {', '.join(map(repr, values))}"
                 )
-            arguments.declare_range(name, allowed)
-        allowed = {name: (ranges or {}).get(name, arguments.range_of(name)) for name in values}
+        allowed = {name: (ranges or {}).get(name, arguments.RANGES.get(name, arguments.FINITE)) for name in values}
+        for name in values:
+            arguments.check_declared(name, allowed[name])
         self.ranges: Mapping[str, Range] = allowed
         self.constants: dict[str, float] = {}
         self.settable: dict[str, Any] = {}
@@ -68,6 +69,8 @@ class Hyperparams:
                 self.settable[name] = value if arguments.is_traced(value) else np.array(value)
             else:
                 self.constants[name] = float(value)
+        for name in values:
+            arguments.declare_range(name, allowed[name])
 
     @property
     def names(self) -> frozenset[str]:

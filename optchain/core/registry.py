@@ -14,7 +14,7 @@ from optchain.core import arguments
 from optchain.core.calls import bind
 from optchain.core.identity import FACTORIES
 from optchain.core.optax_link import as_transformation
-from optchain.core.slot import slot_names
+from optchain.core.slot import note_links, slot_names
 from optchain.core.transformation import Transformation
 from optchain.core.values import NAME, Ordered
 
@@ -95,6 +95,7 @@ def register(
         )
     setattr(build, NAME, registered)
     FACTORIES[registered] = build
+    note_links([registered.rpartition(".")[2]])
     return build
 
 

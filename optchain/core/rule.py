@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from optchain.core import arguments, trees
 from optchain.core.hyperparams import Hyperparam, Hyperparams
-from optchain.core.slot import CONTAINERS, OWN_ENTRIES, Slot, check_slots
+from optchain.core.slot import CONTAINERS, OF_GATES, OWN_ENTRIES, Slot, check_slots, slot_names
 from optchain.core.transformation import Stage, Transformation
 from optchain.core.trees import Tree
 
@@ -204,8 +204,6 @@ def _update_and_slots(owner: str, made: Any, kept: Mapping[str, jax.Array], opti
 
 _OF_CALLS = frozenset({"updates", "grads", "state", "params"})
 """What a call gives a transformation by position, and in which a rule sees single leaves."""
-_OF_GATES = frozenset({"grads", "weight", "updates", "loss_scale", "good_steps", "skipped_steps", "consecutive"})
-"""Entries by which a state shows a gate, to those who read it without the transformation."""
 
 
 def _check_names(
@@ -216,9 +214,10 @@ def _check_names(
     of_leaf = {"g": "is what leaf gets as the gradient"} | (
         {"p": "is what leaf gets as the parameter"} if needs_params else {}
     )
-    own = dict.fromkeys(OWN_ENTRIES | CONTAINERS | _OF_GATES, "is an entry that the state may have")
+    own = dict.fromkeys(OWN_ENTRIES | CONTAINERS | OF_GATES | {"grads"}, "is an entry that the state may have")
+    of_slots = dict.fromkeys(slot_names(), "is the name of a slot")
     of_calls = dict.fromkeys(_OF_CALLS, "is an argument of the transformation's functions")
-    taken = {"slot": own | counted | of_leaf, "scalar": own | counted, "hyperparameter": counted | of_calls}
+    taken = {"slot": own | counted | of_leaf, "scalar": of_slots | own | counted, "hyperparameter": counted | of_calls}
     owners: dict[str, str] = {}
     for kind, names in (("slot", slots), ("scalar", scalars), ("hyperparameter", hyperparams)):
         for name in names:

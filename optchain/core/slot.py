@@ -8,13 +8,12 @@ import dataclasses
 import math
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
 
 from optchain.core import arguments, trees
-from optchain.core.identity import FACTORIES
 from optchain.core.trees import Tree
 
 Narrowest: TypeAlias = Literal["int8", "bfloat16", "float32"]
@@ -126,6 +125,8 @@ OWN_ENTRIES = frozenset({"count", "hyperparams", "scheduled", "metrics"})
 """What links keep beside their slots."""
 CONTAINERS = frozenset({"inner", "default", "state", "opt_state", "inner_state", "inner_states", "inner_opt_state"})
 """Where states of links lie: those of ours, of a Flax `TrainState` and of Optax's wrappers."""
+OF_GATES = frozenset({"weight", "updates", "loss_scale", "good_steps", "skipped_steps", "consecutive"})
+"""Entries by which a state shows a gate to those who read it, beside its slot `grads`."""
 
 
 def check_slots(slots: Any, hyperparams: Iterable[str]) -> None:
@@ -148,8 +149,16 @@ def check_slots(slots: Any, hyperparams: Iterable[str]) -> None:
 # `mu/metrics/scale` is a moment and no metric shows in the name `mu` alone, and there only to those who know that a rule
 # has a slot of that name. So the names are noted where slots are declared, and links cannot have them, nor slots those of links.
 
-_declared: dict[str, set[Slot]] = {"params": set()}  # what a Flax `TrainState` keeps beside the state
-_links: set[str] = set()
+_declared: dict[str, frozenset["_Kind"]] = {"params": frozenset()}  # what a Flax `TrainState` keeps beside the state
+_links: set[str] = {"optax", "transformation"}  # what links are called that nobody has named
+
+
+class _Kind(NamedTuple):
+    """What readers of states know of a slot by its name."""
+
+    copies: bool
+    nonnegative: bool
+    real: bool
 
 
 def declare(**slots: Slot) -> Mapping[str, Slot]:
@@ -158,35 +167,42 @@ def declare(**slots: Slot) -> Mapping[str, Slot]:
     Raises:
       ValueError: the name is that of a link or of a group, or of an entry that readers of states know as something else.
     """
-    for name, slot in slots.items():
+    kinds = {name: _Kind(slot.start == "params", slot.nonnegative, slot.real) for name, slot in slots.items()}
+    for name, kind in kinds.items():
         check_slot_name(name)
-        copies = slot.start == "params"
-        if any((other.start == "params") != copies for other in _declared.get(name, ())):
-            kind = "holds no copies" if copies else "holds copies"
+        for other in _declared.get(name, ()):
+            if kind.copies != other.copies:
+                differs = "holds no copies of the parameters" if kind.copies else "holds copies of the parameters"
+            elif kind.nonnegative != other.nonnegative:
+                differs = "may be negative" if kind.nonnegative else "is nonnegative"
+            else:
+                continue
             raise ValueError(
-                f"a slot cannot be called {name!r}: one of that name {kind} of the parameters, and states are read by names; "
+                f"a slot cannot be called {name!r} and be another kind: one of that name {differs}, and states are read by names; "
                 "choose another name"
             )
-    for name, slot in slots.items():
-        _declared.setdefault(name, set()).add(slot)
+    for name, kind in kinds.items():
+        _declared[name] = _declared.get(name, frozenset()) | {kind}
     return MappingProxyType(dict(slots))
 
 
 def note_undeclared(names: Iterable[str]) -> None:
-    """Notes entries that mirror the parameters, and that a link has not declared."""
+    """Notes entries that mirror the parameters, and that a link has not declared. What gates are known by is no slot all the same."""
     for name in names:
+        if name in OF_GATES:
+            continue
         check_slot_name(name)
         if starts_as_params(name):
             raise ValueError(
                 f"{name!r} is the name of a slot that holds copies of the parameters: declare it, or rename it"
             )
-        _declared.setdefault(name, set())
+        _declared.setdefault(name, frozenset())
 
 
 def check_slot_name(name: str) -> None:
     """Requires a name that stands for nothing else in a state."""
-    links = name in FACTORIES or name in _links
-    if links or name in OWN_ENTRIES or name in CONTAINERS:
+    links = name in _links or name.rstrip("_0123456789") in _links
+    if links or name in OWN_ENTRIES | CONTAINERS | OF_GATES:
         reason = "is the name of a link" if links else "is an entry that the state may have"
         raise ValueError(f"a slot cannot be called {name!r}: it {reason}; choose another name")
 
@@ -202,20 +218,19 @@ def slot_names() -> frozenset[str]:
 
 
 def starts_as_params(name: str) -> bool:
-    """Whether a slot of this name begins as a copy of the parameters."""
-    return any(slot.start == "params" for slot in _declared.get(name, ()))
+    """Whether slots of this name begin as copies of the parameters."""
+    return any(kind.copies for kind in _declared.get(name, ()))
 
 
 def is_nonnegative(name: str) -> bool:
-    """Whether no slot of this name has numbers below 0."""
-    declared = _declared.get(name, ())
-    return bool(declared) and all(slot.nonnegative for slot in declared)
+    """Whether slots of this name have no numbers below 0."""
+    return any(kind.nonnegative for kind in _declared.get(name, ()))
 
 
 def is_real(name: str) -> bool:
     """Whether all slots of this name are real for complex parameters too."""
-    declared = _declared.get(name, ())
-    return bool(declared) and all(slot.real for slot in declared)
+    kinds = _declared.get(name, ())
+    return bool(kinds) and all(kind.real for kind in kinds)
 
 
 def lies_in_slot(names: Iterable[str]) -> bool:

@@ -134,9 +134,9 @@ def _checked(
         links.append((name, as_transformation(tx, f"the transformation of group {name!r}")))
     if default is not None:
         links.append(("default", as_transformation(default, "default")))
-    note_links(masks)
     for _, link in links:
         refuse_loss_scale("multi_optimizer", link)
+    note_links(masks)
     return masks, [link.renamed(name) for name, link in links]
 
 

@@ -46,13 +46,15 @@ def rule_with(name: str, kind: Slot | None = None) -> oc.Transformation:
 @pytest.mark.parametrize("name", ["average", "iterates"])
 def test_a_moment_is_not_called_like_a_copy_of_the_parameters(name: str) -> None:
     """`finalize` would return it as the model's weights, and a restore would begin it as them."""
-    with pytest.raises(ValueError, match=f"'{name}': one of that name holds copies of the parameters"):
+    with pytest.raises(
+        ValueError, match=f"'{name}' and be another kind: one of that name holds copies of the parameters"
+    ):
         rule_with(name)
     assert rule_with(name, Slot(start="params")).init(PARAMS)[name]["w"].tolist() == [1, 1, 1]
 
 
 def test_nor_a_copy_of_the_parameters_like_a_moment() -> None:
-    with pytest.raises(ValueError, match="'mu': one of that name holds no copies"):
+    with pytest.raises(ValueError, match="'mu' and be another kind: one of that name holds no copies"):
         rule_with("mu", Slot(start="params"))
 
 
@@ -86,6 +88,33 @@ def test_a_rule_keeps_nothing_by_which_a_gate_is_known(name: str) -> None:
         rule_with(name)
     with pytest.raises(ValueError, match=f"a scalar cannot be called '{name}'"):
         oc.rule(lambda t: lambda g: (g, {}), slots={}, scalars={name: 0.0})
+
+
+@pytest.mark.parametrize("name", ["weight", "updates", "loss_scale", "good_steps", "skipped_steps"])
+def test_nor_does_a_link_of_ones_own_and_no_link_is_called_so(name: str) -> None:
+    """A sweep would take the gate's entries for a parameter's."""
+
+    def init(params: Any) -> Any:
+        return {name: jax.tree.map(jnp.zeros_like, params)}
+
+    with pytest.raises(ValueError, match=f"a slot cannot be called '{name}'"):
+        oc.Transformation(init, lambda u, s, p: (u, s), slots={name: Slot()})
+    oc.Transformation(init, lambda u, s, p: (u, s), fields=[name]).init(PARAMS)
+    assert name not in slot.slot_names()
+    with pytest.raises(ValueError, match="must not be one of"):
+        oc.chain((name, oc.sgd(0.1)))
+
+
+@pytest.mark.parametrize("name", ["average", "nu"])
+def test_a_scalar_is_not_called_like_a_slot(name: str) -> None:
+    with pytest.raises(ValueError, match=f"a scalar cannot be called '{name}': it is the name of a slot"):
+        oc.rule(lambda t: lambda g: (g, {}), slots={}, scalars={name: 0.0})
+
+
+@pytest.mark.parametrize("name", ["optax", "transformation", "clip_by_norm_2", "sgdw", "rprop"])
+def test_a_slot_is_not_called_like_a_link_that_nobody_named(name: str) -> None:
+    with pytest.raises(ValueError, match=f"a slot cannot be called '{name}': it is the name of a link"):
+        rule_with(name)
 
 
 @pytest.mark.parametrize("name", ["params", "state", "updates", "grads"])
@@ -147,6 +176,25 @@ def test_of_two_links_states_hold_what_either_may_have() -> None:
             oc.set_hyperparams(high.init(PARAMS), heat=bad)
 
 
+def test_a_link_that_declares_no_range_may_have_any_number_whoever_else_declares_one() -> None:
+    free = scaled_by({}, heat=jnp.array(-5.0))
+    scaled_by({"heat": Range(0.0, 1.0)}, heat=0.5)
+    oc.set_hyperparams(free.init(PARAMS), heat=-6.0)
+    scaled_by({}, heat=-7.0)
+
+
+def test_what_was_refused_declares_nothing() -> None:
+    with pytest.raises(ValueError, match=r"heat must be a number in \[0, 1\]"):
+        scaled_by({"heat": Range(0.0, 1.0)}, heat=5.0)
+    assert arguments.range_of("heat") == arguments.FINITE
+
+
+def test_an_upper_end_that_is_apart_is_so_in_states() -> None:
+    tx = scaled_by({"keep": Range(0.0, 1.0, high_apart=True)}, keep=jnp.array(0.5))
+    with pytest.raises(ValueError, match="keep must be"):
+        oc.set_hyperparams(tx.init(PARAMS), keep=1 - 1e-9)
+
+
 @pytest.mark.parametrize("allowed", [Range(0.0, 10.0), Range(-1.0, 0.5), Range(0.0)])
 def test_a_name_that_the_package_knows_has_no_wider_range(allowed: Range) -> None:
     """A checkpoint with such a value would be refused."""
@@ -186,8 +234,22 @@ def test_a_rule_keeps_the_slots_that_it_was_given() -> None:
     assert tx.init(PARAMS).keys() == {"kept"}
 
 
-@pytest.mark.parametrize("name", ["v", "nu"])
-def test_a_signed_slot_is_restored_whatever_it_is_called(name: str) -> None:
+@pytest.mark.parametrize("name", ["v", "nu", "usual_norm"])
+def test_a_signed_slot_is_not_called_like_one_that_is_never_negative(name: str) -> None:
+    """Its states could not be restored; or, were it allowed, nobody's would be looked at any more."""
+    with pytest.raises(ValueError, match=f"'{name}' and be another kind: one of that name is nonnegative"):
+        rule_with(name)
+    rule_with(name, Slot(nonnegative=True))
+    state = oc.adam(0.1).init(PARAMS)
+    broken = jax.tree_util.tree_map_with_path(
+        lambda path, x: x.at[0].set(jnp.nan) if "nu" in jax.tree_util.keystr(path) else x, state
+    )
+    with pytest.raises(ValueError, match="nu/w must be finite"):
+        merge(broken, state, hyperparams="saved")
+
+
+@pytest.mark.parametrize("name", ["signed", "trace"])
+def test_any_other_signed_slot_is_restored(name: str) -> None:
     tx = oc.chain(rule_with(name), oc.scale_by_learning_rate(0.1))
     _, state = tx.apply(PARAMS, tx.init(PARAMS), grads={"w": jnp.array([-1.0, 2.0, -3.0])})
     restored, _ = merge(state, tx.init(PARAMS), hyperparams="saved")
