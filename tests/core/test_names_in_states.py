@@ -248,7 +248,7 @@ def test_a_signed_slot_is_not_called_like_one_that_is_never_negative(name: str) 
         merge(broken, state, hyperparams="saved")
 
 
-@pytest.mark.parametrize("name", ["signed", "trace"])
+@pytest.mark.parametrize("name", ["signed", "swinging"])
 def test_any_other_signed_slot_is_restored(name: str) -> None:
     tx = oc.chain(rule_with(name), oc.scale_by_learning_rate(0.1))
     _, state = tx.apply(PARAMS, tx.init(PARAMS), grads={"w": jnp.array([-1.0, 2.0, -3.0])})
