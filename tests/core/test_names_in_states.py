@@ -179,8 +179,9 @@ def test_of_two_links_states_hold_what_either_may_have() -> None:
 def test_a_link_that_declares_no_range_may_have_any_number_whoever_else_declares_one() -> None:
     free = scaled_by({}, heat=jnp.array(-5.0))
     scaled_by({"heat": Range(0.0, 1.0)}, heat=0.5)
-    oc.set_hyperparams(free.init(PARAMS), heat=-6.0)
-    scaled_by({}, heat=-7.0)
+    state = oc.set_hyperparams(free.init(PARAMS), heat=-6.0)
+    assert float(oc.get_hyperparams(state)["heat"]) == -6.0
+    assert scaled_by({}, heat=-7.0).hyperparams.constants == {"heat": -7.0}
 
 
 def test_what_was_refused_declares_nothing() -> None:
