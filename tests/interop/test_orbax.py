@@ -9,6 +9,8 @@ import resource
 import shutil
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -350,6 +352,32 @@ def test_a_disk_that_fills_up_leaves_the_last_complete_checkpoint_and_one_line(t
     process.join()
     assert [path.name for path in tmp_path.iterdir()] == ["1"]
     assert assert_last_complete(tmp_path) == 1
+
+
+@pytest.mark.parametrize("name", ["run", "run[0]"])
+def test_what_other_threads_of_orbax_write_after_its_error_does_not_stay(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    threads: list[threading.Thread] = []
+
+    def write_late(path: Path) -> None:
+        for wait in (0.05, 0.3, 0.5):
+            time.sleep(wait)
+            path.mkdir(parents=True, exist_ok=True)
+            (path / "data").write_bytes(b"0")
+
+    def fails(_: Any, path: Path, **__: Any) -> None:
+        thread = threading.Thread(target=write_late, args=(path,))
+        threads.append(thread)
+        thread.start()
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(ocp.Checkpointer, "save", fails)
+    with pytest.raises(OSError, match=r"cannot save checkpoint 0 in .*: No space left on device"):
+        orbax.save(tmp_path / name, 0, {"w": jnp.ones(2)})
+    for thread in threads:
+        thread.join()
+    assert len(threads) == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 # Devices -------------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from optchain.core.trees import dtype_of, path_names
+from optchain.interop.orbax import files
 from optchain.interop.report import Names
 
 BARE = "%"
@@ -27,7 +28,7 @@ QUOTED = {"%": "%25", ".": "%2E", "/": "%2F"}
 
 
 def write(path: Path, arrays: Mapping[Names, Any]) -> None:
-    """Writes arrays by their paths."""
+    """Writes arrays by their paths, into a folder of their own: if that fails, the folder is gone."""
     nested: dict[str, Any] = {}
     for names, leaf in arrays.items():
         node = nested
@@ -38,7 +39,11 @@ def write(path: Path, arrays: Mapping[Names, Any]) -> None:
     with tempfile.TemporaryDirectory() as tame, ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
         strange = bool(set("[]*?") & set(str(path.absolute())))
         written = Path(tame) / "arrays" if strange else path.absolute()
-        checkpointer.save(written, args=ocp.args.StandardSave(nested))
+        try:
+            checkpointer.save(written, args=ocp.args.StandardSave(nested))
+        except Exception:  # Orbax has no common class for what goes wrong
+            files.remove(written.parent)
+            raise
         if strange:
             shutil.copytree(written, path)
 
