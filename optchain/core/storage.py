@@ -4,15 +4,19 @@ An entry of a state that is stored so is a plain dict, `{"codes": tree, "scales"
 parameters' shapes, scales have one for each block of 32 numbers, along one axis. Links never see it: what a link keeps is
 loaded before it runs and stored after, as it was stored before. Arithmetic is done in float32.
 
-    int8      blocks of 32, signed            s · sign(c) · (|c| / 127)⁴
+    int8      blocks of 32, signed            s · sign(c) · P(|c| + 1, 128); 0 for c = 0
     int8      blocks of 32, of parameters     s · c / 127
-    uint8     blocks of 32, not negative      s · 2^⌊k/32⌋ · (1 + (k mod 32) / 32) for k = c − 255, c >= 95; 0 for c = 0;
-                                              s / 32 · 2^⌊k/8⌋ · (1 + (k mod 8) / 8) for k = c − 95, 0 < c < 95
+    uint8     blocks of 32, not negative      s · P(c + 1, 256), c >= 7; 0 for c = 0
     bfloat16  no blocks                       the upper half of the float32
 
 s is the largest magnitude of the block: of copies of the parameters in float32, and so told apart, of others in bfloat16, rounded up.
-uint8 has the upper bits of a float32, with five of its mantissa in the five binades below the scale, where most squares are, and with
-three in the twelve below them. Parameters are spread evenly, moments over many binades.
+P(y, top) is (y / top)⁴ made of straight lines, whose corners are whole numbers y where y >= 4:
+
+    P(2^e · (1 + (j + f) / 4), 2^t) = 2^(4 (e - t) + j) · (1 + f) for j = 0, 1, 2, 3 and 0 <= f < 1
+
+So uint8 has 32 codes a binade for the four below the scale, where most squares are, 16 for the next four, and so on to 2 for the last; int8
+half as many. The bits of a float32 divided by four are those of its root: numbers become codes by a shift. Parameters are spread evenly,
+moments over many binades.
 
 A number between two codes becomes one of them at random, so that an average moves on where a step of it is less than a
 rounding: `E[load(store(x))] = x` for int8 and bfloat16. Of uint8 it is about the logarithm that is right on average, so that the
@@ -36,13 +40,13 @@ from optchain.core.trees import Path, Tree
 
 BLOCK = 32
 """The numbers that share a scale."""
-_LARGE, _SMALL = 18, 20
-"""The bits of a float32's mantissa that uint8 does not keep, of large numbers and of small ones."""
-_LEAST_LARGE, _ITS_CODE = 2.0**-5, 95
-"""The least large number, in units of the scale, and its code."""
 _UNIT = 16
 """What the scale is where numbers become codes. With 1 the reciprocal of the largest scales would be no normal number."""
-_SMALLEST_SCALE = {np.dtype(np.int8): 2.0**-122, np.dtype(np.uint8): 2.0**-109}
+_LEAST = {np.dtype(np.int8): 1, np.dtype(np.uint8): 8}
+"""One more than the smallest code, of 0 and of a square. Below 8 codes are so far apart that their roundings let steps grow threefold."""
+_TOP = {np.dtype(np.int8): 128, np.dtype(np.uint8): 256}
+"""One more than the largest code."""
+_SMALLEST_SCALE = {np.dtype(np.int8): 2.0**-122, np.dtype(np.uint8): 2.0**-106}
 """So that the reciprocal is a number, and what the smallest code stands for a normal one."""
 _SMALLEST_EVEN_SCALE = 2.0**-119
 """So that 127 times the reciprocal is a number, and the 127th part a normal one."""
@@ -82,14 +86,11 @@ def load_leaf(codes: jax.Array, scale: jax.Array | None) -> jax.Array:
     q = _in_blocks(codes.astype(jnp.int32), codes.shape)
     s = jnp.expand_dims(scale.astype(jnp.float32), _within(codes.shape))
     if _is_even(scale):
-        x = q.astype(jnp.float32) * (s * np.float32(1 / 127))
-    elif codes.dtype == jnp.int8:
-        magnitude = _fourth_power(q) * s
-        x = jnp.where(q < 0, -magnitude, magnitude)
-    else:
-        large, small = (q + offset << dropped for dropped, offset in _offsets(1))
-        x = jnp.where(q > 0, _as_float(jnp.where(q >= _ITS_CODE, large, small)), 0) * s
-    return x.reshape(codes.shape)
+        return (q.astype(jnp.float32) * (s * np.float32(1 / 127))).reshape(codes.shape)
+    x = _fourth_power(jnp.abs(q) + 1, _TOP[codes.dtype])
+    if codes.dtype == jnp.int8:
+        x = jnp.where(q < 0, -x, x)
+    return (jnp.where(q == 0, 0, x) * s).reshape(codes.shape)
 
 
 def store_leaf(
@@ -108,16 +109,16 @@ def store_leaf(
     # From here on the reciprocal alone says what a block's scale is: XLA divides once a block, and computes all else once a number.
     inverse = _UNIT / jnp.where(s > 0, s, 1)
     n = _as_float(magnitude) * inverse
+    random_part = _uniform(random)
+    y = _fourth_root(n, _TOP[codes.dtype])
     if codes.dtype == jnp.int8:
-        lower = jnp.minimum((127 / _UNIT**0.25 * jnp.sqrt(jnp.sqrt(n))).astype(jnp.int32), 126)
-        below, above = _UNIT * _fourth_power(lower), _UNIT * _fourth_power(lower + 1)
-        q = lower + (_uniform(random) * (above - below) < n - below).astype(jnp.int32)
+        y = _of_least(n, y)
+    y = _as_float(jnp.clip(_bits(y), *(np.float32(end[codes.dtype]).view(np.int32) for end in (_LEAST, _TOP))))
+    if codes.dtype == jnp.int8:
+        q = _rounded(y, random_part) - 1
         q = jnp.where(blocks < 0, -q, q)
     else:
-        large, small = ((_bits(n) + _carry(random, dropped) >> dropped) - offset for dropped, offset in _offsets(_UNIT))
-        q = jnp.where(n >= _UNIT * _LEAST_LARGE, large, small)
-        q = jnp.where(magnitude > 0, jnp.clip(q, 1, 255), 0)
-    q = jnp.where(inverse > 0, q, 1)  # times a scale that is not finite: neither is what is loaded
+        q = jnp.where(magnitude > 0, _rounded(y, _of_logarithm(random_part, y)) - 1, 0)
     return q.astype(codes.dtype).reshape(x.shape), jnp.squeeze(s, _within(x.shape)).astype(scale.dtype)
 
 
@@ -139,8 +140,8 @@ def _even(blocks: jax.Array, largest: jax.Array, random: jax.Array) -> tuple[jax
 
 
 def _uniform(random: jax.Array) -> jax.Array:
-    """Random bits as a number in [0, 1)."""
-    return (random >> 8).astype(jnp.int32).astype(jnp.float32) * np.float32(2.0**-24)
+    """Random bits as a number in [0, 1), a multiple of 2⁻²³."""
+    return _as_float((random >> 9).astype(jnp.int32) | np.float32(1).view(np.int32)) - 1
 
 
 def _is_usable(largest: jax.Array) -> jax.Array:
@@ -182,30 +183,51 @@ def _scale(largest: jax.Array, smallest: float) -> jax.Array:
     return jnp.where(_is_usable(largest), up, largest)
 
 
-def _fourth_power(q: jax.Array) -> jax.Array:
-    """`(q / 127)⁴`."""
-    root = jnp.square(q.astype(jnp.float32) * np.float32(1 / 127))
-    return root * root
+def _fourth_power(y: jax.Array, top: int) -> jax.Array:
+    """`P(y, top)`, of integers."""
+    return _as_float((_bits(y.astype(jnp.float32)) - _shift(1, top)) << 2)
 
 
-def _offsets(unit: float) -> list[tuple[int, np.int32]]:
-    """Of large numbers and of small ones the bits that uint8 drops, and what the others have more than the code, `unit` being 255."""
-    first = {_LARGE: (unit, 255), _SMALL: (unit * _LEAST_LARGE, _ITS_CODE)}
-    return [
-        (dropped, (np.float32(x).view(np.int32) >> dropped) - np.int32(code)) for dropped, (x, code) in first.items()
-    ]
+def _fourth_root(n: jax.Array, top: int) -> jax.Array:
+    """The y, no integer as a rule, for which `P(y, top)` is a number in units of the scale."""
+    return _as_float((_bits(n) >> 2) + _shift(_UNIT, top))
 
 
-def _carry(random: jax.Array, dropped: int) -> jax.Array:
-    """What is added to the bits of a square before the lowest are dropped: `r + c · r (1 − r)`, for r in [0, 1).
+def _shift(unit: int, top: int) -> np.int32:
+    """What the bits of the root have more than a quarter of the bits, for it to be `top` where the number is `unit`."""
+    return np.float32(top).view(np.int32) - (np.float32(unit).view(np.int32) >> 2)
 
-    With r alone the mean of what is stored would be right, with c = 3/256 where 18 bits are dropped, and 3/64 where 20 are, that of
-    its logarithm. It is a sixteenth more: steps of Adam, which divide by the root of an average that roundings spread, are as long
-    then as with float32.
+
+def _of_least(n: jax.Array, y: jax.Array) -> jax.Array:
+    """The y of int8 for a number in units of the scale; with lines of its own below 4, where those of P have corners between codes."""
+    first, second, third = (_UNIT * np.float32(2.0**power) for power in (-24, -22, -20))
+    bits = _bits(y)
+    for start, below, above in ((3, second, third), (2, first, second)):  # P is concave: it lies above its chords
+        slope = 1 / (above - below)
+        bits = jnp.minimum(bits, _bits(n * slope + (start - below * slope)))
+    return jnp.where(n < first, n / first + 1, _as_float(bits))
+
+
+def _of_logarithm(r: jax.Array, y: jax.Array) -> jax.Array:
+    """A random part r in [0, 1) for squares: `r + c · r (1 − r)`.
+
+    With r alone the mean of what is stored would be right, with c = 3/8 of the distance of the codes in binades that of its logarithm.
+    It is a sixteenth more: steps of Adam, which divide by the root of an average that roundings spread, are as long then as with
+    float32.
     """
-    r = random >> 16
-    curve = 51 * (r * (2**16 - r) >> 6)
-    return ((random >> (32 - dropped)) + (curve >> (56 - 2 * dropped))).astype(jnp.int32)
+    binade = np.int32(0x7F800000)
+    reciprocal = _as_float(2 * np.float32(1).view(np.int32) - (_bits(y) & binade))
+    c = np.float32(3 / 8 * 4 * 17 / 16) * reciprocal
+    return r + c * (r - r * r)
+
+
+def _rounded(y: jax.Array, random_part: jax.Array) -> jax.Array:
+    """`⌊y + random_part⌋` for 0 <= y < 2²², without a conversion, which has to mind what no integer can hold.
+
+    The bits of 2²³ plus a number are those of 2²³ plus its nearest integer. An even y is certain to stay with a random part of 0.
+    """
+    large = np.float32(2**23)
+    return _bits(y + (random_part - np.float32(0.5)) + large) - large.view(np.int32)
 
 
 def _bits(x: jax.Array) -> jax.Array:
