@@ -4,19 +4,20 @@ An entry of a state that is stored so is a plain dict, `{"codes": tree, "scales"
 parameters' shapes, scales have one for each block of 32 numbers, along one axis. Links never see it: what a link keeps is
 loaded before it runs and stored after, as it was stored before. Arithmetic is done in float32.
 
-    int8      blocks of 32, signed            s · sign(c) · P(|c| + 1, 128); 0 for c = 0
+    int8      blocks of 32, signed            s · sign(c) · min(P₄(y / 128), P₈(y / 64) / 16), y = |c| + 7; 0 for c = 0
     int8      blocks of 32, of parameters     s · c / 127
-    uint8     blocks of 32, not negative      s · P(c + 1, 256), c >= 7; 0 for c = 0
+    uint8     blocks of 32, not negative      s · P₄(y / 256), y = c + 1 >= 8; 0 for c = 0
     bfloat16  no blocks                       the upper half of the float32
 
 s is the largest magnitude of the block: of copies of the parameters in float32, and so told apart, of others in bfloat16, rounded up.
-P(y, top) is (y / top)⁴ made of straight lines, whose corners are whole numbers y where y >= 4:
+Pₖ(y) is yᵏ made of straight lines:
 
-    P(2^e · (1 + (j + f) / 4), 2^t) = 2^(4 (e - t) + j) · (1 + f) for j = 0, 1, 2, 3 and 0 <= f < 1
+    Pₖ(2^e · (1 + (j + f) / k)) = 2^(k e + j) · (1 + f) for j = 0, …, k − 1 and 0 <= f < 1
 
-So uint8 has 32 codes a binade for the four below the scale, where most squares are, 16 for the next four, and so on to 2 for the last; int8
-half as many. The bits of a float32 divided by four are those of its root: numbers become codes by a shift. Parameters are spread evenly,
-moments over many binades.
+The bits of a float32 divided by k are those of its root then: numbers become codes by shifts. Squares have 32 codes a binade in the four
+binades below the scale, where most of them are, 16 in the next four, and 8, 4 and 2. Signed numbers have 16 in the first four, then 4 in
+eight, 2 in eight, 1 in eight: a small number that is rounded to a multiple of itself makes a step as much too long. Parameters are
+spread evenly.
 
 A number between two codes becomes one of them at random, so that an average moves on where a step of it is less than a
 rounding: `E[load(store(x))] = x` for int8 and bfloat16. Of uint8 it is about the logarithm that is right on average, so that the
@@ -24,6 +25,7 @@ root by which a second moment divides is. No number but 0 is stored as 0 in uint
 leaf, of the entry's name and of the number of stores: the same on one device and on many.
 """
 
+import functools
 import math
 import zlib
 from collections.abc import Callable, Mapping
@@ -42,11 +44,14 @@ BLOCK = 32
 """The numbers that share a scale."""
 _UNIT = 16
 """What the scale is where numbers become codes. With 1 the reciprocal of the largest scales would be no normal number."""
-_LEAST = {np.dtype(np.int8): 1, np.dtype(np.uint8): 8}
-"""One more than the smallest code, of 0 and of a square. Below 8 codes are so far apart that their roundings let steps grow threefold."""
-_TOP = {np.dtype(np.int8): 128, np.dtype(np.uint8): 256}
-"""One more than the largest code."""
-_SMALLEST_SCALE = {np.dtype(np.int8): 2.0**-122, np.dtype(np.uint8): 2.0**-106}
+_SIGNED, _SQUARE = np.dtype(np.int8), np.dtype(np.uint8)
+_LINES = {_SIGNED: ((2, 128, 1.0), (3, 64, 2.0**-4)), _SQUARE: ((2, 256, 1.0),)}
+"""The curves of codes, `(log₂ k, y, x)`: the k-th power that is x, in units of the scale, at y. The least of them holds."""
+_ZERO, _LEAST, _TOP = {_SIGNED: 7, _SQUARE: 1}, {_SIGNED: 7, _SQUARE: 8}, {_SIGNED: 128, _SQUARE: 256}
+"""The y of the code 0, of the least number, and of the scale. Squares below the y of 8 would be so far apart that steps grow threefold."""
+_LEAST_SIGNED = 2.0**-28
+"""What stands for the code 1, in units of the scale."""
+_SMALLEST_SCALE = {_SIGNED: 2.0**-122, _SQUARE: 2.0**-106}
 """So that the reciprocal is a number, and what the smallest code stands for a normal one."""
 _SMALLEST_EVEN_SCALE = 2.0**-119
 """So that 127 times the reciprocal is a number, and the 127th part a normal one."""
@@ -87,8 +92,8 @@ def load_leaf(codes: jax.Array, scale: jax.Array | None) -> jax.Array:
     s = jnp.expand_dims(scale.astype(jnp.float32), _within(codes.shape))
     if _is_even(scale):
         return (q.astype(jnp.float32) * (s * np.float32(1 / 127))).reshape(codes.shape)
-    x = _fourth_power(jnp.abs(q) + 1, _TOP[codes.dtype])
-    if codes.dtype == jnp.int8:
+    x = _power(jnp.abs(q) + _ZERO[codes.dtype], codes.dtype)
+    if codes.dtype == _SIGNED:
         x = jnp.where(q < 0, -x, x)
     return (jnp.where(q == 0, 0, x) * s).reshape(codes.shape)
 
@@ -109,16 +114,16 @@ def store_leaf(
     # From here on the reciprocal alone says what a block's scale is: XLA divides once a block, and computes all else once a number.
     inverse = _UNIT / jnp.where(s > 0, s, 1)
     n = _as_float(magnitude) * inverse
-    random_part = _uniform(random)
-    y = _fourth_root(n, _TOP[codes.dtype])
-    if codes.dtype == jnp.int8:
-        y = _of_least(n, y)
+    y = _root(n, codes.dtype)
+    if codes.dtype == _SIGNED:
+        least = np.float32(_UNIT * _LEAST_SIGNED)
+        y = jnp.where(n < least, n / least + _ZERO[_SIGNED], y)
     y = _as_float(jnp.clip(_bits(y), *(np.float32(end[codes.dtype]).view(np.int32) for end in (_LEAST, _TOP))))
-    if codes.dtype == jnp.int8:
-        q = _rounded(y, random_part) - 1
-        q = jnp.where(blocks < 0, -q, q)
-    else:
-        q = jnp.where(magnitude > 0, _rounded(y, _of_logarithm(random_part, y)) - 1, 0)
+    random_part = _uniform(random)
+    if codes.dtype == _SQUARE:
+        random_part = _of_logarithm(random_part, y)
+    q = _rounded(y, random_part) - _ZERO[codes.dtype]
+    q = jnp.where(blocks < 0, -q, q) if codes.dtype == _SIGNED else jnp.where(magnitude > 0, q, 0)
     return q.astype(codes.dtype).reshape(x.shape), jnp.squeeze(s, _within(x.shape)).astype(scale.dtype)
 
 
@@ -183,29 +188,25 @@ def _scale(largest: jax.Array, smallest: float) -> jax.Array:
     return jnp.where(_is_usable(largest), up, largest)
 
 
-def _fourth_power(y: jax.Array, top: int) -> jax.Array:
-    """`P(y, top)`, of integers."""
-    return _as_float((_bits(y.astype(jnp.float32)) - _shift(1, top)) << 2)
+def _power(y: jax.Array, codes: np.dtype) -> jax.Array:
+    """What an integer y stands for, in units of the scale."""
+    bits = _bits(y.astype(jnp.float32))
+    return _as_float(functools.reduce(jnp.minimum, [bits - shift << power for power, shift in _shifts(codes, 1)]))
 
 
-def _fourth_root(n: jax.Array, top: int) -> jax.Array:
-    """The y, no integer as a rule, for which `P(y, top)` is a number in units of the scale."""
-    return _as_float((_bits(n) >> 2) + _shift(_UNIT, top))
+def _root(n: jax.Array, codes: np.dtype) -> jax.Array:
+    """The y, no integer as a rule, of a number."""
+    return _as_float(
+        functools.reduce(jnp.maximum, [(_bits(n) >> power) + shift for power, shift in _shifts(codes, _UNIT)])
+    )
 
 
-def _shift(unit: int, top: int) -> np.int32:
-    """What the bits of the root have more than a quarter of the bits, for it to be `top` where the number is `unit`."""
-    return np.float32(top).view(np.int32) - (np.float32(unit).view(np.int32) >> 2)
-
-
-def _of_least(n: jax.Array, y: jax.Array) -> jax.Array:
-    """The y of int8 for a number in units of the scale; with lines of its own below 4, where those of P have corners between codes."""
-    first, second, third = (_UNIT * np.float32(2.0**power) for power in (-24, -22, -20))
-    bits = _bits(y)
-    for start, below, above in ((3, second, third), (2, first, second)):  # P is concave: it lies above its chords
-        slope = 1 / (above - below)
-        bits = jnp.minimum(bits, _bits(n * slope + (start - below * slope)))
-    return jnp.where(n < first, n / first + 1, _as_float(bits))
+def _shifts(codes: np.dtype, unit: int) -> list[tuple[int, np.int32]]:
+    """For each curve the logarithm of its power, and what the bits of y have more than those of a number divided by the power."""
+    return [
+        (power, np.float32(y).view(np.int32) - (np.float32(x * unit).view(np.int32) >> power))
+        for power, y, x in _LINES[codes]
+    ]
 
 
 def _of_logarithm(r: jax.Array, y: jax.Array) -> jax.Array:

@@ -41,18 +41,27 @@ def test_no_square_but_zero_is_stored_as_zero(block):
     assert np.isfinite(again).all()
 
 
-def power(y, top):
-    """(y / top)⁴ made of straight lines between 1, 1.25, 1.5 and 1.75 times a power of two."""
-    log = np.arange(-40, 5)
-    return np.interp(y / top, 2.0 ** (log // 4) * (1 + log % 4 / 4), 2.0**log)
+def power(y, k):
+    """yᵏ made of straight lines, with k of them from a power of two to the next."""
+    log = np.arange(-80, 17)
+    return np.interp(y, 2.0 ** (log // k) * (1 + log % k / k), 2.0**log)
 
 
-def neighbours(x, entry, codes, top):
-    """For each number of a block the codes on both sides of it, in float64."""
+def signed_numbers(codes):
+    y = codes + 7
+    return np.where(codes > 0, np.minimum(power(y / 128, 4), power(y / 64, 8) / 16), 0)
+
+
+def squares(codes):
+    return np.where(codes > 0, power((codes + 1) / 256, 4), 0)
+
+
+def assert_neighbours(again, x, entry, numbers):
+    """What is loaded is one of the two numbers with a code between which x lies, in float64."""
     (scale,) = np.asarray(entry["scales"], np.float64)
-    values = power(codes + 1, top) * scale
-    above = np.clip(np.searchsorted(values, np.abs(x)), 1, len(codes) - 1)
-    return values[above - 1], values[above]
+    above = np.clip(np.searchsorted(numbers * scale, np.abs(x)), 1, len(numbers) - 1)
+    assert (np.abs(again) >= numbers[above - 1] * scale * (1 - 1e-6)).all()
+    assert (np.abs(again) <= numbers[above] * scale * (1 + 1e-6) + TINY).all()
 
 
 @given(blocks)
@@ -60,11 +69,8 @@ def test_a_square_is_stored_as_a_neighbouring_code(block):
     """One that is more than 20 binades below the largest of its block becomes the smallest code."""
     x = np.array(block, np.float32)
     entry = packed(jnp.asarray(x), signed=False)
-    again = np.asarray(storage.load(entry), np.float64)[x > 0]
-    below, above = neighbours(x[x > 0], entry, np.arange(7, 256), 256)
-    assert (again >= below * (1 - 1e-6)).all()
-    assert (again <= above * (1 + 1e-6)).all()
-    assert (np.asarray(entry["codes"])[x > 0] >= 7).all()
+    again = np.asarray(storage.load(entry), np.float64)
+    assert_neighbours(again[x > 0], x[x > 0], entry, squares(np.arange(7, 256)))
 
 
 @given(blocks, st.lists(st.sampled_from([-1.0, 1.0]), min_size=storage.BLOCK, max_size=storage.BLOCK))
@@ -73,11 +79,14 @@ def test_a_signed_number_is_stored_as_a_neighbouring_code(block, signs):
     entry = packed(jnp.asarray(x))
     again = np.asarray(storage.load(entry), np.float64)
     assert (np.sign(again) * np.sign(x) >= 0).all()
-    codes = np.arange(0, 128)
-    below, above = neighbours(x, entry, codes, 128)
-    below = np.where(below == power(1, 128) * np.asarray(entry["scales"], np.float64), 0, below)
-    assert (np.abs(again) >= below * (1 - 1e-6)).all()
-    assert (np.abs(again) <= above * (1 + 1e-6) + TINY).all()
+    assert_neighbours(again, x, entry, signed_numbers(np.arange(122)))
+
+
+@pytest.mark.parametrize(("dtype", "numbers"), [("int8", signed_numbers), ("uint8", squares)])
+def test_each_code_stands_for_the_number_that_the_formula_has(dtype, numbers):
+    codes = np.arange(128 if dtype == "int8" else 256)
+    x = storage.load_leaf(jnp.asarray(codes, dtype), jnp.ones(len(codes) // 32, jnp.bfloat16))
+    np.testing.assert_array_equal(x, numbers(codes).astype(np.float32))
 
 
 @given(blocks, st.lists(st.sampled_from([-1.0, 1.0]), min_size=storage.BLOCK, max_size=storage.BLOCK))
