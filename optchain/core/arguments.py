@@ -29,6 +29,11 @@ class Range:
     endless: bool = False
     """Whether infinity is in it."""
 
+    def __post_init__(self) -> None:
+        has_ends = not (self.low_open or self.high_open)
+        if not (self.low < self.high or (has_ends and self.low == self.high)):
+            raise ValueError(f"low must be below high, got {self!r}, which has no number in it")
+
     def __contains__(self, value: float) -> bool:
         value = as_float(value)
         above = value > self.low if self.low_open else value >= self.low

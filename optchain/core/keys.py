@@ -16,6 +16,23 @@ def is_key(value: Any) -> bool:
     return isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
 
 
+def without_type(value: Any) -> Any:
+    """Typed keys as the integers that a file can hold; anything else as it is."""
+    if is_key(value):
+        return jax.random.key_data(value)
+    is_shape = isinstance(value, jax.ShapeDtypeStruct) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+    return jax.eval_shape(jax.random.key_data, value) if is_shape else value
+
+
+def typed_like(value: Any, like: Any) -> Any:
+    """Integers as keys where the other is typed keys; anything else as it is."""
+    if not jnp.issubdtype(getattr(like, "dtype", jnp.float32), jax.dtypes.prng_key):
+        return value
+    generators: list[Any] = []
+    jax.eval_shape(lambda key: generators.append(jax.random.key_impl(key)), like)
+    return jax.random.wrap_key_data(value, impl=generators[0])
+
+
 def is_raw_key(value: Any) -> bool:
     """Whether it is an array of raw keys, `jax.random.PRNGKey(0)`, along the last axis."""
     return arguments.is_array(value) and value.shape[-1:] == (2,) and value.dtype == jnp.uint32

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from optchain.core.keys import typed_like, without_type
 from optchain.core.slot import lies_in_slot, slot_names, starts_as_params
 from optchain.core.trees import Tree, dtype_of, leaves_with_paths, path_names
 from optchain.interop import checks
@@ -101,11 +102,12 @@ def merge_entries(saved: Mapping[Names, Any], target: Tree, *, hyperparams: Choi
     used = set(sources.values())
     rows += [Row(names, "gone") for names in saved if names not in used]
     order = sorted(rows, key=lambda row: (row.fate == "gone", row.path))
-    return jax.tree.unflatten(jax.tree.structure(target), leaves), Report(tuple(order), hyperparams)
+    likes, treedef = jax.tree.flatten(target)
+    return treedef.unflatten(map(typed_like, leaves, likes)), Report(tuple(order), hyperparams)
 
 
 def by_names(tree: Tree) -> dict[Names, Any]:
-    """The arrays of a tree by their paths, in which the kind of a container does not show."""
+    """The arrays of a tree by their paths, in which the kind of a container does not show, nor that keys are typed."""
     found: dict[Names, Any] = {}
     for path, leaf in leaves_with_paths(tree):
         names = path_names(path)
@@ -113,7 +115,7 @@ def by_names(tree: Tree) -> dict[Names, Any]:
             raise ValueError(
                 f"two entries have the path {'/'.join(names)}: an integer and a string are the same key here"
             )
-        found[names] = leaf
+        found[names] = without_type(leaf)
     return found
 
 
@@ -266,7 +268,8 @@ def _check_values(saved: Mapping[Names, Any], wanted: Mapping[Names, Any], sourc
             checks.nonnegative("/".join(names), saved[source])
         limits = np.iinfo(dtype_of(wanted[names])) if jnp.issubdtype(dtype_of(wanted[names]), jnp.integer) else None
         if limits and np.size(saved[source]):
-            low, high = np.min(saved[source]), np.max(saved[source])
+            value = np.asarray(saved[source])
+            low, high = value.min(), value.max()
             if low < limits.min or high > limits.max:
                 raise ValueError(
                     f"{'/'.join(names)}: saved are integers from {low} to {high}, which {limits.dtype} does not hold"

@@ -196,6 +196,21 @@ def test_an_upper_end_that_is_apart_is_so_in_states() -> None:
         oc.set_hyperparams(tx.init(PARAMS), keep=1 - 1e-9)
 
 
+@pytest.mark.parametrize(
+    "ends",
+    [
+        {"low": 5, "high": 1},
+        {"low": float("nan")},
+        {"low": 1, "high": float("nan")},
+        {"low": 1, "high": 1, "high_open": True},
+    ],
+)
+def test_a_range_with_no_number_in_it_is_refused(ends):
+    with pytest.raises(ValueError, match=r"low must be below high, got Range\(.*which has no number in it"):
+        Range(**ends)
+    assert 1 in Range(1, 1)
+
+
 @pytest.mark.parametrize("allowed", [Range(0.0, 10.0), Range(-1.0, 0.5), Range(0.0)])
 def test_a_name_that_the_package_knows_has_no_wider_range(allowed: Range) -> None:
     """A checkpoint with such a value would be refused."""

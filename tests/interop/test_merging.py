@@ -11,6 +11,7 @@ import optax
 import pytest
 
 import optchain as oc
+from optchain.interop import orbax
 from optchain.interop.merging import merge
 from tests.sampling import others_thorough
 
@@ -35,6 +36,32 @@ def test_an_unchanged_chain_gets_its_state_back_to_the_bit():
     assert_same(state, saved_state())
     assert all(not leaf.weak_type for leaf in jax.tree.leaves(state))
     assert (report.new, report.gone) == ([], [])
+
+
+NOISES = {
+    "raw key": oc.add_noise(0.1, seed=0),
+    "typed key": optax.add_noise(0.1, 0.55, key=jax.random.key(3)),
+    "typed key of another generator": optax.add_noise(0.1, 0.55, key=jax.random.key(3, impl="rbg")),
+}
+
+
+@pytest.mark.parametrize("name", NOISES)
+@pytest.mark.parametrize("shapes_alone", [False, True])
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_keys_of_random_numbers_go_on_where_they_were(name, shapes_alone, on_disk, tmp_path):
+    tx = oc.chain(NOISES[name], oc.adam(0.1))
+    params = {"w": jnp.ones(3)}
+    _, state = tx.apply(params, tx.init(params), grads=params)
+    target = jax.eval_shape(tx.init, params) if shapes_alone else tx.init(params)
+    if on_disk:
+        orbax.save(tmp_path, 1, state)
+        restored, report = orbax.restore(tmp_path, target, hyperparams="saved")
+    else:
+        restored, report = merge(state, target, hyperparams="saved")
+    assert (report.new, report.gone) == ([], [])
+    assert jax.tree.map(lambda x: x.dtype, restored) == jax.tree.map(lambda x: x.dtype, state)
+    ends = [tx.apply(params, each, grads=params)[0]["w"] for each in (restored, state)]
+    np.testing.assert_array_equal(*ends)
 
 
 def test_a_new_link_is_initialized_and_an_old_one_is_reported_gone():
