@@ -4,7 +4,7 @@ An entry of a state that is stored so is a plain dict, `{"codes": tree, "scales"
 parameters' shapes, scales have one for each block of 32 numbers, along one axis. Links never see it: what a link keeps is
 loaded before it runs and stored after, as it was stored before. Arithmetic is done in float32.
 
-    int8      blocks of 32, signed            s · sign(c) · min(P₄(y / 128), P₈(y / 64) / 16), y = |c| + 7; 0 for c = 0
+    int8      blocks of 32, signed            s · sign(c) · min(P₄(y / 128), P₈(y / 64) / 16), y = |c| + 8; 0 for c = 0
     int8      blocks of 32, of parameters     s · c / 127
     uint8     blocks of 32, not negative      s · P₄(y / 256), y = c + 1 >= 8; 0 for c = 0
     bfloat16  no blocks                       the upper half of the float32
@@ -20,7 +20,8 @@ eight, 2 in eight, 1 in eight: a small number that is rounded to a multiple of i
 spread evenly.
 
 A number between two codes becomes one of them at random, so that an average moves on where a step of it is less than a
-rounding: `E[load(store(x))] = x` for int8 and bfloat16. Of uint8 it is about the logarithm that is right on average, so that the
+rounding: `E[load(store(x))] = x` for int8 and bfloat16, but for what is below the
+least normal number. Of uint8 it is about the logarithm that is right on average, so that the
 root by which a second moment divides is. No number but 0 is stored as 0 in uint8. The random numbers are a hash of the place in the
 leaf, of the entry's name and of the number of stores: the same on one device and on many.
 """
@@ -47,12 +48,14 @@ _UNIT = 16
 _SIGNED, _SQUARE = np.dtype(np.int8), np.dtype(np.uint8)
 _LINES = {_SIGNED: ((2, 128, 1.0), (3, 64, 2.0**-4)), _SQUARE: ((2, 256, 1.0),)}
 """The curves of codes, `(log₂ k, y, x)`: the k-th power that is x, in units of the scale, at y. The least of them holds."""
-_ZERO, _LEAST, _TOP = {_SIGNED: 7, _SQUARE: 1}, {_SIGNED: 7, _SQUARE: 8}, {_SIGNED: 128, _SQUARE: 256}
-"""The y of the code 0, of the least number, and of the scale. Squares below the y of 8 would be so far apart that steps grow threefold."""
-_LEAST_SIGNED = 2.0**-28
-"""What stands for the code 1, in units of the scale."""
+_ZERO, _TOP = {_SIGNED: 8, _SQUARE: 1}, {_SIGNED: 128, _SQUARE: 256}
+"""The y of the code 0, which `_rounded` has to keep and so is even where it is rounded to, and that of the scale."""
+_LEAST = 8
+"""The least y. Squares below it would be so far apart that steps grow threefold."""
+_LEAST_SIGNED = 2.0**-27
+"""What the code 1 of int8 stands for, in units of the scale."""
 _SMALLEST_SCALE = {_SIGNED: 2.0**-122, _SQUARE: 2.0**-106}
-"""So that the reciprocal is a number, and what the smallest code stands for a normal one."""
+"""So that the reciprocal is a number, and what the smallest code of a square stands for a normal one."""
 _SMALLEST_EVEN_SCALE = 2.0**-119
 """So that 127 times the reciprocal is a number, and the 127th part a normal one."""
 
@@ -118,7 +121,7 @@ def store_leaf(
     if codes.dtype == _SIGNED:
         least = np.float32(_UNIT * _LEAST_SIGNED)
         y = jnp.where(n < least, n / least + _ZERO[_SIGNED], y)
-    y = _as_float(jnp.clip(_bits(y), *(np.float32(end[codes.dtype]).view(np.int32) for end in (_LEAST, _TOP))))
+    y = _as_float(jnp.clip(_bits(y), *(np.float32(end).view(np.int32) for end in (_LEAST, _TOP[codes.dtype]))))
     random_part = _uniform(random)
     if codes.dtype == _SQUARE:
         random_part = _of_logarithm(random_part, y)
@@ -225,7 +228,8 @@ def _of_logarithm(r: jax.Array, y: jax.Array) -> jax.Array:
 def _rounded(y: jax.Array, random_part: jax.Array) -> jax.Array:
     """`⌊y + random_part⌋` for 0 <= y < 2²², without a conversion, which has to mind what no integer can hold.
 
-    The bits of 2²³ plus a number are those of 2²³ plus its nearest integer. An even y is certain to stay with a random part of 0.
+    The bits of 2²³ plus a number are those of 2²³ plus its nearest integer, and the even one of two. So an even y stays as it is; an odd one
+    becomes a neighbour where the random part is as near to 0 or 1 as a rounding of y, with the same chance for both.
     """
     large = np.float32(2**23)
     return _bits(y + (random_part - np.float32(0.5)) + large) - large.view(np.int32)

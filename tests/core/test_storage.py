@@ -48,7 +48,7 @@ def power(y, k):
 
 
 def signed_numbers(codes):
-    y = codes + 7
+    y = codes + 8
     return np.where(codes > 0, np.minimum(power(y / 128, 4), power(y / 64, 8) / 16), 0)
 
 
@@ -79,7 +79,24 @@ def test_a_signed_number_is_stored_as_a_neighbouring_code(block, signs):
     entry = packed(jnp.asarray(x))
     again = np.asarray(storage.load(entry), np.float64)
     assert (np.sign(again) * np.sign(x) >= 0).all()
-    assert_neighbours(again, x, entry, signed_numbers(np.arange(122)))
+    assert_neighbours(again, x, entry, signed_numbers(np.arange(121)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("bits", [0, 1, 2**9, 2**10, 2**31, 2**32 - 2**10, 2**32 - 2**9, 2**32 - 1])
+def test_zero_stays_and_no_sign_changes_whatever_is_drawn(kind, signed, bits):
+    x = np.zeros((1, 32), np.float32)
+    x[0, :8] = [1, TINY, 2.0**-40, 2.0**-28, 2.0**-27, 2.0**-20, 0.3, 1 / 3]
+    x[0, 16:24] = -x[0, :8] if signed else x[0, :8]
+    like = packed(jnp.asarray(x), kind, signed=signed)
+    codes, scale = storage.store_leaf(
+        jnp.asarray(x), like["codes"], like["scales"], lambda shape: jnp.full(shape, bits, jnp.uint32)
+    )
+    again = np.asarray(storage.load_leaf(codes, scale))
+    assert (again[x == 0] == 0).all()
+    assert (again * x >= 0).all()
+    assert (again[np.abs(x) == 1] == x[np.abs(x) == 1]).all()  # the largest
 
 
 @pytest.mark.parametrize(("dtype", "numbers"), [("int8", signed_numbers), ("uint8", squares)])
