@@ -16,7 +16,7 @@ Pₖ(y) is yᵏ made of straight lines:
 
 The bits of a float32 divided by k are those of its root then: numbers become codes by shifts. Squares have 32 codes a binade in the four
 binades below the scale, where most of them are, 16 in the next four, and 8, 4 and 2. Signed numbers have 16 in the first four, then 4 in
-eight, 2 in eight, 1 in eight: a small number that is rounded to a multiple of itself makes a step as much too long. Parameters are
+eight, 2 in eight, 1 in seven: a small number that is rounded to a multiple of itself makes a step as much too long. Parameters are
 spread evenly.
 
 A number between two codes becomes one of them at random, so that an average moves on where a step of it is less than a

@@ -49,8 +49,8 @@ def compact(
         int8        1.06    blocks of 32 with a scale each, their largest number. Codes are 2 to 3 % apart over the four
                             binades below it for squares, 3 to 6 % for others, and further for smaller numbers, up to a
                             factor of 1.5 at 2⁻²⁰ of it. Numbers between two codes become one of them at random, so that
-                            averages move on; no square but 0 becomes 0. Of averages of the parameters the codes are evenly spaced, 1/127 of the largest of
-                            the block, and take 1.13 bytes.
+                            averages move on; no square but 0 becomes 0. Of averages of the parameters the codes are evenly
+                            spaced, 1/127 of the largest of the block, and take 1.13 bytes.
         bfloat16    2       rounded at random to one of the two neighbours, the nearer the likelier
         float32     4       as without `compact`
 

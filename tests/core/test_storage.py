@@ -142,7 +142,7 @@ def test_what_is_loaded_is_right_on_average(kind, sigma):
     ids=str,
 )
 def test_of_a_square_the_logarithm_is_right_on_average(binades, bound, spread):
-    """A little more than right, which makes up for what averages do. Were the mean right, it would be off by -4e-5 and by -4e-4."""
+    """A little more than right, which makes up for what averages do. Were the mean right, it would be less by half the spread squared."""
     lowest, highest = binades
     exponent = jax.random.uniform(jax.random.key(0), (32, 2**16 - 1), minval=lowest, maxval=highest)
     x = jnp.exp2(exponent).at[0].set(1)  # the largest of each block
