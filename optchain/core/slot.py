@@ -30,7 +30,7 @@ class Slot:
         `lazy_rows` catches up by it.
       dtype: the dtype in which it is stored; None for the parameter's, float32 or wider. Complex leaves stay complex.
       full: whether its leaves have the parameters' shapes.
-      nonnegative: whether its numbers are >= 0, as squares are: `compact` stores their exponent and the upper bits of their mantissa.
+      nonnegative: whether its numbers are >= 0, as squares are: `compact` stores them without a sign, and twice as finely.
       narrowest: the narrowest storage that `compact` chooses for it: "int8"; "bfloat16" or "float32" for what a rule takes
         maxima or small differences of, which roundings would bias.
 
