@@ -28,9 +28,7 @@ def typed_like(value: Any, like: Any) -> Any:
     """Integers as keys where the other is typed keys; anything else as it is."""
     if not jnp.issubdtype(getattr(like, "dtype", jnp.float32), jax.dtypes.prng_key):
         return value
-    generators: list[Any] = []
-    jax.eval_shape(lambda key: generators.append(jax.random.key_impl(key)), like)
-    return jax.random.wrap_key_data(value, impl=generators[0])
+    return jax.random.wrap_key_data(value, impl=jax.random.key_impl(jnp.empty((), like.dtype)))
 
 
 def is_raw_key(value: Any) -> bool:

@@ -16,14 +16,13 @@ Pₖ(y) is yᵏ made of straight lines:
 
 The bits of a float32 divided by k are those of its root then: numbers become codes by shifts. Squares have 32 codes a binade in the four
 binades below the scale, where most of them are, 16 in the next four, and 8, 4 and 2. Signed numbers have 16 in the first four, then 4 in
-eight, 2 in eight, 1 in seven: a small number that is rounded to a multiple of itself makes a step as much too long. Parameters are
-spread evenly.
+eight, 2 in eight, 1 in seven: with fewer for the small ones, their roundings would make some steps several times too long. Parameters
+are spread evenly.
 
 A number between two codes becomes one of them at random, so that an average moves on where a step of it is less than a
-rounding: `E[load(store(x))] = x` for int8 and bfloat16, but for what is below the
-least normal number. Of uint8 it is about the logarithm that is right on average, so that the
-root by which a second moment divides is. No number but 0 is stored as 0 in uint8. The random numbers are a hash of the place in the
-leaf, of the entry's name and of the number of stores: the same on one device and on many.
+rounding: `E[load(store(x))] = x` for int8 and bfloat16, but for what is below the least normal number. Of uint8 it is about the
+logarithm that is right on average, so that the root by which a second moment divides is. No number but 0 is stored as 0 in uint8. The
+random numbers are a hash of the place in the leaf, of the entry's name and of the number of stores: the same on one device and on many.
 """
 
 import functools
@@ -49,9 +48,9 @@ _SIGNED, _SQUARE = np.dtype(np.int8), np.dtype(np.uint8)
 _LINES = {_SIGNED: ((2, 128, 1.0), (3, 64, 2.0**-4)), _SQUARE: ((2, 256, 1.0),)}
 """The curves of codes, `(log₂ k, y, x)`: the k-th power that is x, in units of the scale, at y. The least of them holds."""
 _ZERO, _TOP = {_SIGNED: 8, _SQUARE: 1}, {_SIGNED: 128, _SQUARE: 256}
-"""The y of the code 0, which `_rounded` has to keep and so is even where it is rounded to, and that of the scale."""
+"""The y of the code 0, and that of the scale. Signed zeros are rounded too, and `_rounded` keeps even numbers: so theirs is even."""
 _LEAST = 8
-"""The least y. Squares below it would be so far apart that steps grow threefold."""
+"""The least y of both. Squares with codes below it, which are a binade and more apart, make steps three times too long."""
 _LEAST_SIGNED = 2.0**-27
 """What the code 1 of int8 stands for, in units of the scale."""
 _SMALLEST_SCALE = {_SIGNED: 2.0**-122, _SQUARE: 2.0**-106}
