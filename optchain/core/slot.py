@@ -121,7 +121,9 @@ def split_by_rule(dtype: Any, *slots: Mapping[str, Slot]) -> list[Any]:
     return [{name: value for name, value in dtype.items() if name in some} for some in slots]
 
 
-OWN_ENTRIES = frozenset({"count", "hyperparams", "scheduled", "metrics"})
+BY_ANY_NAME = frozenset({"hyperparams", "scheduled", "metrics"})
+"""In which links keep numbers under names of their choice: one called `weight` or `count` there is no entry of a gate."""
+OWN_ENTRIES = BY_ANY_NAME | {"count"}
 """What links keep beside their slots."""
 CONTAINERS = frozenset({"inner", "default", "state", "opt_state", "inner_state", "inner_states", "inner_opt_state"})
 """Where states of links lie: those of ours, of a Flax `TrainState` and of Optax's wrappers."""

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from optchain.core.slot import lies_in_slot
+from optchain.core.slot import BY_ANY_NAME, lies_in_slot
 from optchain.core.trees import path_names
 
 GATES = ("grads", "good_steps", "skipped_steps")
@@ -58,7 +58,7 @@ def steps_taken(state: Any) -> jax.Array:
         names[:depth]
         for names in leaves
         for depth, name in enumerate(names)
-        if name in GATES and names[:depth][-1:] != ("metrics",) and not lies_in_slot(names[:depth])
+        if name in GATES and BY_ANY_NAME.isdisjoint(names[:depth]) and not lies_in_slot(names[:depth])
     }
     counts = {names: leaf for names, leaf in leaves.items() if _counts_updates(names, leaf, gates)}
     for gate in gates:
@@ -83,6 +83,8 @@ def steps_taken(state: Any) -> jax.Array:
 
 def _counts_updates(names: tuple[str, ...], leaf: Any, gates: set[tuple[str, ...]]) -> bool:
     if not jnp.issubdtype(getattr(leaf, "dtype", float), jnp.integer) or lies_in_slot(names):
+        return False
+    if not BY_ANY_NAME.isdisjoint(names):
         return False
     if names[:-1] in gates:  # the `count` of a gate is its place in a window
         return names[-1] == "updates"

@@ -10,7 +10,7 @@ from optchain.core import arguments
 from optchain.core.hyperparams import find_settable
 from optchain.core.keys import is_key, is_raw_key, key_data
 from optchain.core.lookup import replace_fields
-from optchain.core.slot import lies_in_slot
+from optchain.core.slot import BY_ANY_NAME, lies_in_slot
 from optchain.core.trees import Path, path_names
 
 # Entries that depend on the number of calls alone, and so are the same for every member.
@@ -109,7 +109,11 @@ def _find_keys(state: Any) -> list[Path]:
 def member_axes(state: Any) -> Any:
     """The axis of members of each leaf of a state: 0, or None for what counts the calls of all members alike."""
     paths = [path_names(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)]
-    own = {names[:-1] for names in paths if names[-1:] and names[-1] in DECIDES and not lies_in_slot(names)}
+    own = {
+        names[:-1]
+        for names in paths
+        if names[-1:] and names[-1] in DECIDES and BY_ANY_NAME.isdisjoint(names) and not lies_in_slot(names)
+    }
 
     def axis(path: Path, _: Any) -> int | None:
         names = path_names(path)
@@ -120,4 +124,4 @@ def member_axes(state: Any) -> Any:
 
 def _is_counter(path: Path) -> bool:
     names = path_names(path)
-    return bool(names) and names[-1] in COUNTERS and not lies_in_slot(names)
+    return bool(names) and names[-1] in COUNTERS and BY_ANY_NAME.isdisjoint(names) and not lies_in_slot(names)

@@ -109,6 +109,10 @@ def entry(names: Names, value: Any, dtype: Any, siblings: Callable[[Names], Coll
       siblings: the entries beside one in a tree, by the place of their owner. A parameter may be called `v`.
     """
     owner, field, below = split(names)
+    if field == "hyperparams" and below and np.ndim(value) < 2:  # alone in a state too, as in that of `sgd`
+        for where, each in _members("/".join(names), value):
+            hyperparam(where, below[-1], each)
+        return
     beside = siblings(owner)
     if not (owner and _is_link(owner[-1])) and sum(is_field(name) or _is_link(name) for name in beside) < 2:
         return
@@ -124,8 +128,6 @@ def entry(names: Names, value: Any, dtype: Any, siblings: Callable[[Names], Coll
             number(where, each, arguments.NON_NEGATIVE)
         elif field in COUNTS and not below:
             count(where, each)
-        elif field == "hyperparams" and below:
-            hyperparam(where, below[-1], each)
         elif field == "loss_scale" and "good_steps" in beside:
             number(where, each, arguments.RANGES["initial_scale"])
         elif field == "weight" and "grads" in beside:

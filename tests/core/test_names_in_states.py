@@ -117,6 +117,36 @@ def test_a_slot_is_not_called_like_a_link_that_nobody_named(name: str) -> None:
         rule_with(name)
 
 
+@pytest.mark.parametrize("name", ["weight", "skipped_steps", "good_steps", "other"])
+def test_a_hyperparameter_may_be_called_like_an_entry_of_a_gate(name: str) -> None:
+    """A sweep took `weight` for a counter, and gave each member all values; `steps_taken` took the others for a gate."""
+    tx = oc.chain(scaled_by({}, **{name: jnp.array(0.5)}), oc.scale(-1.0))
+    states, axes = oc.sweep(tx.init(PARAMS), {name: jnp.array([0.25, 0.5, 1.0])})
+    updates, _ = jax.vmap(tx.update, in_axes=(None, axes), out_axes=(0, axes))(PARAMS, states)
+    np.testing.assert_array_equal(updates["w"], [[-4.0] * 3, [-2.0] * 3, [-1.0] * 3])
+    _, state = tx.apply(PARAMS, tx.init(PARAMS), grads=PARAMS)
+    assert int(oc.steps_taken(state)) == 1
+
+
+@pytest.mark.parametrize("bad", [float("nan"), -1.0])
+@pytest.mark.parametrize(
+    "tx",
+    [
+        oc.sgd(0.1),
+        oc.multi_optimizer(("body", "w", oc.sgd(0.1))),
+        oc.chain(("head", oc.sgd(0.1))),
+        oc.chain(oc.sgd(0.1)),
+    ],
+    ids=["sgd", "group", "named", "chain"],
+)
+def test_a_rate_that_stands_alone_in_a_state_is_checked_where_it_is_read(tx: oc.Transformation, bad: float) -> None:
+    state = tx.init(PARAMS)
+    broken = jax.tree.map(lambda x: jnp.full_like(x, bad), state)
+    for saved, target in ((broken, state), ({"params": PARAMS, "state": broken}, {"params": PARAMS, "state": state})):
+        with pytest.raises(ValueError, match="hyperparams/learning_rate must be a finite number >"):
+            merge(saved, target, hyperparams="saved")
+
+
 @pytest.mark.parametrize("name", ["params", "state", "updates", "grads"])
 def test_a_rule_has_no_hyperparameter_that_a_call_has_too(name: str) -> None:
     made: dict[str, Any] = {}
