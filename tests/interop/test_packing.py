@@ -59,7 +59,7 @@ def test_the_numbers_are_those_that_were_saved(before, now):
 
 
 @pytest.mark.parametrize("before", ["int8", "bfloat16"])
-def test_a_checkpoint_needs_no_template_and_goes_on_to_the_bit(before, tmp_path):
+def test_a_checkpoint_goes_on_to_the_bit(before, tmp_path):
     tx = STORED[before]
     params, state = trained(tx)
     orbax.save(tmp_path, 3, {"params": params, "state": state})
