@@ -8,12 +8,33 @@ import dataclasses
 import inspect
 import math
 import operator
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+
+
+def is_number(value: Any) -> bool:
+    """A real Python or NumPy number; a bool is not one."""
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool | np.bool_)
+
+
+def is_array(value: Any) -> bool:
+    return isinstance(value, jax.Array | np.ndarray)
+
+
+def is_traced(value: Any) -> bool:
+    return isinstance(value, Tracer)
+
+
+def as_float(value: Any) -> float:
+    """The number as a float; an integer beyond all floats is infinite."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,38 +51,65 @@ class Range:
     """Whether infinity is in it."""
 
     def __post_init__(self) -> None:
+        for name in ("low", "high"):
+            if not is_number(getattr(self, name)):
+                value = getattr(self, name)
+                raise TypeError(f"{name} must be a number or an infinity; got {value!r} ({type(value).__name__})")
         has_ends = not (self.low_open or self.high_open)
         if not (self.low < self.high or (has_ends and self.low == self.high)):
             raise ValueError(f"low must be below high, got {self!r}, which has no number in it")
 
     def __contains__(self, value: float) -> bool:
+        return self.has(value)
+
+    def has(self, value: float, dtype: Any = None) -> bool:
+        """Whether a number lies in it, which has been rounded to a dtype if one is given, as the ends are then."""
+        low, high = (end if dtype is None else as_used(end, dtype)[0] for end in (self.low, self.high))
         value = as_float(value)
-        above = value > self.low if self.low_open else value >= self.low
-        below = value < self.high if self.high_open else value <= self.high
+        above = value > low if self.low_open else value >= low
+        below = value < high if self.high_open else value <= high
         return above and below and (math.isfinite(value) or (self.endless and value == math.inf))
 
-    def lies_within(self, other: "Range") -> bool:
-        """Whether each number of it is one of the other."""
-        both = dataclasses.replace(self.united(other), high_apart=other.high_apart)
-        return both == other
+    def sets_apart(self, value: float) -> bool:
+        """Whether a number is an end that does something else than its neighbours."""
+        return self.high_apart and value == self.high
 
-    def united(self, other: "Range") -> "Range":
-        """The numbers of both, and those in between."""
-        low, low_open = min((self.low, self.low_open), (other.low, other.low_open))
-        high, high_closed = max((self.high, not self.high_open), (other.high, not other.high_open))
-        apart, endless = self.high_apart and other.high_apart, self.endless or other.endless
-        return Range(low, high, low_open, not high_closed, apart, endless)
+    def covers(self, other: "Range") -> bool:
+        """Whether each number of the other is one of it."""
+        above = (self.low, self.low_open) <= (other.low, other.low_open)
+        below = (other.high, not other.high_open) <= (self.high, not self.high_open)
+        return above and below and other.endless <= self.endless
 
     def __str__(self) -> str:
         if self.low == -math.inf:
-            return "a finite number" if self.high == math.inf else f"a finite number <= {self.high:g}"
+            below = f" {'<' if self.high_open else '<='} {self.high:g}"
+            return "a finite number" + (below if self.high < math.inf else "")
+        above = f"{'>' if self.low_open else '>='} {self.low:g}"
         if self.endless:
-            return f"a number >= {self.low:g}, or infinity"
+            return f"a number {above}, or infinity"
         if self.high == math.inf:
-            return f"a finite number {'>' if self.low_open else '>='} {self.low:g}"
+            return f"a finite number {above}"
         left, right = "(" if self.low_open else "[", ")" if self.high_open else "]"
         return f"a number in {left}{self.low:g}, {self.high:g}{right}"
 
+
+@dataclasses.dataclass(frozen=True)
+class Either:
+    """Several ranges of one name: a number lies in one of them."""
+
+    ranges: tuple[Range, ...]
+
+    def has(self, value: float, dtype: Any = None) -> bool:
+        return any(allowed.has(value, dtype) for allowed in self.ranges)
+
+    def sets_apart(self, value: float) -> bool:
+        return all(allowed.sets_apart(value) for allowed in self.ranges if allowed.has(value))
+
+    def __str__(self) -> str:
+        return " or ".join(map(str, self.ranges))
+
+
+Allowed: TypeAlias = Range | Either
 
 LARGEST_INTEGER = 2**31 - 1
 
@@ -143,28 +191,7 @@ RANGES: dict[str, Range] = {
 }
 
 
-def is_number(value: Any) -> bool:
-    """A real Python or NumPy number; a bool is not one."""
-    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool | np.bool_)
-
-
-def is_array(value: Any) -> bool:
-    return isinstance(value, jax.Array | np.ndarray)
-
-
-def is_traced(value: Any) -> bool:
-    return isinstance(value, Tracer)
-
-
-def as_float(value: Any) -> float:
-    """The number as a float; an integer beyond all floats is infinite."""
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf if value > 0 else -math.inf
-
-
-_declared: dict[str, Range] = {}
+_declared: dict[str, tuple[Range, ...]] = {}
 
 
 def check_declared(name: str, allowed: Range) -> None:
@@ -176,7 +203,7 @@ def check_declared(name: str, allowed: Range) -> None:
     """
     if not isinstance(allowed, Range):
         raise TypeError(f"the range of {name} must be a Range; got {allowed!r} ({type(allowed).__name__})")
-    if name in RANGES and not allowed.lies_within(RANGES[name]):
+    if name in RANGES and not RANGES[name].covers(allowed):
         raise ValueError(
             f"{name} must be {RANGES[name]} everywhere, since states are read by names; got the range of {allowed}: "
             "choose another name"
@@ -186,12 +213,20 @@ def check_declared(name: str, allowed: Range) -> None:
 def declare_range(name: str, allowed: Range) -> None:
     """Notes what a hyperparameter that the table has not may be: a state is read by names, without the link."""
     if name not in RANGES:
-        _declared[name] = allowed.united(_declared.get(name, allowed))
+        others = _declared.get(name, ())
+        if not any(_says_all(other, allowed) for other in others):
+            _declared[name] = (*(other for other in others if not _says_all(allowed, other)), allowed)
 
 
-def range_of(name: str) -> Range:
+def _says_all(allowed: Range, other: Range) -> bool:
+    """Whether whatever the other allows is allowed without it."""
+    return allowed.covers(other) and allowed.high_apart <= other.high_apart
+
+
+def range_of(name: str) -> Allowed:
     """The range of a name; of one that the table has not, what links of one's own have declared, or else any finite number."""
-    return RANGES.get(name) or _declared.get(name, FINITE)
+    declared = (RANGES[name],) if name in RANGES else _declared.get(name, (FINITE,))
+    return declared[0] if len(declared) == 1 else Either(declared)
 
 
 def as_used(value: Any, dtype: Any = None) -> tuple[float, str]:
@@ -205,9 +240,30 @@ def as_used(value: Any, dtype: Any = None) -> tuple[float, str]:
     return (0.0 if abs(used) < jnp.finfo(dtype).tiny else used), dtype.name
 
 
-def becomes_another(value: float, used: float, allowed: Range) -> bool:
+def becomes_another(value: float, used: float, allowed: Allowed) -> bool:
     """Whether a number does something else as it is used than as it is written: as 0, or as the upper end of some ranges."""
-    return used != value and (used == 0 or (allowed.high_apart and used == allowed.high))
+    return used != value and (used == 0 or allowed.sets_apart(used))
+
+
+def is_in_range(value: Any, allowed: Allowed, dtype: Any = None, *, computed: bool = False) -> bool:
+    """Whether a number lies in a range, and does so still in the dtype in which it is used; see :func:`check_range`.
+
+    An end is rounded as the number was: 0.1 lies in [0, 0.1], and so does `float32(0.1)`, which is larger.
+    """
+    number, own = as_float(value), _float_dtype(value)
+    used, dtype = as_used(number, dtype)
+    is_same = computed or not becomes_another(number, used, allowed)
+    return is_same and allowed.has(number, own) and allowed.has(used, _narrower(own, dtype))
+
+
+def _float_dtype(value: Any) -> Any:
+    """The dtype of an array of floats, None for other numbers."""
+    dtype = getattr(value, "dtype", None)
+    return dtype if dtype is not None and jnp.issubdtype(dtype, jnp.floating) else None
+
+
+def _narrower(own: Any, dtype: Any) -> Any:
+    return dtype if own is None else min(own, dtype, key=lambda dtype: jnp.finfo(dtype).nmant)
 
 
 def check_range(
@@ -226,27 +282,30 @@ def check_range(
     """
     if is_traced(value):
         return
-    _require(name, as_float(value), allowed or range_of(name), dtype, where, computed=computed)
+    _require(name, value, allowed or range_of(name), dtype, where, computed=computed)
 
 
 def check_number(name: str, value: Any, allowed: Range, *, computed: bool = False) -> None:
     """Requires a Python number in a range; see :func:`check_range`."""
     if not is_number(value):
         raise TypeError(f"{name} must be {allowed}; got {value!r} ({type(value).__name__})")
-    _require(name, as_float(value) if isinstance(value, int) else value, allowed, computed=computed)
+    _require(name, value, allowed, computed=computed)
 
 
 def _require(
-    name: str, value: Any, allowed: Range, dtype: Any = None, where: str | None = None, *, computed: bool = False
+    name: str, value: Any, allowed: Allowed, dtype: Any = None, where: str | None = None, *, computed: bool = False
 ) -> None:
     """Requires a number to lie in a range, and to do so still in the dtype in which it is used."""
-    if value not in allowed:
-        raise ValueError(f"{name} must be {allowed}; got {value!r}")
-    used, dtype = as_used(value, dtype)
-    if used not in allowed or (becomes_another(value, used, allowed) and not computed):
-        becomes = "overflows" if math.isinf(used) else "is flushed to 0" if used == 0 else f"rounds to {used:g}"
-        of = f", the dtype in which {where} is computed" if where else ""
-        raise ValueError(f"{name} must be {allowed}; got {value!r}, which {becomes} in {dtype}{of}")
+    if is_in_range(value, allowed, dtype, computed=computed):
+        return
+    number, (used, dtype) = as_float(value), as_used(value, dtype)
+    what = f"{name} must be {allowed}; got {number!r}"
+    if not allowed.has(number, _float_dtype(value)):
+        raise ValueError(what)
+    becomes = "overflows" if math.isinf(used) else "is flushed to 0" if used == 0 else f"rounds to {used:g}"
+    raise ValueError(
+        f"{what}, which {becomes} in {dtype}{f', the dtype in which {where} is computed' if where else ''}"
+    )
 
 
 def check_hyperparam(name: str, value: Any, allowed: Range | None = None) -> None:

@@ -19,16 +19,11 @@ from optchain.core.composite import Composite, nonempty_states
 from optchain.core.hyperparams import Hyperparam, Hyperparams
 from optchain.core.optax_link import as_transformation, is_transformation
 from optchain.core.registry import register
-from optchain.core.slot import OF_GATES, OWN_ENTRIES, note_links, slot_names
+from optchain.core.slot import check_link_name, note_links
 from optchain.core.transformation import Kind, Stage, State, Transformation
 from optchain.core.trees import Tree
 
 Link = optax.GradientTransformation | tuple[str, optax.GradientTransformation]
-
-
-def reserved_names() -> frozenset[str]:
-    """What no link may be called: the names of other entries of a state, such as the slots of rules."""
-    return OWN_ENTRIES | OF_GATES | {"inner"} | slot_names()
 
 
 @register
@@ -86,6 +81,7 @@ def chain(*links: Link, learning_rate: Hyperparam | None = None, name: str = "ch
             f"the chain was given a learning_rate that none of its links takes ({', '.join(link.name for link in named)}): "
             "add scale_by_learning_rate()"
         )
+    note_links(link.name for link in named)
     return Chain.of(named, hyperparams)
 
 
@@ -181,9 +177,7 @@ def _named(links: tuple[Link, ...]) -> list[Transformation]:
         named.append(made.renamed(name or _unique(made.name, taken)))
         taken.add(named[-1].name)
     for link in named:
-        if link.name in reserved_names():
-            raise ValueError(f"the name of a link must not be one of {sorted(reserved_names())}; got {link.name!r}")
-    note_links(link.name for link in named)
+        check_link_name("a link", link.name)
     return named
 
 

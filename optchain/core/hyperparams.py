@@ -191,7 +191,7 @@ def _read_on_host(name: str, function: Callable[[], Any], allowed: Range) -> Cal
         if arguments.is_number(value) or (arguments.is_array(value) and _is_real_scalar(value)):
             with np.errstate(over="ignore"):  # what is too large for the dtype is infinite, and refused
                 number = np.asarray(value).astype(dtype)
-            if number.item() in allowed:
+            if allowed.has(number.item(), dtype):
                 return number
         raise ValueError(f"{name} must be {allowed}; the callable {function!r} returned {value!r}")
 
@@ -228,7 +228,7 @@ def get_hyperparams(state: Any) -> dict[str, jax.Array]:
       >>> optchain.get_hyperparams(state)
       {'learning_rate': Array(0.1, dtype=float32)}
     """
-    found = find_fields(state, "hyperparams") + find_fields(state, "scheduled")
+    found = find_fields(state, "hyperparams", "scheduled")
     return {key: jnp.array(field.value, copy=True) for key, field in _keyed(found).items()}
 
 
@@ -264,7 +264,7 @@ def set_hyperparams(state: Any, values: Mapping[str, Any] | None = None, /, **na
 
 def find_settable(state: Any, key: str) -> Field:
     """The hyperparameter of a name or path; an error that lists what there is, if it cannot be set."""
-    fields = find_fields(state, "hyperparams") + find_fields(state, "scheduled")
+    fields = find_fields(state, "hyperparams", "scheduled")
     by_key = _keyed(fields)
     if key not in by_key:
         names = _by_name(fields)
@@ -286,9 +286,8 @@ def is_settable(state: Any, field: Field) -> bool:
     Optax keeps what a schedule gives under `hyperparams` too, with the schedule's own state of the same name beside it.
     """
     names = [path_names(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)]
-    of_schedule = (*path_names(field.path)[:-2], "hyperparams_states", field.name)
-    is_ours = path_names(field.path)[-2] == "scheduled"
-    return not is_ours and not any(name[: len(of_schedule)] == of_schedule for name in names)
+    of_schedule = (*field.owner, "hyperparams_states", field.name)
+    return field.group != "scheduled" and not any(name[: len(of_schedule)] == of_schedule for name in names)
 
 
 def _replacement(field: Field, value: Any) -> jax.Array:

@@ -1,9 +1,11 @@
 """Finding what links keep in their states, by its place in the tree and never by the type of a node.
 
-A state may be wrapped in Optax's tuples, a Flax `TrainState` or an `nnx.Optimizer`; the keys on the way to a value stay.
+A state may be wrapped in Optax's tuples, a Flax `TrainState` or an `nnx.Optimizer`; the keys on the way to a value stay. What is
+a slot is asked of `SlotPaths`: entries within belong to a parameter.
 """
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from optchain.core import storage
-from optchain.core.slot import lies_in_slot
+from optchain.core.slot_paths import Names, SlotPaths
 from optchain.core.trees import Path, path_code, path_names
 
 
@@ -21,7 +23,8 @@ class Field:
     """A leaf that a link keeps in its state, as `…/owner/group/name`."""
 
     path: Path
-    owner: tuple[str, ...]
+    owner: Names
+    group: str
     name: str
     value: Any
 
@@ -31,14 +34,14 @@ class Field:
         return "/".join([*self.owner, self.name])
 
 
-def find_fields(state: Any, group: str) -> list[Field]:
-    """The leaves at `…/group/name`: for `hyperparams`, `scheduled` and `metrics`."""
-    fields = []
-    for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]:
-        names = path_names(path)
-        if len(names) >= 2 and names[-2] == group and not lies_in_slot(names[:-1]):
-            fields.append(Field(path, names[:-2], names[-1], leaf))
-    return fields
+def find_fields(state: Any, *groups: str) -> list[Field]:
+    """The leaves at `…/group/name`, those of one group after those of another: `hyperparams`, `scheduled` and `metrics`."""
+    slots = SlotPaths.of(state)
+    found: dict[str, list[Field]] = {group: [] for group in groups}
+    for names, leaf in slots.leaves.items():
+        if names[-2:-1] and names[-2] in found and not slots.lies_in_slot(names):
+            found[names[-2]].append(Field(slots.paths[names], names[:-2], names[-2], names[-1], leaf))
+    return [field for fields in found.values() for field in fields]
 
 
 def find_siblings(state: Any, name: str, sibling: str) -> list[Any]:
@@ -112,13 +115,14 @@ def find_trees(state: Any, name: str) -> list[tuple[str, Any]]:
 def find_states(state: Any, *names: str) -> list[tuple[str, Any]]:
     """The states of links that have these entries, the last of which is an integer, as no parameter is."""
     found: list[tuple[str, Any]] = []
+    slots = functools.cache(lambda: SlotPaths.of(state))  # few nodes ask
 
     def is_state(path: Path, node: Any) -> bool:
         return (
             isinstance(node, Mapping)
             and all(name in node for name in names)
             and jnp.issubdtype(getattr(node[names[-1]], "dtype", jnp.float32), jnp.integer)
-            and not lies_in_slot(path_names(path))
+            and not slots().lies_in_slot(path_names(path))
         )
 
     def visit(path: Path, node: Any) -> Any:

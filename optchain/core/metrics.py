@@ -33,13 +33,13 @@ def metrics(state: Any) -> dict[str, jax.Array]:
       >>> {name: float(value) for name, value in optchain.metrics(state).items()}
       {'clipped_fraction': 1.0, 'global_norm': 5.0, 'learning_rate': 0.5}
     """
-    found = find_fields(state, "metrics") + _learning_rates(state)
+    fields = find_fields(state, "metrics", "hyperparams", "scheduled")
+    found = [field for field in fields if field.group == "metrics"] + _learning_rates(fields)
     return {key: jnp.array(field.value, copy=True) for key, field in _keyed(found, beside=OF_GATES).items()}
 
 
-def _learning_rates(state: Any) -> list[Field]:
-    """The rates in a state, without those below a link that has one too."""
-    found = find_fields(state, "hyperparams") + find_fields(state, "scheduled")
-    rates = [field for field in found if field.name == "learning_rate"]
+def _learning_rates(fields: list[Field]) -> list[Field]:
+    """The rates among hyperparameters and metrics, without those below a link that has one too."""
+    rates = [field for field in fields if field.name == "learning_rate" and field.group != "metrics"]
     owners = {field.owner for field in rates}
     return [field for field in rates if not any(field.owner[:depth] in owners for depth in range(len(field.owner)))]

@@ -95,7 +95,7 @@ def register(
         )
     setattr(build, NAME, registered)
     FACTORIES[registered] = build
-    note_links([registered.rpartition(".")[2]])
+    note_links([registered.rpartition(".")[2]], numbered=True)
     return build
 
 

@@ -125,7 +125,12 @@ BY_ANY_NAME = frozenset({"hyperparams", "scheduled", "metrics"})
 """In which links keep numbers under names of their choice: one called `weight` or `count` there is no entry of a gate."""
 OWN_ENTRIES = BY_ANY_NAME | {"count"}
 """What links keep beside their slots."""
-CONTAINERS = frozenset({"inner", "default", "state", "opt_state", "inner_state", "inner_states", "inner_opt_state"})
+CONTAINERS = frozenset(
+    {
+        *("inner", "default", "state", "opt_state"),
+        *("inner_state", "inner_states", "inner_opt_state", "adv_state", "base_optimizer_state", "fast_state"),
+    }
+)
 """Where states of links lie: those of ours, of a Flax `TrainState` and of Optax's wrappers."""
 OF_GATES = frozenset({"weight", "updates", "loss_scale", "good_steps", "skipped_steps", "consecutive"})
 """Entries by which a state shows a gate to those who read it, beside its slot `grads`."""
@@ -153,6 +158,7 @@ def check_slots(slots: Any, hyperparams: Iterable[str]) -> None:
 
 _declared: dict[str, frozenset["_Kind"]] = {"params": frozenset()}  # what a Flax `TrainState` keeps beside the state
 _links: set[str] = {"optax", "transformation"}  # what links are called that nobody has named
+_numbered: set[str] = set(_links)  # of them those that a chain numbers where it has several: `clip_by_norm_2`
 
 
 class _Kind(NamedTuple):
@@ -181,7 +187,7 @@ def declare(**slots: Slot) -> Mapping[str, Slot]:
                 continue
             raise ValueError(
                 f"a slot cannot be called {name!r} and be another kind: one of that name {differs}, and states are read by names; "
-                "choose another name"
+                "choose another name (if that one was an earlier form of this rule, in a notebook, restart it)"
             )
     for name, kind in kinds.items():
         _declared[name] = _declared.get(name, frozenset()) | {kind}
@@ -194,24 +200,37 @@ def note_undeclared(names: Iterable[str]) -> None:
         if name in OF_GATES:
             continue
         check_slot_name(name)
-        if starts_as_params(name):
-            raise ValueError(
-                f"{name!r} is the name of a slot that holds copies of the parameters: declare it, or rename it"
-            )
+        kind = "holds copies of the parameters" if starts_as_params(name) else "is nonnegative"
+        if starts_as_params(name) or is_nonnegative(name):
+            raise ValueError(f"{name!r} is the name of a slot that {kind}: declare it, or rename it")
         _declared.setdefault(name, frozenset())
 
 
 def check_slot_name(name: str) -> None:
     """Requires a name that stands for nothing else in a state."""
-    links = name in _links or name.rstrip("_0123456789") in _links
-    if links or name in OWN_ENTRIES | CONTAINERS | OF_GATES:
-        reason = "is the name of a link" if links else "is an entry that the state may have"
+    if is_link_name(name) or name in OWN_ENTRIES | CONTAINERS | OF_GATES:
+        reason = "is the name of a link" if is_link_name(name) else "is an entry that the state may have"
         raise ValueError(f"a slot cannot be called {name!r}: it {reason}; choose another name")
 
 
-def note_links(names: Iterable[str]) -> None:
-    """Notes what links and groups are called, which no slot may be called from here on."""
+def check_link_name(what: str, name: str) -> None:
+    """Requires for a link or a group a name that stands for nothing else in a state, such as the slot of a rule."""
+    if name in slot_names() or name in OWN_ENTRIES | OF_GATES | {"inner"}:
+        reason = "is the name of a slot" if name in slot_names() else "is an entry that the state may have"
+        raise ValueError(f"{what} cannot be called {name!r}: it {reason}; choose another name")
+
+
+def note_links(names: Iterable[str], *, numbered: bool = False) -> None:
+    """Notes what links and groups are called, which no slot may be called from here on, nor with a number after it."""
+    names = frozenset(names)
     _links.update(names)
+    if numbered:
+        _numbered.update(names)
+
+
+def is_link_name(name: str) -> bool:
+    """Whether a link or a group is called so."""
+    return name in _links or name.rstrip("_0123456789") in _numbered
 
 
 def slot_names() -> frozenset[str]:
@@ -233,8 +252,3 @@ def is_real(name: str) -> bool:
     """Whether all slots of this name are real for complex parameters too."""
     kinds = _declared.get(name, ())
     return bool(kinds) and all(kind.real for kind in kinds)
-
-
-def lies_in_slot(names: Iterable[str]) -> bool:
-    """Whether a path in a state leads into a slot. Entries there belong to a parameter, whatever their names."""
-    return not _declared.keys().isdisjoint(names)

@@ -6,14 +6,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from optchain.core.slot import BY_ANY_NAME, lies_in_slot
-from optchain.core.trees import path_names
+from optchain.core.slot_paths import Names, SlotPaths
 
-GATES = ("grads", "good_steps", "skipped_steps")
+GATES = ({"grads", "count", "weight"}, {"skipped_steps", "consecutive"}, {"skipped_steps", "good_steps"})
 """What the state of a gate has, next to the `inner` that it lets run or not."""
 
-ADDED = ("clipped", "usual_norm", "average")
-"""What the state of a clip or an average has, next to its count."""
+ADDED = ({"clipped", "metrics"}, {"usual_norm", "metrics"}, {"average"})
+"""What the state of a clip or an average has, next to its count and hyperparameters, and nothing else."""
 
 WHICH = (
     "Adam's rules have one, and a schedule, average_params and clip_by_global_norm; sgd, rmsprop, adagrad, adadelta, ftrl and lion "
@@ -53,14 +52,17 @@ def steps_taken(state: Any) -> jax.Array:
       >>> int(optchain.steps_taken(state))
       2
     """
-    leaves = {path_names(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
+    slots = SlotPaths.of(state)
     gates = {
-        names[:depth]
-        for names in leaves
-        for depth, name in enumerate(names)
-        if name in GATES and BY_ANY_NAME.isdisjoint(names[:depth]) and not lies_in_slot(names[:depth])
+        names
+        for names, entries in slots.entries.items()
+        if any(entries >= gate for gate in GATES) and slots.is_entry(names)
     }
-    counts = {names: leaf for names, leaf in leaves.items() if _counts_updates(names, leaf, gates)}
+    counts = {
+        names: leaf
+        for names, leaf in slots.leaves.items()
+        if _counts_updates(names, leaf, gates) and slots.is_entry(names)
+    }
     for gate in gates:
         within = (*gate, "inner")
         if not any(names[: len(within)] == within or names == (*gate, "updates") for names in counts):
@@ -74,17 +76,14 @@ def steps_taken(state: Any) -> jax.Array:
     def nesting(names: tuple[str, ...]) -> frozenset[tuple[str, ...]]:
         return frozenset(gate for gate in gates if names[: len(gate) + 1] == (*gate, "inner"))
 
-    entries = {names[:depth] for names in leaves for depth in range(1, len(names) + 1)}
-    added = {names for names in counts if any((*names[:-1], beside) in entries for beside in ADDED)}
+    added = {names for names in counts if slots.entries[names[:-1]] - {"count", "hyperparams", "scheduled"} in ADDED}
     known = {nesting(names) for names in counts.keys() - added}
     trusted = [leaf for names, leaf in counts.items() if names not in added or nesting(names) not in known]
     return functools.reduce(jnp.minimum, map(jnp.array, trusted))
 
 
-def _counts_updates(names: tuple[str, ...], leaf: Any, gates: set[tuple[str, ...]]) -> bool:
-    if not jnp.issubdtype(getattr(leaf, "dtype", float), jnp.integer) or lies_in_slot(names):
-        return False
-    if not BY_ANY_NAME.isdisjoint(names):
+def _counts_updates(names: Names, leaf: Any, gates: set[Names]) -> bool:
+    if not jnp.issubdtype(getattr(leaf, "dtype", float), jnp.integer):
         return False
     if names[:-1] in gates:  # the `count` of a gate is its place in a window
         return names[-1] == "updates"

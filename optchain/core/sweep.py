@@ -10,11 +10,12 @@ from optchain.core import arguments
 from optchain.core.hyperparams import find_settable
 from optchain.core.keys import is_key, is_raw_key, key_data
 from optchain.core.lookup import replace_fields
-from optchain.core.slot import BY_ANY_NAME, lies_in_slot
+from optchain.core.slot_paths import Names, SlotPaths
 from optchain.core.trees import Path, path_names
 
-# Entries that depend on the number of calls alone, and so are the same for every member.
-COUNTERS = frozenset({"count", "weight", "updates"})
+# Entries of a gate, beside its `grads`, that depend on the number of calls alone as every `count` does, and so are the same for
+# every member.
+OF_WINDOWS = frozenset({"weight", "updates"})
 # Beside these lie states whose calls depend on the gradients: of a gate that leaves bad calls out, ours or Optax's, and of
 # Optax's accumulation, whose own counter is no shared one.
 DECIDES = frozenset({"skipped_steps", "good_steps", "notfinite_count", "mini_step"})
@@ -99,29 +100,28 @@ def _checked_seeds(seeds: Any) -> jax.Array:
 
 def _find_keys(state: Any) -> list[Path]:
     """Where links keep the keys that they draw from."""
+    slots = SlotPaths.of(state)
     return [
-        path
-        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
-        if path_names(path)[-1:] == ("key",) and is_raw_key(leaf) and not lies_in_slot(path_names(path))
+        slots.paths[names]
+        for names, leaf in slots.leaves.items()
+        if names[-1:] == ("key",) and is_raw_key(leaf) and slots.is_entry(names)
     ]
 
 
 def member_axes(state: Any) -> Any:
     """The axis of members of each leaf of a state: 0, or None for what counts the calls of all members alike."""
-    paths = [path_names(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)]
-    own = {
-        names[:-1]
-        for names in paths
-        if names[-1:] and names[-1] in DECIDES and BY_ANY_NAME.isdisjoint(names) and not lies_in_slot(names)
-    }
+    slots = SlotPaths.of(state)
+    own = {names[:-1] for names in slots.leaves if names[-1:] and names[-1] in DECIDES and slots.is_entry(names)}
 
     def axis(path: Path, _: Any) -> int | None:
         names = path_names(path)
-        return None if _is_counter(path) and not any(names[: len(place)] == place for place in own) else 0
+        return None if _is_counter(names, slots) and not any(names[: len(place)] == place for place in own) else 0
 
     return jax.tree_util.tree_map_with_path(axis, state)
 
 
-def _is_counter(path: Path) -> bool:
-    names = path_names(path)
-    return bool(names) and names[-1] in COUNTERS and BY_ANY_NAME.isdisjoint(names) and not lies_in_slot(names)
+def _is_counter(names: Names, slots: SlotPaths) -> bool:
+    counts = names[-1:] == ("count",) or (
+        names[-1:] and names[-1] in OF_WINDOWS and "grads" in slots.entries[names[:-1]]
+    )
+    return bool(counts) and slots.is_entry(names)

@@ -1,7 +1,7 @@
 """What a value that was read must be, whichever library wrote it."""
 
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from optchain.core import arguments
-from optchain.core.arguments import Range
+from optchain.core.arguments import Allowed
 from optchain.core.registry import FACTORIES
-from optchain.core.slot import is_nonnegative, is_real
-from optchain.interop.report import Names, is_field, split
+from optchain.core.slot import CONTAINERS, is_link_name, is_nonnegative, is_real
+from optchain.core.slot_paths import Names, SlotPaths
+from optchain.core.trees import default_float, dtype_of
 
 MOMENTS = frozenset({"mu", "mu_slow", "velocity", "linear_term", "previous"})
 """The entries that are means or sums of gradients: once infinite or NaN they stay so, as do those that are never negative."""
@@ -41,13 +42,10 @@ def hyperparam(what: str, name: str, value: Any) -> None:
     number(what, value, arguments.range_of(name), computed=decays)
 
 
-def number(what: str, value: Any, allowed: Range, *, computed: bool = True) -> None:
+def number(what: str, value: Any, allowed: Allowed, *, computed: bool = True) -> None:
     """Requires a real number in a range, as it is used in JAX's default float too; see `arguments.check_range`."""
-    found = _scalar(value)
-    used, dtype = arguments.as_used(math.nan if found is None else found)
-    another = found is not None and not computed and arguments.becomes_another(found, used, allowed)
-    if found is None or found not in allowed or used not in allowed or another:
-        raise ValueError(f"{what} must be {allowed}, in {dtype}; it is {_shown(value)}")
+    if _scalar(value) is None or not arguments.is_in_range(value, allowed, computed=computed):
+        raise ValueError(f"{what} must be {allowed}, in {default_float().name}; it is {_shown(value)}")
 
 
 def real(what: str, values: Any) -> None:
@@ -99,34 +97,41 @@ def moment(what: str, field: str, values: Any, dtype: Any) -> None:
         )
 
 
-def entry(names: Names, value: Any, dtype: Any, siblings: Callable[[Names], Collection[str]]) -> None:
+def entry(names: Names, value: Any, wanted: SlotPaths) -> None:
     """Requires an entry of a state to be what such an entry can be.
 
     Args:
       names: where it is.
       value: what was read. In the state of a `sweep` a number has the axis of members.
-      dtype: what it is kept in.
-      siblings: the entries beside one in a tree, by the place of their owner. A parameter may be called `v`.
+      wanted: the state that it is for. A parameter may be called `v`, and its module as a group of parameters is.
     """
-    owner, field, below = split(names)
+    owner, field, below = wanted.split(names)
+    like = wanted.leaves[names]
+    dtype = dtype_of(like)
     if field == "hyperparams" and below and np.ndim(value) < 2:  # alone in a state too, as in that of `sgd`
         for where, each in _members("/".join(names), value):
             hyperparam(where, below[-1], each)
         return
-    beside = siblings(owner)
-    if not (owner and _is_link(owner[-1])) and sum(is_field(name) or _is_link(name) for name in beside) < 2:
-        return
+    beside = wanted.entries[owner]
+    entries = sum(wanted.is_field((*owner, name)) or _is_registered(name) for name in beside)
+    known = entries > 1 or (bool(owner) and _is_registered(owner[-1]))
+    named = not owner or owner[-1] in CONTAINERS or is_link_name(owner[-1])
     what = "/".join(names)
     if is_moment(field):
-        if jnp.issubdtype(dtype, jnp.inexact):  # and not the codes of numbers that are stored so
+        # What the state that it is for has itself is no error: where a module is called as a link, it is a parameter.
+        is_signed = not known and is_nonnegative(field) and _has_negative(like)
+        if (known or named) and not is_signed and jnp.issubdtype(dtype, jnp.inexact):  # and no codes
             moment(what, field, value, dtype)
         return
+    if not (known or named):
+        return
+    own = beside - {"hyperparams", "scheduled"}
     for where, each in _members(what, value):
-        if field == "mu_product" and not below:
+        if field == "mu_product" and own == {"count", "mu_product", "mu", "nu"}:  # of `scale_by_nadam`
             number(where, each, arguments.FRACTION)
-        elif field == "eta" and not below:
+        elif field == "eta" and own == {"count", "eta"}:  # of `scale_by_asgd`
             number(where, each, arguments.NON_NEGATIVE)
-        elif field in COUNTS and not below:
+        elif field in COUNTS and not below and (known or jnp.issubdtype(dtype, jnp.integer)):
             count(where, each)
         elif field == "loss_scale" and "good_steps" in beside:
             number(where, each, arguments.RANGES["initial_scale"])
@@ -146,8 +151,15 @@ def kind(what: str, dtype: Any, wanted: Any) -> None:
         raise ValueError(f"{what}: saved as {dtype}, expected {wanted}")
 
 
-def _is_link(name: str) -> bool:
+def _is_registered(name: str) -> bool:
     return name.rstrip("_0123456789") in FACTORIES
+
+
+def _has_negative(array: Any) -> bool:
+    """Whether a concrete array has numbers below 0."""
+    if isinstance(array, jax.ShapeDtypeStruct) or jnp.issubdtype(dtype_of(array), jnp.complexfloating):
+        return False
+    return bool((np.asarray(array) < 0).any())
 
 
 def _members(what: str, value: Any) -> Iterator[tuple[str, Any]]:

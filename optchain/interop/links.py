@@ -6,10 +6,11 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from optchain.core.slot import BY_ANY_NAME
 from optchain.core.transformation import State, Transformation
 from optchain.core.trees import Tree, default_float, leaves_with_paths, path_names
 from optchain.core.walk import Node, walk
-from optchain.interop.report import SCALARS, Names
+from optchain.interop.report import Names
 
 
 class Place(Node):
@@ -76,7 +77,7 @@ def without_place(found: list[Place], state: State, has_place: Callable[[Place, 
     """The entries of a state that have no place elsewhere; metrics and what hyperparameters keep need none."""
     missing, below = [], {place.path for place in found}
     for place in found:
-        own = SCALARS | ({"count"} if place.link.hyperparams.schedules else set())
+        own = BY_ANY_NAME | ({"count"} if place.link.hyperparams.schedules else set())
         entries = [e for e in place.state_in(state) if e not in own and (*place.path, e) not in below]
         missing += ["/".join((*place.path, entry)) for entry in entries if not has_place(place, entry)]
     return missing

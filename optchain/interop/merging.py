@@ -4,7 +4,7 @@ It asks for no library: `saved` is what any of them restores, with named tuples 
 integer keys into strings.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, get_args
 
 import jax
@@ -12,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from optchain.core.keys import typed_like, without_type
-from optchain.core.slot import lies_in_slot, slot_names, starts_as_params
+from optchain.core.slot import BY_ANY_NAME, is_link_name, slot_names, starts_as_params
+from optchain.core.slot_paths import Names, SlotPaths, slots_of_optax
 from optchain.core.trees import Tree, dtype_of, leaves_with_paths, path_names
 from optchain.interop import checks
 from optchain.interop.packing import is_low_bits, is_scale, stored_as
-from optchain.interop.report import Choice, Names, Report, Row, is_field, join_paths, split
+from optchain.interop.report import Choice, Fate, Report, Row, join_paths
 
 NOWHERE = ("",)
 """The place of no entry."""
@@ -71,36 +72,38 @@ def merge(saved: Any, target: Tree, *, hyperparams: Choice) -> tuple[Tree, Repor
 def merge_entries(saved: Mapping[Names, Any], target: Tree, *, hyperparams: Choice) -> tuple[Tree, Report]:
     """The same of arrays by their paths."""
     check_choice(hyperparams)
-    wanted = by_names(target)
-    moved = _moved_links(saved, wanted)
-    saved = stored_as(saved, wanted, moved)
+    wanted, of_optax = by_names(target), slots_of_optax(target)
+    before, now = (SlotPaths(side, lambda: of_optax) for side in (saved, wanted))
+    moved = _moved_links(before, now)
+    saved = stored_as(before, now, moved)
+    before = SlotPaths(saved, lambda: of_optax)
     sources = {names: moved.get(names, names) for names in wanted if moved.get(names, names) in saved}
-    _check_model(saved, wanted, moved, sources)
+    _check_model(before, now, moved, sources)
     _check_shapes(saved, wanted, sources)
-    _check_values(saved, wanted, sources)
+    _check_values(before, now, sources)
     rows, leaves = [], []
     for names, like in wanted.items():
         if names not in sources:
-            parameter = _parameter_of(names, like, saved, sources)
+            parameter = _parameter_of(now.split(names), like, saved, sources)
             made = _initialized(names, like) if parameter is None else _placed(parameter, like)
             # The low bits of other parameters than those that were saved, which have none.
             leaves.append(jnp.zeros_like(made) if is_low_bits(names, wanted) else made)
-            rows.append(Row(names, "new", "" if parameter is None else "of the restored parameters"))
+            rows.append(_row(now, names, "new", "" if parameter is None else "of the restored parameters"))
             continue
         value, source = saved[sources[names]], sources[names]
-        note = [] if source == names else [f"from {'/'.join(_entry(source))}"]
-        if hyperparams == "configured" and _is_hyperparam(names):
+        note = [] if source == names else [f"from {'/'.join(before.entry(source))}"]
+        if hyperparams == "configured" and _is_hyperparam(names, now):
             if not np.array_equal(np.asarray(value, dtype_of(like)), np.asarray(like)):
                 note.append(f"saved {_number(value, like)}")
             leaves.append(_initialized(names, like))
-            rows.append(Row(names, "configured", ", ".join(note)))
+            rows.append(_row(now, names, "configured", ", ".join(note)))
             continue
         if not isinstance(value, int | float) and raw_dtype(value) != dtype_of(like):
             note.append(f"{raw_dtype(value)} to {dtype_of(like)}")
         leaves.append(_placed(value, like))
-        rows.append(Row(names, "restored", ", ".join(note)))
+        rows.append(_row(now, names, "restored", ", ".join(note)))
     used = set(sources.values())
-    rows += [Row(names, "gone") for names in saved if names not in used]
+    rows += [_row(before, names, "gone") for names in saved if names not in used]
     order = sorted(rows, key=lambda row: (row.fate == "gone", row.path))
     likes, treedef = jax.tree.flatten(target)
     return treedef.unflatten(map(typed_like, leaves, likes)), Report(tuple(order), hyperparams)
@@ -129,7 +132,12 @@ def check_choice(hyperparams: Any) -> None:
         raise ValueError(f"hyperparams must be one of {', '.join(map(repr, get_args(Choice)))}; got {hyperparams!r}")
 
 
-def _moved_links(saved: Mapping[Names, Any], wanted: Mapping[Names, Any]) -> dict[Names, Names]:
+def _row(slots: SlotPaths, names: Names, fate: Fate, note: str = "") -> Row:
+    entry = slots.entry(names)
+    return Row(names, fate, note, names if entry[-1] in BY_ANY_NAME else entry)
+
+
+def _moved_links(saved: SlotPaths, wanted: SlotPaths) -> dict[Names, Names]:
     """The saved paths of links that stand elsewhere now, by the new ones: those of a name that only one on each side has."""
     before, now = _links(saved), _links(wanted)
     left = {owner: name for owner, name in before.items() if owner not in now}
@@ -142,8 +150,8 @@ def _moved_links(saved: Mapping[Names, Any], wanted: Mapping[Names, Any]) -> dic
     pairs |= _moved_owners(before, now, pairs)
     pairs |= _moved_without_links(saved, wanted, pairs)
     moved = {}
-    for names in wanted:
-        owner, field, rest = split(names)
+    for names in wanted.leaves:
+        owner, field, rest = wanted.split(names)
         if owner in pairs:
             moved[names] = (*pairs[owner], field, *rest)
         elif owner in pairs.values():
@@ -178,9 +186,7 @@ def _moved_owners(
     return found
 
 
-def _moved_without_links(
-    saved: Mapping[Names, Any], wanted: Mapping[Names, Any], pairs: Mapping[Names, Names]
-) -> dict[Names, Names]:
+def _moved_without_links(saved: SlotPaths, wanted: SlotPaths, pairs: Mapping[Names, Names]) -> dict[Names, Names]:
     """What has no name and no named links, such as a bare rule, and has a gate around it now or has it no more."""
     before, now = _fields(saved), _fields(wanted)
     found = {}
@@ -198,21 +204,23 @@ def _moved_without_links(
     return found
 
 
-def _fields(entries: Mapping[Names, Any]) -> dict[Names, set[str]]:
+def _fields(slots: SlotPaths) -> dict[Names, set[str]]:
     """The entries of each link, without its metrics."""
     found: dict[Names, set[str]] = {}
-    for owner, field, _ in map(split, entries):
+    for owner, field, _ in map(slots.split, slots.leaves):
         if field != "metrics":
             found.setdefault(owner, set()).add(field)
     return found
 
 
-def _links(entries: Mapping[Names, Any]) -> dict[Names, str]:
+def _links(slots: SlotPaths) -> dict[Names, str]:
     """The places of links, each with its name; those that have none, the whole and what is within another, are alike.
 
-    A node without any entry of a link is a layer.
+    A node without any entry of a link, and with no link's name, is a layer.
     """
-    owners = {owner for owner, field, _ in map(split, entries) if is_field(field)}
+    places = map(slots.split, slots.leaves)
+    owners = {owner for owner, field, _ in places if slots.is_field((*owner, field))}
+    owners |= {names for names in slots.entries if names and is_link_name(names[-1]) and slots.is_entry(names)}
     return {owner: _link_name(owner) for owner in owners if not owner or not owner[-1].isdecimal()}
 
 
@@ -221,28 +229,33 @@ def _link_name(owner: Names) -> str:
 
 
 def _check_model(
-    saved: Mapping[Names, Any],
-    wanted: Mapping[Names, Any],
-    moved: Mapping[Names, Names],
-    sources: Mapping[Names, Names],
+    saved: SlotPaths, wanted: SlotPaths, moved: Mapping[Names, Names], sources: Mapping[Names, Names]
 ) -> None:
     """Refuses the state of another model: trees of parameters of which each side has some that the other lacks."""
-    if wanted and saved and not sources:
-        entries = (sorted({"/".join(_entry(names)) for names in side}) for side in (saved, wanted))
+    if wanted.leaves and saved.leaves and not sources:
+        entries = (sorted({"/".join(side.entry(names)) for names in side.leaves}) for side in (saved, wanted))
         theirs, ours = map(join_paths, entries)
         raise ValueError(f"no saved entry has a counterpart: saved are {theirs}; expected are {ours}")
     used = set(sources.values())
-    trees = {_entry(names): _entry(moved.get(names, names)) for names in wanted}
+    trees = {wanted.entry(names): saved.entry(moved.get(names, names)) for names in wanted.leaves}
+    left, unused = _by_entry(wanted, sources), _by_entry(saved, used)
     for entry, source in trees.items():
-        if entry[-1] not in slot_names():
-            continue
-        lacking = ["/".join(split(names)[2]) for names in wanted if _entry(names) == entry and names not in sources]
-        surplus = ["/".join(split(names)[2]) for names in saved if _entry(names) == source and names not in used]
-        if lacking and (surplus or entry[-1] == "params"):
+        lacking, surplus = left.get(entry, []), unused.get(source, [])
+        if entry[-1] in slot_names() and lacking and (surplus or entry[-1] == "params"):
             raise ValueError(
                 f"{'/'.join(entry)} is that of another model: expected and not saved are {join_paths(lacking)}; "
                 f"saved and not expected are {join_paths(surplus)}"
             )
+
+
+def _by_entry(slots: SlotPaths, known: Collection[Names]) -> dict[Names, list[str]]:
+    """The paths within each entry of a state, but for those that are known."""
+    found: dict[Names, list[str]] = {}
+    for names in slots.leaves:
+        if names not in known:
+            entry = slots.entry(names)
+            found.setdefault(entry, []).append("/".join(names[len(entry) :]))
+    return found
 
 
 def _check_shapes(saved: Mapping[Names, Any], wanted: Mapping[Names, Any], sources: Mapping[Names, Names]) -> None:
@@ -254,21 +267,16 @@ def _check_shapes(saved: Mapping[Names, Any], wanted: Mapping[Names, Any], sourc
             checks.kind("/".join(names), raw_dtype(value), dtype_of(like))
 
 
-def _check_values(saved: Mapping[Names, Any], wanted: Mapping[Names, Any], sources: Mapping[Names, Names]) -> None:
-    beside: dict[Names, set[str]] = {}
-    for names in wanted:
-        owner, field, _ = split(names)
-        beside.setdefault(owner, set()).add(field)
-        if owner:  # a link beside the entries of what it is a part of
-            beside.setdefault(owner[:-1], set()).add(owner[-1])
+def _check_values(saved: SlotPaths, wanted: SlotPaths, sources: Mapping[Names, Names]) -> None:
     for names, source in sources.items():
-        checks.entry(names, saved[source], dtype_of(wanted[names]), lambda owner: beside[owner])
+        value, dtype = saved.leaves[source], dtype_of(wanted.leaves[names])
+        checks.entry(names, value, wanted)
         if is_scale(names, wanted):
-            checks.real("/".join(names), saved[source])
-            checks.nonnegative("/".join(names), saved[source])
-        limits = np.iinfo(dtype_of(wanted[names])) if jnp.issubdtype(dtype_of(wanted[names]), jnp.integer) else None
-        if limits and np.size(saved[source]):
-            value = np.asarray(saved[source])
+            checks.real("/".join(names), value)
+            checks.nonnegative("/".join(names), value)
+        limits = np.iinfo(dtype) if jnp.issubdtype(dtype, jnp.integer) else None
+        if limits and np.size(value):
+            value = np.asarray(value)
             low, high = value.min(), value.max()
             if low < limits.min or high > limits.max:
                 raise ValueError(
@@ -276,22 +284,19 @@ def _check_values(saved: Mapping[Names, Any], wanted: Mapping[Names, Any], sourc
                 )
 
 
-def _parameter_of(names: Names, like: Any, saved: Mapping[Names, Any], sources: Mapping[Names, Names]) -> Any | None:
+def _parameter_of(
+    place: tuple[Names, str, Names], like: Any, saved: Mapping[Names, Any], sources: Mapping[Names, Names]
+) -> Any | None:
     """The restored parameter that a new entry is a copy of at the start, such as an average; None for other entries."""
-    _, field, below = split(names)
+    _, field, below = place
     source = sources.get(("params", *below))
     if source is None or not starts_as_params(field) or np.shape(saved[source]) != np.shape(like):
         return None
     return saved[source]
 
 
-def _entry(names: Names) -> Names:
-    owner, field, _ = split(names)
-    return (*owner, field)
-
-
-def _is_hyperparam(names: Names) -> bool:
-    return len(names) >= 2 and names[-2] == "hyperparams" and not lies_in_slot(names[:-1])
+def _is_hyperparam(names: Names, slots: SlotPaths) -> bool:
+    return names[-2:-1] == ("hyperparams",) and not slots.lies_in_slot(names)
 
 
 def _initialized(names: Names, like: Any) -> jax.Array:

@@ -8,13 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from optchain.core import storage
+from optchain.core.slot_paths import Names, SlotPaths
 from optchain.core.trees import dtype_of
-from optchain.interop.report import Names, split
 
 
-def stored_as(
-    saved: Mapping[Names, Any], wanted: Mapping[Names, Any], moved: Mapping[Names, Names]
-) -> dict[Names, Any]:
+def stored_as(saved: SlotPaths, wanted: SlotPaths, moved: Mapping[Names, Names]) -> dict[Names, Any]:
     """The saved arrays by their paths, each entry stored as the wanted one of its name is.
 
     Args:
@@ -22,12 +20,12 @@ def stored_as(
       wanted: those of the state that they are for, or their shapes.
       moved: the saved paths of wanted arrays, where they differ.
     """
-    arrays = dict(saved)
-    for names, like in wanted.items():
+    arrays = dict(saved.leaves)
+    for names, like in wanted.leaves.items():
         source = moved.get(names, names)
-        if source in saved and is_low_bits(names, wanted):
-            arrays[source] = _of_width(np.asarray(saved[source]), dtype_of(like))
-    sources = {_entry(names): _entry(moved.get(names, names)) for names in wanted}
+        if source in arrays and is_low_bits(names, wanted.leaves):
+            arrays[source] = _of_width(np.asarray(arrays[source]), dtype_of(like))
+    sources = {wanted.entry(names): saved.entry(moved.get(names, names)) for names in wanted.leaves}
     of_saved, of_wanted = _by_entry(saved), _by_entry(wanted)
     for entry, source in sources.items():
         old, like = of_saved.get(source, {}), of_wanted[entry]
@@ -51,10 +49,10 @@ def _of_width(low: np.ndarray, dtype: Any) -> np.ndarray:
     return low
 
 
-def is_scale(names: Names, arrays: Mapping[Names, Any]) -> bool:
+def is_scale(names: Names, slots: SlotPaths) -> bool:
     """Whether it is the path of the scale of blocks."""
-    entry = _entry(names)
-    draws = {("draws",): arrays.get((*entry, "draws"))}
+    entry = slots.entry(names)
+    draws = {("draws",): slots.leaves.get((*entry, "draws"))}
     return names[len(entry) : len(entry) + 1] == ("scales",) and _is_packed(draws)
 
 
@@ -63,15 +61,10 @@ def is_low_bits(names: Names, arrays: Mapping[Names, Any]) -> bool:
     return any(name == "low" and (*names[:i], "draws") in arrays for i, name in enumerate(names))
 
 
-def _entry(names: Names) -> Names:
-    owner, field, _ = split(names)
-    return (*owner, field)
-
-
-def _by_entry(arrays: Mapping[Names, Any]) -> dict[Names, dict[Names, Any]]:
+def _by_entry(slots: SlotPaths) -> dict[Names, dict[Names, Any]]:
     found: dict[Names, dict[Names, Any]] = {}
-    for names, x in arrays.items():
-        entry = _entry(names)
+    for names, x in slots.leaves.items():
+        entry = slots.entry(names)
         found.setdefault(entry, {})[names[len(entry) :]] = x
     return found
 

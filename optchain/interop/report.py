@@ -4,17 +4,12 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Literal, TypeAlias
 
-from optchain.core.slot import OWN_ENTRIES, slot_names
+from optchain.core.slot_paths import Names
 from optchain.recipes.description import aligned
 
-Names: TypeAlias = tuple[str, ...]
-"""A path in a state, `("scale_by_adam", "mu", "dense", "kernel")`."""
 Choice: TypeAlias = Literal["saved", "configured"]
 """Which hyperparameters a run goes on with."""
 Fate: TypeAlias = Literal["restored", "configured", "new", "gone"]
-
-SCALARS = frozenset({"hyperparams", "scheduled", "metrics"})
-"""The entries below which there is one number by a name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +21,8 @@ class Row:
     """`restored`: taken over; `configured`: saved, and not taken over, as was asked for; `new`: not saved, and as it is
     initialized; `gone`: saved, and without a place in the state."""
     note: str = ""
+    entry: Names = ()
+    """The entry of which it is an array, which a table shows in one line; itself if none is given."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,26 +54,13 @@ class Report:
         """Entry, number of arrays, what became of them, a note: what a table shows."""
         counts: dict[tuple[str, str, str], int] = {}
         for row in self.rows:
-            owner, field, below = split(row.path)
-            scalar = below if field in SCALARS else ()
-            key = ("/".join((*owner, field, *scalar)), row.fate, row.note)
+            key = ("/".join(row.entry or row.path), row.fate, row.note)
             counts[key] = counts.get(key, 0) + 1
         return [(entry, str(count), fate, note) for (entry, fate, note), count in counts.items()]
 
     def __str__(self) -> str:
         table = [("entry", "arrays", "", "note"), *self.lines()]
         return "\n".join([*aligned(table, "<><<"), "", f"hyperparameters: {self.hyperparams}"])
-
-
-def is_field(name: str) -> bool:
-    """Whether it names an entry of a link's state below which nothing is a link."""
-    return name in OWN_ENTRIES or name in slot_names()
-
-
-def split(names: Names) -> tuple[Names, str, Names]:
-    """The link's place, its entry, and the place within the entry: `((…, scale_by_adam), mu, (dense, kernel))`."""
-    index = next((i for i, name in enumerate(names) if is_field(name)), len(names) - 1)
-    return names[:index], names[index] if names else "", names[index + 1 :]
 
 
 def join_paths(paths: Iterable[str], most: int = 8) -> str:

@@ -174,7 +174,7 @@ class Entrant:
         return math.prod(steps for within, steps in self._accumulations.items() if place[: len(within)] == within)
 
     def _rate_fields(self, state: Any) -> dict[str, Field]:
-        found = _keyed(find_fields(state, "hyperparams") + find_fields(state, "scheduled"))
+        found = _keyed(find_fields(state, "hyperparams", "scheduled"))
         return {key: field for key, field in found.items() if field.name == RATE}
 
 

@@ -19,7 +19,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from optchain.core import arguments, memory
 from optchain.core.optax_link import as_transformation
-from optchain.core.slot import OWN_ENTRIES, lies_in_slot
+from optchain.core.slot import OWN_ENTRIES, slot_names
 from optchain.core.storage import block_shape
 from optchain.core.transformation import State
 from optchain.core.trees import Path, Tree, check_leaves, dtype_of, leaves_with_paths, path_code, path_names
@@ -318,12 +318,13 @@ def beneath(state: Tree, parameters: frozenset[tuple[str, ...]]) -> dict[tuple[s
     Such a leaf lies beneath the parameter's path: `gram/kernel/axis_0`. The longest such path counts.
     """
     alone, found = mirrored(state, parameters), dict[tuple[str, ...], tuple[str, ...]]()
+    slots = slot_names()
     for path, _ in leaves_with_paths(state):
         names = path_names(path)
         if names in alone:
             continue
         places = itertools.combinations_with_replacement(range(1, len(names)), 2)
-        within = [names[start:end] for start, end in places if lies_in_slot(names[start - 1 : start])]
+        within = [names[start:end] for start, end in places if names[start - 1] in slots]
         owners = [owner for owner in within if owner in parameters]
         if owners:
             found[names] = max(owners, key=len)

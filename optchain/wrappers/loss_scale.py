@@ -169,7 +169,7 @@ def scale_loss(loss: jax.Array, state: Any) -> jax.Array:
 
 def loss_scales(state: Any) -> list[jax.Array]:
     """Every loss scale in a state."""
-    static = [field for group in ("hyperparams", "scheduled") for field in find_fields(state, group)]
+    static = find_fields(state, "hyperparams", "scheduled")
     scales = [field.value for field in static if field.name == "loss_scale"]
     return scales + find_siblings(state, "loss_scale", "good_steps")
 

@@ -7,12 +7,11 @@ import jax
 import optax
 
 from optchain.core import arguments, trees
-from optchain.core.chain import reserved_names
 from optchain.core.composite import Composite, nonempty_states
 from optchain.core.masks import Mask, Matching, check_mask, matching, resolve_mask, select
 from optchain.core.optax_link import as_transformation
 from optchain.core.registry import register
-from optchain.core.slot import note_links
+from optchain.core.slot import check_link_name, note_links
 from optchain.core.transformation import Kind, State, Transformation
 from optchain.core.trees import Tree
 from optchain.wrappers.masking import refuse_loss_scale
@@ -126,9 +125,10 @@ def _checked(
             raise TypeError(f"group {position} must be a tuple (name, parameters, transformation); got {group!r}")
         name, chosen, tx = group
         arguments.check_identifier("the name of a group", name)
-        if name in masks or name in reserved_names() or name == "default":
-            taken = sorted({*masks, *reserved_names(), "default"})
-            raise ValueError(f"the name of a group must be its own and not one of {taken}; got {name!r}")
+        check_link_name("a group", name)
+        if name in masks or name == "default":
+            whose = "of another group" if name in masks else "of what takes the rest"
+            raise ValueError(f"a group cannot be called {name!r}: it is the name {whose}; choose another name")
         masks[name] = matching(chosen) if isinstance(chosen, str) else chosen
         check_mask(f"the parameters of group {name!r}", masks[name])
         links.append((name, as_transformation(tx, f"the transformation of group {name!r}")))

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import optchain as oc
@@ -101,7 +102,7 @@ def test_nor_does_a_link_of_ones_own_and_no_link_is_called_so(name: str) -> None
         oc.Transformation(init, lambda u, s, p: (u, s), slots={name: Slot()})
     oc.Transformation(init, lambda u, s, p: (u, s), fields=[name]).init(PARAMS)
     assert name not in slot.slot_names()
-    with pytest.raises(ValueError, match="must not be one of"):
+    with pytest.raises(ValueError, match=f"a link cannot be called '{name}': it is an entry that the state may have"):
         oc.chain((name, oc.sgd(0.1)))
 
 
@@ -172,6 +173,180 @@ def test_nor_under_what_is_no_name(name: Any, error: type[Exception]) -> None:
         oc.register(lambda rate=0.5: oc.scale(rate), name=name)
 
 
+# Containers, and what Optax's tuples hold -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [lambda rate: oc.sgd(rate), lambda rate: oc.adam(rate, beta_1=jnp.array(0.5))])
+@pytest.mark.parametrize("names", [("policy", "v"), ("mu", "nu"), ("average", "other"), ("grads", "z"), ("v",)])
+def test_containers_of_the_users_own_may_be_called_like_slots(names: Any, make: Any) -> None:
+    """`{"policy": state, "v": state}`: what is in `v` was no hyperparameter, no count and no link."""
+    tx = make(0.1)
+    states = {}
+    for calls, name in enumerate(names, 1):
+        params, states[name] = PARAMS, tx.init(PARAMS)
+        for _ in range(calls):
+            params, states[name] = tx.apply(params, states[name], grads=PARAMS)
+    rates = {name: f"{name}/learning_rate" if len(names) > 1 else "learning_rate" for name in names}
+    assert {rates[name] for name in names} <= oc.get_hyperparams(states).keys() & oc.metrics(states).keys()
+    changed = oc.set_hyperparams(states, {rates[name]: 0.5 for name in names})
+    assert [float(changed[name]["hyperparams"]["learning_rate"]) for name in names] == [0.5] * len(names)
+    other = {name: make(0.3).init(PARAMS) for name in names}
+    merged, _ = merge(states, other, hyperparams="configured")
+    assert [round(float(merged[name]["hyperparams"]["learning_rate"]), 6) for name in names] == [0.3] * len(names)
+    swept, axes = oc.sweep(states, {rates[names[-1]]: jnp.array([0.25, 0.5])})
+    assert swept[names[-1]]["hyperparams"]["learning_rate"].tolist() == [0.25, 0.5]
+    if "scale_by_adam" in states[names[0]]:
+        assert int(oc.steps_taken(states)) == 1
+        assert axes[names[-1]]["scale_by_adam"]["count"] is None
+        broken = jax.tree.map(lambda x: x - 1, states)
+        with pytest.raises(ValueError, match="must be"):
+            merge(broken, states, hyperparams="saved")
+
+
+ODD = {
+    "weight": jnp.ones(2),
+    "grads": jnp.ones(2),
+    "count": jnp.ones(()),
+    "metrics": {"global_norm": jnp.ones(())},
+    "hyperparams": {"learning_rate": jnp.ones(())},
+    "scheduled": {"learning_rate": jnp.ones(())},
+    "skipped_steps": jnp.ones(2),
+    "consecutive": jnp.ones(2),
+}
+
+
+@pytest.mark.parametrize("link", [optax.trace(0.9), optax.ema(0.9), optax.scale_by_rss(), optax.scale_by_adadelta()])
+def test_parameters_of_optax_links_may_be_called_like_entries(link: Any) -> None:
+    tx = oc.chain(link, oc.scale_by_adam(), oc.scale_by_learning_rate(), learning_rate=0.1)
+    state = tx.init(ODD)
+    params, state = tx.apply(ODD, state, grads=ODD)
+    assert oc.get_hyperparams(state).keys() == oc.metrics(state).keys() == {"learning_rate"}
+    assert int(oc.steps_taken(state)) == 1
+    states, axes = oc.sweep(state, learning_rate=jnp.array([0.1, 0.2]))
+    step = jax.vmap(lambda p, s: tx.apply(p, s, grads=ODD), in_axes=(None, axes), out_axes=(0, axes))
+    swept, _ = step(params, states)
+    alone, _ = tx.apply(params, oc.set_hyperparams(state, learning_rate=0.2), grads=ODD)
+    jax.tree.map(lambda new, one: np.testing.assert_array_equal(new[1], one), swept, alone)
+    merged, report = merge(state, tx.init(ODD), hyperparams="configured")
+    configured = {"/".join(row.path) for row in report.rows if row.fate == "configured"}
+    assert configured == {"hyperparams/learning_rate"}
+    np.testing.assert_equal(jax.tree.map(np.asarray, merged), jax.tree.map(np.asarray, state))
+
+
+def test_a_state_in_optaxs_wrappers_is_found() -> None:
+    inner = oc.adam(0.1)
+    multi = optax.MultiSteps(inner, 2).gradient_transformation()
+    for tx in (
+        multi,
+        optax.apply_if_finite(inner, 2),
+        optax.masked(inner, {"w": True}),
+        optax.named_chain(("v", inner)),
+    ):
+        state = oc.set_hyperparams(tx.init(PARAMS), learning_rate=0.5)
+        assert float(oc.get_hyperparams(state)["learning_rate"]) == 0.5
+        assert int(oc.steps_taken(state)) == 0
+    state = optax.lookahead(inner, 2, 0.5).init(optax.LookaheadParams(PARAMS, PARAMS))
+    assert float(oc.get_hyperparams(oc.set_hyperparams(state, learning_rate=0.5))["learning_rate"]) == 0.5
+
+
+# Entries of links of one's own ----------------------------------------------------------------------------------------
+
+
+def link_with(**entries: Any) -> oc.Transformation:
+    """A link that adds the sum of the first update to each of its entries."""
+
+    def update(updates: Any, state: Any, params: Any) -> Any:
+        return updates, jax.tree.map(lambda x: x + updates["w"].sum(), state)
+
+    return oc.Transformation(lambda params: dict(entries), update, fields=list(entries))
+
+
+@pytest.mark.parametrize("name", ["weight", "updates", "loss_scale", "good_steps", "skipped_steps", "consecutive"])
+def test_an_entry_of_ones_own_may_be_called_like_one_of_a_gate(name: str) -> None:
+    """A sweep took `weight` for a counter that all members share; `steps_taken` missed the gate of a `good_steps`."""
+    tx = oc.chain(link_with(**{name: jnp.zeros(())}), oc.scale_by_adam(), oc.scale_by_learning_rate(0.1))
+    states, axes = oc.sweep(tx.init(PARAMS), learning_rate=jnp.array([0.1, 0.2]))
+    grads = {"w": jnp.array([[1.0] * 3, [2.0] * 3])}
+    _, states = jax.vmap(tx.update, in_axes=(0, axes), out_axes=(0, axes))(grads, states)
+    assert states["transformation"][name].tolist() == [3, 6]
+    _, state = tx.apply(PARAMS, tx.init(PARAMS), grads=PARAMS)
+    assert int(oc.steps_taken(state)) == 1
+
+
+def test_an_undeclared_entry_is_not_called_like_a_slot_that_is_never_negative() -> None:
+    """It was accepted, trained, and refused when it was restored."""
+    with pytest.raises(ValueError, match="'v' is the name of a slot that is nonnegative: declare it, or rename it"):
+        link_with(v={"w": jnp.zeros(3)}).init(PARAMS)
+
+
+def falling(name: str, **others: Any) -> oc.Transformation:
+    made: dict[str, Any] = {}
+    exec(f"def step({name}):\n    return (lambda g: (g, {{}})), {{{name!r}: {name} - 1}}", made)
+    return oc.rule(made["step"], slots={}, scalars={name: 0.0}, **others)
+
+
+@pytest.mark.parametrize("name", ["eta", "mu_product", "energy"])
+def test_a_scalar_of_ones_own_may_be_called_as_others_are_and_is_restored(name: str) -> None:
+    tx = oc.chain(("mine", falling(name)), oc.scale_by_learning_rate(0.1))
+    _, state = tx.apply(PARAMS, tx.init(PARAMS), grads=PARAMS)
+    restored, _ = merge(state, tx.init(PARAMS), hyperparams="saved")
+    assert float(restored["mine"][name]) == -1
+
+
+@pytest.mark.parametrize(("make", "name"), [(oc.scale_by_asgd, "eta"), (oc.scale_by_nadam, "mu_product")])
+def test_those_of_the_package_are_looked_at_whatever_their_link_is_called(make: Any, name: str) -> None:
+    for tx in (make(), oc.chain(("mine", make()))):
+        state = tx.init(PARAMS)
+        broken = jax.tree_util.tree_map_with_path(
+            lambda path, x: x - 2 if name in jax.tree_util.keystr(path) else x, state
+        )
+        with pytest.raises(ValueError, match=f"{name} must be"):
+            merge(broken, state, hyperparams="saved")
+
+
+def test_a_link_of_scalars_alone_is_found_in_a_gate() -> None:
+    tx = oc.chain(("mine", falling("energy")), oc.scale_by_adam(), oc.scale_by_learning_rate(0.1))
+    _, state = tx.apply(PARAMS, tx.init(PARAMS), grads=PARAMS)
+    restored, report = merge(state, oc.skip_nonfinite(tx).init(PARAMS), hyperparams="saved")
+    assert float(restored["inner"]["mine"]["energy"]) == -1
+    assert report.gone == []
+
+
+@pytest.mark.parametrize(
+    "place", [lambda tx: tx, lambda tx: oc.chain(("head", tx)), lambda tx: oc.chain(("head", tx), oc.scale(-0.1))]
+)
+@pytest.mark.parametrize("bad", [-1.0, jnp.nan])
+def test_a_slot_that_stands_alone_is_looked_at(place: Any, bad: float) -> None:
+    rule = oc.rule(lambda: lambda g, second: (g, {"second": second + g * g}), slots={"second": Slot(nonnegative=True)})
+    state = place(rule).init(PARAMS)
+    broken = jax.tree.map(lambda x: jnp.full_like(x, bad), state)
+    for saved, target in ((broken, state), ({"params": PARAMS, "state": broken}, {"params": PARAMS, "state": state})):
+        with pytest.raises(ValueError, match=r"second/w must be (>= 0|finite)"):
+            merge(saved, target, hyperparams="saved")
+
+
+def test_a_parameter_may_be_called_like_a_slot_in_a_module_that_is_called_like_a_group() -> None:
+    model = {"body": {"v": jnp.array([-1.0, 2.0])}, "head": {"mu": jnp.array([-1.0, 2.0])}}
+    tx = oc.multi_optimizer(("body", "^body", oc.adam(0.1)), ("head", "^head", oc.sgd(0.1)))
+    tree = {"model": model, "opt": tx.init(model)}
+    later = jax.tree.map(lambda x: -x if jnp.issubdtype(x.dtype, jnp.floating) and x.ndim else x, tree)
+    merged, _ = merge(later, tree, hyperparams="saved")
+    np.testing.assert_array_equal(merged["model"]["body"]["v"], [1.0, -2.0])
+
+
+def test_what_is_refused_reserves_no_name() -> None:
+    with pytest.raises(ValueError, match="scale_by_adam"):
+        oc.chain(("speed", oc.sgd(0.1)), oc.scale_by_adam())
+    rule_with("speed")
+
+
+def test_a_number_after_a_name_of_ones_own_is_free() -> None:
+    oc.chain(("m", oc.sgd(0.1)))
+    rule_with("m_1")
+    with pytest.raises(ValueError, match="a slot cannot be called 'm': it is the name of a link"):
+        rule_with("m")
+
+
 # Ranges ---------------------------------------------------------------------------------------------------------------
 
 
@@ -202,8 +377,16 @@ def test_of_two_links_states_hold_what_either_may_have() -> None:
     for tx, value in ((low, 0.1), (high, 4.0)):
         oc.set_hyperparams(tx.init(PARAMS), heat=value)
     for bad in (0.0, 5.1):
-        with pytest.raises(ValueError, match=r"heat must be a number in \(0, 5\]"):
+        with pytest.raises(ValueError, match=r"heat must be a number in \(0, 1\] or a number in \[1, 5\]"):
             oc.set_hyperparams(high.init(PARAMS), heat=bad)
+
+
+def test_and_nothing_in_between() -> None:
+    scaled_by({"heat": Range(0.0, 1.0)}, heat=0.5)
+    high = scaled_by({"heat": Range(4.0, 6.0)}, heat=jnp.array(5.0))
+    scaled_by({"heat": Range(0.25, 0.5)}, heat=0.5)
+    with pytest.raises(ValueError, match=r"heat must be a number in \[0, 1\] or a number in \[4, 6\]; got 2.0"):
+        oc.set_hyperparams(high.init(PARAMS), heat=2.0)
 
 
 def test_a_link_that_declares_no_range_may_have_any_number_whoever_else_declares_one() -> None:

@@ -1,5 +1,6 @@
 """Ranges hold for the number that is used, in JAX's default float, and not only for the one that is written."""
 
+import math
 import re
 
 import jax
@@ -11,8 +12,10 @@ from hypothesis import strategies as st
 
 import optchain as oc
 from optchain.core import arguments
+from optchain.core.arguments import Range
 from optchain.core.hyperparams import Hyperparams
 from optchain.core.precision import enable_x64
+from optchain.interop import checks
 
 CYCLE = oc.schedules.OneCycleLR(0.1, total_steps=100)
 CASES = [
@@ -175,3 +178,56 @@ def test_what_is_accepted_is_in_range_when_xla_has_it(name, value):
 @jax.jit
 def used(x):
     return x * 1
+
+
+@given(
+    end=st.floats(-(2.0**60), 2.0**60).filter(lambda x: abs(x) > 1e-30 or x == 0),
+    as_given=st.sampled_from([float, np.float32, np.float64, jnp.float32, jnp.bfloat16]),
+)
+def test_an_end_lies_in_the_range_if_it_is_closed_however_it_is_rounded(end, as_given):
+    """float32(0.1) is larger than 0.1, and float32(0.7) is smaller than 0.7."""
+    for low, high, names in ((end, math.inf, "low_open"), (-math.inf, end, "high_open")):
+        oc.rule(scaled, slots={}, hyperparams=Hyperparams({"own": Range(low, high)}, own=as_given(end)))
+        checks.number("own", as_given(end), Range(low, high))
+        open_end = Range(low, high, **{names: True})
+        with pytest.raises(ValueError, match="own must be"):
+            oc.rule(scaled, slots={}, hyperparams=Hyperparams({"own": open_end}, own=as_given(end)))
+
+
+def scaled(own):
+    return lambda g: (own * g, {})
+
+
+def test_a_callable_of_no_arguments_may_give_the_end_too():
+    tx = oc.rule(scaled, slots={}, hyperparams=Hyperparams({"own": Range(0.0, 0.1)}, own=lambda: 0.1))
+    np.testing.assert_array_equal(tx.update(jnp.ones(2), tx.init(jnp.ones(2)))[0], np.float32(0.1))
+
+
+@pytest.mark.parametrize(
+    ("allowed", "words"),
+    [
+        (Range(-math.inf), "a finite number"),
+        (Range(-math.inf, 0.5), "a finite number <= 0.5"),
+        (Range(-math.inf, 0.5, high_open=True), "a finite number < 0.5"),
+        (Range(0.5), "a finite number >= 0.5"),
+        (Range(0.5, low_open=True), "a finite number > 0.5"),
+        (Range(0.5, endless=True), "a number >= 0.5, or infinity"),
+        (Range(0, 0.5, low_open=True), "a number in (0, 0.5]"),
+        (Range(0, 0.5, high_open=True), "a number in [0, 0.5)"),
+    ],
+)
+def test_a_range_says_which_ends_are_in_it(allowed, words):
+    assert str(allowed) == words
+
+
+@pytest.mark.parametrize(
+    ("ends", "message"),
+    [
+        (("0",), r"low must be a number or an infinity; got '0' \(str\)"),
+        ((0.0, None), r"high must be a number or an infinity; got None \(NoneType\)"),
+        ((True,), r"low must be a number or an infinity; got True \(bool\)"),
+    ],
+)
+def test_the_ends_are_numbers(ends, message):
+    with pytest.raises(TypeError, match=message):
+        Range(*ends)

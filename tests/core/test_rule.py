@@ -13,7 +13,8 @@ from jax.sharding import PartitionSpec as P
 import optchain as oc
 from optchain import Slot
 from optchain.core.precision import enable_x64
-from optchain.core.slot import declare, lies_in_slot, slot_names
+from optchain.core.slot import declare, slot_names
+from optchain.core.slot_paths import SlotPaths
 from tests import programs
 
 PARAMS = {"a": jnp.arange(6.0).reshape(3, 2), "b": [jnp.ones(2), -jnp.ones(2)], "c": jnp.float32(3.0)}
@@ -349,6 +350,7 @@ def test_a_slot_may_be_called_p_where_the_rule_gets_no_parameter() -> None:
 
 
 def test_a_slot_name_is_known_where_a_state_is_read() -> None:
-    assert not lies_in_slot(("a_name_of_one's_own", "w"))
+    names = ("link", "a_name_of_one's_own", "w")
+    assert not SlotPaths({names: 0.0}).lies_in_slot(names)
     declare(**{"a_name_of_one's_own": Slot()})
-    assert lies_in_slot(("link", "a_name_of_one's_own", "w"))
+    assert SlotPaths({names: 0.0}).lies_in_slot(names)

@@ -619,7 +619,7 @@ HOSTILE: dict[str, tuple[Any, str]] = {
     "pair of three": (ours("chain", links=[["a", part(), part()]]), "config: chain: link 0 must be"),
     "pair without a name": (ours("chain", links=[[1, part()]]), "config: chain: the name of a link must be a string"),
     "slash in a name": (ours("chain", links=[["a/b", part()]]), "config: chain: the name of a link must be an ident"),
-    "reserved name": (ours("chain", links=[["metrics", part()]]), "config: chain: the name of a link must not be"),
+    "reserved name": (ours("chain", links=[["metrics", part()]]), "config: chain: a link cannot be called 'metrics'"),
     "order": (ours("chain", links=[part(), part()]), "config: chain: .* stands after"),
     "inner a string": (ours("accumulate", inner="sgd", steps=2), "config: accumulate: inner must be an optchain"),
     "dtype unknown": (ours("adamw", moment_dtype="float1000"), "config: adamw: moment_dtype must be"),

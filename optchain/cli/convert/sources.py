@@ -145,7 +145,7 @@ def _is_optax(state: Any) -> bool:
 
 
 def _with_params(params: Any, report: Report) -> Report:
-    rows = [Row(("params", *names), "restored") for names in by_names(params)]
+    rows = [Row(("params", *names), "restored", entry=("params",)) for names in by_names(params)]
     return Report((*rows, *report.rows), report.hyperparams)
 
 

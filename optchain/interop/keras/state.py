@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from optchain.core import arguments
+from optchain.core.slot_paths import SlotPaths
 from optchain.core.transformation import State, Transformation
 from optchain.core.trees import Tree
 from optchain.interop import checks
@@ -14,8 +15,8 @@ from optchain.interop.keras.recipes import LOSS_SCALE, inner_of, keras_class
 from optchain.interop.keras.rules import Cell
 from optchain.interop.links import Place, gate_of, places, schedule_entries
 from optchain.interop.mapping import Correspondence, Entry, both_sides, given_order, parameter_entries
-from optchain.interop.merging import by_names, merge_entries
-from optchain.interop.report import Choice, Names, Report, split
+from optchain.interop.merging import merge_entries
+from optchain.interop.report import Choice, Names, Report
 from optchain.recipes.config import from_config
 
 
@@ -71,11 +72,12 @@ def load_with_report(
         raise ValueError(f'hyperparams must be "saved" or "configured"; got {hyperparams!r}')
     keras_class(tx)  # refuses what is no preset of Keras's
     found, fresh = places(tx, params), tx.init(params)
+    slots = SlotPaths.of(fresh)
     with sources.source_of(source) as theirs:
-        pairs = pair_with_variables(found, by_names(fresh), params, theirs, mapping, same_rate=hyperparams == "saved")
+        pairs = pair_with_variables(found, slots.leaves, params, theirs, mapping, same_rate=hyperparams == "saved")
         values = [(cell, variable.read()) for cell, variable in pairs if cell.place or cell.slot == "iteration"]
     for cell, value in values:
-        _check_value(cell, value, theirs.name)
+        _check_value(cell, value, theirs.name, slots)
     (calls,) = (int(value) for cell, value in values if cell.slot == "iteration")
     saved = _count_entries(found, calls)
     # Before the first call Keras's average is zero, which it never reads; ours is the parameters.
@@ -174,7 +176,7 @@ def _check_shapes(cells: Sequence[Cell], theirs: Sequence[sources.Variable], nam
             )
 
 
-def _check_value(cell: Cell, value: np.ndarray, name: str) -> None:
+def _check_value(cell: Cell, value: np.ndarray, name: str, slots: SlotPaths) -> None:
     """Requires a variable of Keras's to be what such a variable can be."""
     what = f"{cell} of {name}"
     match cell.slot:
@@ -186,7 +188,7 @@ def _check_value(cell: Cell, value: np.ndarray, name: str) -> None:
             checks.count(what, value)
         case "u_product":
             checks.number(what, value, arguments.FRACTION)
-        case _ if cell.place and checks.is_moment(field := split(cell.place)[1]):
+        case _ if cell.place and checks.is_moment(field := slots.split(cell.place)[1]):
             checks.moment(what, field, cell.sign * value, np.float32)
 
 
