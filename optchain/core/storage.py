@@ -363,7 +363,13 @@ def check(root: str, entry: Tree, reference_root: str, reference: Tree) -> None:
         return
     trees.check_match(f'{root}["codes"]', entry["codes"], reference_root, reference)
     codes, treedef = jax.tree_util.tree_flatten_with_path(entry["codes"])
-    for (path, code), scale in zip(codes, treedef.flatten_up_to(entry["scales"]), strict=True):
+    try:
+        scales = treedef.flatten_up_to(entry["scales"])
+    except ValueError as error:
+        raise ValueError(
+            f'{root}["scales"] must have the structure of the codes, with None for a leaf that has none: {error}'
+        ) from error
+    for (path, code), scale in zip(codes, scales, strict=True):
         expected = block_shape(code.shape) if jnp.issubdtype(code.dtype, jnp.integer) else None
         if (None if scale is None else jnp.shape(scale)) != expected:
             found = "no scale" if scale is None else f"shape {jnp.shape(scale)}"

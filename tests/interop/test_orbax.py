@@ -107,6 +107,25 @@ def test_the_state_of_an_nnx_optimizer_is_restored(tmp_path):
     assert "opt_state/scale_by_adam/mu/kernel" in report.restored
 
 
+@pytest.mark.parametrize(
+    "tx",
+    [
+        oc.compact(oc.adam(0.1)),
+        oc.multi_optimizer(("kernels", "kernel", oc.adam(0.1)), default=oc.sgd(0.1, momentum=0.9)),
+        oc.freeze(oc.adam(0.1, use_ema=True), oc.matching("bias")),
+    ],
+    ids=["compact", "groups", "freeze"],
+)
+def test_what_is_read_without_a_target_is_a_state_to_go_on_with(tmp_path, tx):
+    """Orbax does not write None: the scale beside what `compact` keeps wide, the parameters of other groups."""
+    params = {"kernel": jnp.ones((64, 64)), "bias": jnp.ones(3)}
+    params, state = tx.apply(params, tx.init(params), grads=params)
+    orbax.save(tmp_path, 1, {"params": params, "state": state})
+    found = orbax.read(tmp_path)
+    assert_same(tx.apply(found["params"], found["state"], grads=params), tx.apply(params, state, grads=params))
+    assert_same(orbax.read(orbax.latest(tmp_path)), found)
+
+
 def test_keys_that_orbax_would_mix_up_come_back(tmp_path):
     tree = {"a.b": jnp.ones(2), "a": {"b": jnp.zeros(2)}, "linear/~/w%2E": jnp.ones(3)}
     orbax.save(tmp_path, 0, tree)

@@ -11,14 +11,15 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from optchain.core import arguments
-from optchain.core.trees import Tree
+from optchain.core.trees import Tree, path_names
 from optchain.interop.merging import by_names, check_choice, merge, raw_dtype
 from optchain.interop.orbax import arrays, files
 from optchain.interop.report import Choice, Names, Report
@@ -30,6 +31,8 @@ ABOUT = "checkpoint.json"
 ARRAYS = "arrays"
 DIGEST = "sha256"
 ENTRIES = frozenset({"format", "version", "step", "metadata", "arrays", "files"})
+EMPTY = "empty"
+"""The paths where there is None, which Orbax does not write; no entry where there is none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +45,8 @@ class Checkpoint:
     """What was saved with it."""
     arrays: dict[str, str]
     """Shapes and dtypes by path."""
+    empty: list[Names]
+    """Where there is None in the place of an array."""
 
 
 def save(
@@ -82,13 +87,14 @@ def save(
     folder = Path(folder)
     step = arguments.check_integer("step", step, minimum=0)
     keep = arguments.check_integer("keep", keep, minimum=1)
-    leaves = by_names(tree)
-    about = {
+    leaves, empty = by_names(tree), _empty_places(tree)
+    about: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
         "step": step,
         "metadata": dict(metadata or {}),
         "arrays": described(leaves),
+        **({EMPTY: empty} if empty else {}),
     }
     json.dumps(about)
     if (folder / str(step)).exists():
@@ -153,6 +159,8 @@ class DamagedCheckpointError(ValueError):
 def read(source: str | os.PathLike | Checkpoint) -> Any:
     """The arrays of a checkpoint on the host, without a target: nested dicts, and lists where another program wrote them.
 
+    Where `save` was given None, as beside what `compact` keeps wide or in a group of parameters, there is None.
+
     Args:
       source: a folder in which `save` has written, one of the checkpoints in it, or what `orbax.checkpoint` itself has
         written: a checkpoint, or the folder of a `CheckpointManager`, whose last one is read.
@@ -160,7 +168,7 @@ def read(source: str | os.PathLike | Checkpoint) -> Any:
     Raises:
       FileNotFoundError, ValueError: as `latest`; or a folder that is no checkpoint.
     """
-    return _read(source, {})
+    return _read(source, {}, with_empty=True)
 
 
 def restore(source: str | os.PathLike | Checkpoint, target: Tree, *, hyperparams: Choice) -> tuple[Tree, Report]:
@@ -187,20 +195,37 @@ def restore(source: str | os.PathLike | Checkpoint, target: Tree, *, hyperparams
     return merge(_read(source, wanted), target, hyperparams=hyperparams)
 
 
-def _read(source: str | os.PathLike | Checkpoint, wanted: Mapping[Names, Any]) -> Any:
+def _read(source: str | os.PathLike | Checkpoint, wanted: Mapping[Names, Any], *, with_empty: bool = False) -> Any:
     foreign = None
     if isinstance(source, Checkpoint):
-        path = source.path
+        found = source
     elif (Path(source) / ABOUT).is_file():
-        path = _checked(Path(source)).path
-    elif foreign := _foreign(Path(source)):
-        path = foreign
+        found = _checked(Path(source))
+    elif (foreign := _foreign(Path(source))) is None:
+        found = latest(source)
     else:
-        path = latest(source).path
+        found = Checkpoint(foreign, 0, {}, {}, [])
+    path = found.path
     try:
-        return arrays.read(foreign or path / ARRAYS, wanted, quoted=foreign is None)
+        tree = arrays.read(foreign or path / ARRAYS, wanted, quoted=foreign is None)
+        return _with_none(tree, found.empty) if with_empty else tree
     except Exception as error:  # Orbax has no common class for what it finds wrong
         raise ValueError(f"{path}: expected a checkpoint of Orbax, and it cannot be read: {reason(error)}") from error
+
+
+def _empty_places(tree: Tree) -> list[Names]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda node: node is None)
+    return [path_names(path) for path, leaf in leaves if leaf is None and path]
+
+
+def _with_none(tree: Any, places: Iterable[Names]) -> Any:
+    """Nested dicts with None at these places too."""
+    for place in places:
+        node = tree
+        for name in place[:-1]:
+            node = node.setdefault(name, {})
+        node[place[-1]] = None
+    return tree
 
 
 def _foreign(folder: Path) -> Path | None:
@@ -217,6 +242,7 @@ def _checked(path: Path) -> Checkpoint:
         about = json.loads((path / ABOUT).read_text(encoding="utf-8"))
         said = about["format"], about["version"]
         digests, shapes, metadata = dict(about["files"]), dict(about["arrays"]), dict(about["metadata"])
+        empty = [tuple(map(str, place)) for place in about.get(EMPTY, [])]
     except OSError as error:
         raise ValueError(f"{foreign}, and {ABOUT} is not there") from error
     except (KeyError, TypeError, ValueError, RecursionError) as error:
@@ -225,12 +251,12 @@ def _checked(path: Path) -> Checkpoint:
         raise ValueError(f"{foreign}; it says {said[0]!r}, version {said[1]!r}")
     # Those of before there was a digest have no entry of it, and no other that is not known.
     found = about.pop(DIGEST, None)
-    if about.keys() != ENTRIES or (found is not None and found != _digest(about)):
+    if about.keys() - {EMPTY} != ENTRIES or (found is not None and found != _digest(about)):
         raise DamagedCheckpointError(f"{path}: the checkpoint is damaged, {ABOUT} is not as written")
     for name, digest in digests.items():
         if not (path / name).is_file() or files.digest(path / name) != digest:
             raise DamagedCheckpointError(f"{path}: the checkpoint is damaged, {name} is not as written")
-    return Checkpoint(path, about["step"], metadata, shapes)
+    return Checkpoint(path, about["step"], metadata, shapes, empty)
 
 
 def _digest(about: Mapping[str, Any]) -> str:
