@@ -127,6 +127,74 @@ def test_what_is_added_in_mid_run_does_not_begin_the_count_anew(accumulates, cli
     assert int(oc.steps_taken(merged)) == int(oc.steps_taken(state)) == (3 if accumulates else 6)
 
 
+AROUND = {
+    "average": (
+        lambda: oc.adamw(0.1, gradient_accumulation_steps=2),
+        lambda: oc.adamw(0.1, gradient_accumulation_steps=2, use_ema=True),
+    ),
+    "clip": (
+        lambda: oc.skip_nonfinite(oc.adamw(0.1)),
+        lambda: oc.chain(oc.clip_by_global_norm(1.0), oc.skip_nonfinite(oc.adamw(0.1))),
+    ),
+    "schedule": (lambda: oc.adamw(0.1), lambda: oc.adamw(lambda step: 0.1)),
+}
+
+
+@pytest.mark.parametrize("case", AROUND)
+def test_what_is_added_around_what_counts_does_not_either(case):
+    before, now = (make() for make in AROUND[case])
+    state = after(before, [ONES] * 6)
+    merged, _ = merge(state, now.init(ONES), hyperparams="configured")
+    steps = int(oc.steps_taken(state))
+    assert int(oc.steps_taken(merged)) == steps
+    params = ONES
+    for _ in range(4):
+        params, merged = now.apply(params, merged, grads=ONES)
+    assert int(oc.steps_taken(merged)) == steps + (2 if case == "average" else 4)
+
+
+def by_optax(tx, grads):
+    state = tx.init(ONES)
+    for g in grads:
+        _, state = tx.update(g, state, ONES, value=1.0)
+    return state
+
+
+OF_OPTAX = {
+    "plateau": (lambda: optax.chain(oc.adamw(0.1), optax.contrib.reduce_on_plateau(factor=0.5, patience=2)), 9),
+    "plateau as a link": (
+        lambda: oc.chain(oc.scale_by_adam(), optax.contrib.reduce_on_plateau(patience=2), oc.scale(-0.1)),
+        9,
+    ),
+    "apply_every": (lambda: optax.chain(oc.adamw(0.1), optax.apply_every(4)), 9),
+    "windows": (
+        lambda: optax.chain(
+            optax.MultiSteps(oc.adamw(0.1), 2).gradient_transformation(), optax.scale_by_schedule(lambda step: 1.0)
+        ),
+        4,
+    ),
+    "windows of what counts nothing": (lambda: optax.MultiSteps(oc.sgd(0.1), 2).gradient_transformation(), 4),
+    "finite": (lambda: optax.apply_if_finite(oc.adamw(0.1), 3), 9),
+}
+
+
+@pytest.mark.parametrize("case", OF_OPTAX)
+def test_counters_of_optax_that_are_none_of_updates_are_not_read_and_its_gates_are_seen(case):
+    make, steps = OF_OPTAX[case]
+    tx = make() if hasattr(make(), "apply") else optax.with_extra_args_support(make())
+    assert int(oc.steps_taken(by_optax(tx, [ONES] * 9))) == steps
+
+
+def test_the_count_of_statistics_in_a_container_of_ones_own_is_none_of_updates():
+    carry = {"opt": after(oc.adamw(0.1), [ONES] * 3), "obs_rms": {"mean": jnp.ones(2), "count": jnp.array(0)}}
+    assert int(oc.steps_taken(carry)) == 3
+
+
+def test_of_several_states_it_is_that_of_the_one_with_the_fewest():
+    states = {"generator": after(oc.adamw(0.1), [ONES] * 5), "discriminator": after(oc.adam(0.1), [ONES] * 2)}
+    assert int(oc.steps_taken(states)) == 2
+
+
 def test_optax_finds_the_one_count():
     state = after(oc.adamw(0.1), [ONES] * 3)
     np.testing.assert_array_equal(optax.tree.get(state, "count"), oc.steps_taken(state))
