@@ -41,7 +41,13 @@ def find_fields(state: Any, *groups: str) -> list[Field]:
     for names, leaf in slots.leaves.items():
         if names[-2:-1] and names[-2] in found and not slots.lies_in_slot(names):
             found[names[-2]].append(Field(slots.paths[names], names[:-2], names[-2], names[-1], leaf))
-    return [field for fields in found.values() for field in fields]
+    return [field for fields in found.values() for field in fields if not _is_injected(field, slots)]
+
+
+def _is_injected(field: Field, slots: SlotPaths) -> bool:
+    """Whether `optax.inject_hyperparams` sets it at each call, to the hyperparameter of the same name that it has itself."""
+    around = (field.owner[:depth] for depth, name in enumerate(field.owner) if name == "inner_state")
+    return any((*owner, "hyperparams", field.name) in slots.leaves for owner in around)
 
 
 def find_siblings(state: Any, name: str, sibling: str) -> list[Any]:

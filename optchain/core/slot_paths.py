@@ -120,24 +120,39 @@ def _is_number_of_link(below: Names, leaf: Any) -> bool:
     dtype = getattr(leaf, "dtype", jnp.result_type(leaf) if isinstance(leaf, int | float) else None)
     if dtype is None or jnp.ndim(leaf) > 1:
         return False
-    if below[-2:-1] in (("hyperparams",), ("scheduled",)):
-        return jnp.issubdtype(dtype, jnp.floating)
+    if below[-2:-1] and below[-2] in BY_ANY_NAME:
+        return below[-2] != "metrics" or jnp.ndim(leaf) == 0
     return below[-1:] == ("count",) and jnp.issubdtype(dtype, jnp.integer)
 
 
 def slots_of_optax(state: Any) -> Collection[Names]:
-    """The paths of the trees in Optax's tuples that are no states: of what these keep for the parameters."""
+    """The paths of the trees in the tuples of Optax, and of others' transformations, that are no states: of what these keep for the
+    parameters.
+    """
     found = set[Names]()
 
     def visit(path: Path, node: Any) -> bool:
-        if isinstance(node, tuple) and type(node).__module__.partition(".")[0] == "optax":
-            keys = [GetAttrKey(name) for name in getattr(node, "_fields", ())]
-            trees = [key for key in keys if not jax.tree_util.all_leaves([getattr(node, key.name)])]
-            found.update(path_names((*path, key)) for key in trees if _may_be_slot(key))
+        fields = getattr(node, "_fields", ()) if isinstance(node, tuple) else ()
+        for key in map(GetAttrKey, fields):
+            tree = getattr(node, key.name)
+            if (
+                _may_be_slot(key)
+                and not jax.tree_util.all_leaves([tree])
+                and not (_is_of_others(node) and _is_state(tree))
+            ):
+                found.add(path_names((*path, key)))
         return False
 
     jax.tree_util.tree_leaves_with_path(state, is_leaf=visit, is_leaf_takes_path=True)
     return found
+
+
+def _is_of_others(node: Any) -> bool:
+    return type(node).__module__.partition(".")[0] != "optax"
+
+
+def _is_state(tree: Any) -> bool:
+    return any(_is_number_of_link(path_names(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree))
 
 
 def _may_be_slot(key: Any) -> bool:

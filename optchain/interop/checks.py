@@ -131,7 +131,7 @@ def entry(names: Names, value: Any, wanted: SlotPaths) -> None:
             number(where, each, arguments.FRACTION)
         elif field == "eta" and own == {"count", "eta"}:  # of `scale_by_asgd`
             number(where, each, arguments.NON_NEGATIVE)
-        elif field in COUNTS and not below and (known or jnp.issubdtype(dtype, jnp.integer)):
+        elif field in COUNTS and not below and jnp.issubdtype(dtype, jnp.integer):
             count(where, each)
         elif field == "loss_scale" and "good_steps" in beside:
             number(where, each, arguments.RANGES["initial_scale"])

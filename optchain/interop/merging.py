@@ -80,7 +80,8 @@ def merge_entries(saved: Mapping[Names, Any], target: Tree, *, hyperparams: Choi
     sources = {names: moved.get(names, names) for names in wanted if moved.get(names, names) in saved}
     _check_model(before, now, moved, sources)
     _check_shapes(saved, wanted, sources)
-    _check_values(before, now, sources)
+    _check_values(before, now, sources, hyperparams)
+    _check_units(before, now, sources)
     rows, leaves = [], []
     for names, like in wanted.items():
         if names not in sources:
@@ -140,13 +141,7 @@ def _row(slots: SlotPaths, names: Names, fate: Fate, note: str = "") -> Row:
 def _moved_links(saved: SlotPaths, wanted: SlotPaths) -> dict[Names, Names]:
     """The saved paths of links that stand elsewhere now, by the new ones: those of a name that only one on each side has."""
     before, now = _links(saved), _links(wanted)
-    left = {owner: name for owner, name in before.items() if owner not in now}
-    missing = {owner: name for owner, name in now.items() if owner not in before}
-    pairs = {}
-    for owner, name in missing.items():
-        same = [old for old, old_name in left.items() if old_name == name]
-        if len(same) == 1 and list(missing.values()).count(name) == 1:
-            pairs[owner] = same[0]
+    pairs = _by_names(before, now)
     pairs |= _moved_owners(before, now, pairs)
     pairs |= _moved_without_links(saved, wanted, pairs)
     moved = {}
@@ -156,7 +151,49 @@ def _moved_links(saved: SlotPaths, wanted: SlotPaths) -> dict[Names, Names]:
             moved[names] = (*pairs[owner], field, *rest)
         elif owner in pairs.values():
             moved[names] = NOWHERE  # what was here is elsewhere now
-    return moved
+    return moved | _moved_rates(saved, wanted, moved)
+
+
+def _by_names(before: Mapping[Names, str], now: Mapping[Names, str]) -> dict[Names, Names]:
+    """The saved paths of links that stand elsewhere now: those of one name, or of one name and group, that is unique on each side."""
+    left = {owner: name for owner, name in before.items() if owner not in now}
+    missing = {owner: name for owner, name in now.items() if owner not in before}
+    pairs: dict[Names, Names] = {}
+    for length in range(1, max(map(len, [*left, *missing]), default=0) + 1):
+
+        def ends(owners: Mapping[Names, str], length: int = length) -> dict[Names, list[Names]]:
+            found: dict[Names, list[Names]] = {}
+            for owner, name in owners.items():
+                if owner not in pairs.keys() | pairs.values() and (length == 1 or (name and len(owner) >= length)):
+                    found.setdefault((*owner[:-1][1 - length :], name) if length > 1 else (name,), []).append(owner)
+            return found
+
+        olds = ends(left)
+        for end, owners in ends(missing).items():
+            if len(owners) == len(olds.get(end, [])) == 1:
+                pairs[owners[0]] = olds[end][0]
+    return pairs
+
+
+def _moved_rates(saved: SlotPaths, wanted: SlotPaths, moved: Mapping[Names, Names]) -> dict[Names, Names]:
+    """The rate that has no other place: that of a chain whose links are in another one now, or of a link, now of its chain."""
+    used = {moved.get(names, names) for names in wanted.leaves}
+    found: dict[Names, Names] = {}
+    for group in ("hyperparams", "scheduled"):
+        end = (group, "learning_rate")
+        left = [n for n in saved.leaves if n[-2:] == end and n not in used and not saved.lies_in_slot(n)]
+        missing = [
+            n
+            for n in wanted.leaves
+            if n[-2:] == end and moved.get(n, n) not in saved.leaves and not wanted.lies_in_slot(n)
+        ]
+        if len(left) == len(missing) == 1:
+            (old,), (new,) = left, missing
+            found[new] = old
+            counts = (*new[:-2], "count"), (*old[:-2], "count")
+            if group == "scheduled" and moved.get(counts[0], counts[0]) not in saved.leaves and counts[1] not in used:
+                found[counts[0]] = counts[1]
+    return found
 
 
 def _moved_owners(
@@ -267,8 +304,10 @@ def _check_shapes(saved: Mapping[Names, Any], wanted: Mapping[Names, Any], sourc
             checks.kind("/".join(names), raw_dtype(value), dtype_of(like))
 
 
-def _check_values(saved: SlotPaths, wanted: SlotPaths, sources: Mapping[Names, Names]) -> None:
+def _check_values(saved: SlotPaths, wanted: SlotPaths, sources: Mapping[Names, Names], hyperparams: Choice) -> None:
     for names, source in sources.items():
+        if hyperparams == "configured" and _is_hyperparam(names, wanted):
+            continue  # it is not taken over
         value, dtype = saved.leaves[source], dtype_of(wanted.leaves[names])
         checks.entry(names, value, wanted)
         if is_scale(names, wanted):
@@ -282,6 +321,28 @@ def _check_values(saved: SlotPaths, wanted: SlotPaths, sources: Mapping[Names, N
                 raise ValueError(
                     f"{'/'.join(names)}: saved are integers from {low} to {high}, which {limits.dtype} does not hold"
                 )
+
+
+def _check_units(saved: SlotPaths, wanted: SlotPaths, sources: Mapping[Names, Names]) -> None:
+    """Refuses the count of a schedule that stood outside of accumulation and stands within it now, or the other way round."""
+    before, now = _windows(saved), _windows(wanted)
+    for names, source in sources.items():
+        owner, old = names[:-1], source[:-1]
+        if names[-1:] != ("count",) or not all("scheduled" in s.entries[o] for s, o in ((saved, old), (wanted, owner))):
+            continue
+        inside = [sum(o[: len(gate)] == gate for gate in gates) for o, gates in ((old, before), (owner, now))]
+        if before and now and inside[0] != inside[1] and np.any(np.asarray(saved.leaves[source])):
+            units = ["calls", "updates"] if inside[0] < inside[1] else ["updates", "calls"]
+            raise ValueError(
+                f"{'/'.join(names)}: saved is a number of {units[0]}, expected one of {units[1]}, since the schedule stands "
+                f"{'within' if units[1] == 'updates' else 'around'} accumulate now; set {'/'.join(source)} in the saved state to that"
+            )
+
+
+def _windows(slots: SlotPaths) -> list[Names]:
+    """Where the states lie that accumulation lets run at some calls only."""
+    marks = {"grads", "count", "weight"}
+    return [(*names, "inner") for names, entries in slots.entries.items() if entries >= marks and slots.is_entry(names)]
 
 
 def _parameter_of(

@@ -128,6 +128,9 @@ def init_sharded(
 ) -> State:
     """The state of `tx.init(params)`, each leaf made where :func:`state_shardings` says: nowhere is it ever whole.
 
+    Where axes are explicit, a `jit` of one's own cannot add arrays that lie differently: with an `axis`, or the rows and columns of Adafactor,
+    take `make_step(mesh=…)`, which moves them, or the state of `tx.init`.
+
     Args:
       tx: a transformation of optchain or Optax.
       params: the parameters, on the mesh.

@@ -568,6 +568,16 @@ def test_validation_passes_over_traced_values_but_not_over_concrete_arrays():
         oc.sgd(jnp.array(-1.0))
 
 
+def test_what_optax_injects_is_set_where_optax_has_it():
+    """The preset's own entry of the same name is overwritten at each call: setting it had no effect."""
+    tx = optax.inject_hyperparams(oc.adamw)(learning_rate=0.5, weight_decay=0.1)
+    state = tx.init(PARAMS)
+    assert oc.get_hyperparams(state).keys() >= {"learning_rate", "weight_decay"}
+    assert not any("/" in name for name in oc.get_hyperparams(state))
+    with pytest.raises(ValueError, match="'inner_state/learning_rate' is unknown"):
+        oc.set_hyperparams(state, {"inner_state/learning_rate": 0.25})
+
+
 def test_optax_injection_reads_and_writes_the_injected_value():
     tx = optax.inject_hyperparams(oc.sgd)(learning_rate=0.5)
 

@@ -1,7 +1,7 @@
 """A state is read by names, without the transformation: so a name has one meaning, and whoever would give it a second hears of it."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -231,6 +231,27 @@ def test_parameters_of_optax_links_may_be_called_like_entries(link: Any) -> None
     configured = {"/".join(row.path) for row in report.rows if row.fate == "configured"}
     assert configured == {"hyperparams/learning_rate"}
     np.testing.assert_equal(jax.tree.map(np.asarray, merged), jax.tree.map(np.asarray, state))
+
+
+class Kept(NamedTuple):
+    """The state of somebody's transformation, and of somebody's training loop."""
+
+    moment: Any
+    step: Any
+
+
+def test_so_may_those_of_anybodys_transformation_and_tuples_of_states_are_none() -> None:
+    params = {"metrics": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}}
+    theirs = optax.GradientTransformation(
+        lambda p: Kept(p, jnp.int32(0)), lambda u, s, p=None: (u, Kept(u, s.step + 1))
+    )
+    tx = oc.chain(theirs, oc.scale_by_learning_rate(), learning_rate=0.1)
+    assert oc.metrics(tx.init(params)).keys() == {"learning_rate"}
+    for tx in (oc.sgd(0.1), oc.adam(0.1), oc.chain(oc.apply_momentum(0.9), oc.monitor())):
+        state = tx.init(params)
+        carry = Kept(state, jnp.int32(3))
+        assert oc.metrics(carry).keys() == oc.metrics(state).keys()
+        assert oc.get_hyperparams(carry).keys() == oc.get_hyperparams(state).keys()
 
 
 def test_a_state_in_optaxs_wrappers_is_found() -> None:

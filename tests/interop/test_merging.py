@@ -281,3 +281,104 @@ def test_what_is_new_and_begins_as_the_parameters_begins_as_those_that_were_rest
     made, _ = merge(saved, {"params": fresh, "state": new.init(fresh)}, hyperparams="saved")
     evaluated = oc.schedule_free_params if "iterates" in new.init(trained) else oc.finalize
     np.testing.assert_allclose(evaluated(made["params"], made["state"])["w"], trained["w"], rtol=1e-6)
+
+
+# What has moved with its surroundings -----------------------------------------------------------------------------------
+
+LATE = {"body": jnp.ones((2, 2)), "head": jnp.ones(2)}
+
+
+def of_groups(rate: float = 0.1) -> oc.Transformation:
+    return oc.multi_optimizer(("body", "body", oc.adamw(rate)), ("head", "head", oc.adam(2 * rate)))
+
+
+WRAPPED = {
+    "gate": lambda tx: oc.skip_nonfinite(tx),
+    "accumulate": lambda tx: oc.accumulate(tx, 2),
+    "clip": lambda tx: oc.chain(oc.clip_by_value(1.0), tx),
+    "both": lambda tx: oc.skip_nonfinite(oc.chain(oc.clip_by_value(1.0), tx)),
+}
+
+
+@pytest.mark.parametrize("around", WRAPPED)
+@pytest.mark.parametrize("outward", [False, True])
+def test_the_links_of_groups_move_with_them(around, outward):
+    """Both have a `scale_by_adam`: the rates moved, and the moments began anew."""
+    plain, wrapped = of_groups(), WRAPPED[around](of_groups())
+    before, now = (wrapped, plain) if outward else (plain, wrapped)
+    saved = stepped(before, LATE, steps=4)
+    merged, report = merge(saved, now.init(LATE), hyperparams="saved")
+    arrays = [path for path in report.new if "scale_by_adam" in path or "learning_rate" in path]
+    assert arrays == []
+    assert int(oc.steps_taken(merged)) == int(oc.steps_taken(saved)) > 0
+
+
+def schedule(step: Any) -> Any:
+    return 0.1 / (1 + step)
+
+
+@pytest.mark.parametrize("rate", [0.05, schedule], ids=["number", "schedule"])
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [
+        (lambda rate: oc.chain(oc.adamw(rate), oc.average_params()), lambda rate: oc.adamw(rate, use_ema=True)),
+        (lambda rate: oc.adamw(rate, use_ema=True), lambda rate: oc.chain(oc.adamw(rate), oc.average_params())),
+        (lambda rate: oc.sgd(rate), lambda rate: oc.chain(oc.clip_by_value(1.0), oc.sgd(rate))),
+        (
+            lambda rate: oc.chain(oc.scale_by_adam(), oc.scale_by_learning_rate(rate)),
+            lambda rate: oc.chain(oc.scale_by_adam(), oc.scale_by_learning_rate(), learning_rate=rate),
+        ),
+    ],
+    ids=["into the preset", "out of it", "clip", "of a link"],
+)
+def test_a_rate_goes_on_where_its_links_stand_now(before, now, rate):
+    saved = stepped(before(rate), steps=4)
+    target = now(0.3 if rate == 0.05 else lambda step: 0.3 / (1 + step))
+    merged, report = merge(saved, target.init(PARAMS), hyperparams="saved")
+    (found,), (expected,) = oc.get_hyperparams(merged).values(), oc.get_hyperparams(saved).values()
+    assert float(found) == float(expected)
+    assert not any("learning_rate" in path for path in report.new + report.gone)
+    if rate is schedule:
+        assert int(oc.steps_taken(merged)) == 4
+
+
+def test_of_two_rates_none_is_taken_for_another():
+    saved, target = (
+        {"params": LATE, "state": state} for state in (stepped(of_groups(), LATE), oc.adamw(0.3).init(LATE))
+    )
+    merged, report = merge(saved, target, hyperparams="saved")
+    assert float(oc.get_hyperparams(merged)["learning_rate"]) == pytest.approx(0.3)
+    assert "state/hyperparams/learning_rate" in report.new
+
+
+def test_a_schedule_does_not_go_on_with_a_count_of_something_else():
+    """Of 8 calls or 2 updates: the rate was 0 from then on, or began anew."""
+    around = oc.adamw(schedule, gradient_accumulation_steps=4)
+    within = oc.accumulate(oc.adamw(schedule), 4)
+    for before, now, words in (
+        (around, within, "inner/count: saved is a number of calls, expected one of updates, .* within accumulate now"),
+        (within, around, "count: saved is a number of updates, expected one of calls, .* around accumulate now"),
+    ):
+        saved = stepped(before, steps=8)
+        with pytest.raises(ValueError, match=words):
+            merge(saved, now.init(PARAMS), hyperparams="saved")
+        merge(before.init(PARAMS), now.init(PARAMS), hyperparams="saved")  # there it is 0 of both
+    merged, _ = merge(stepped(oc.adamw(schedule), steps=3), within.init(PARAMS), hyperparams="saved")
+    assert int(merged["inner"]["count"]) == 3  # each call was an update
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, -1.0])
+def test_a_rate_that_is_not_taken_over_may_be_any(bad):
+    saved = stepped(oc.adam(0.1))
+    saved["hyperparams"]["learning_rate"] = jnp.float32(bad)
+    merged, _ = merge(saved, oc.adam(0.3).init(PARAMS), hyperparams="configured")
+    assert float(oc.get_hyperparams(merged)["learning_rate"]) == pytest.approx(0.3)
+    with pytest.raises(ValueError, match="hyperparams/learning_rate must be"):
+        merge(saved, oc.adam(0.3).init(PARAMS), hyperparams="saved")
+
+
+def test_a_parameter_called_count_is_no_count_wherever_parameters_lie():
+    model = {"mlp": {"count": jnp.array(0.5), "average": jnp.ones(3), "weight": jnp.ones(2)}}
+    tree = {"model": model, "state": oc.adamw(0.1, use_ema=True).init(model)}
+    merged, _ = merge(tree, tree, hyperparams="saved")
+    assert float(merged["model"]["mlp"]["count"]) == 0.5
