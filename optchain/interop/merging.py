@@ -12,15 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from optchain.core.keys import typed_like, without_type
-from optchain.core.slot import BY_ANY_NAME, is_link_name, slot_names, starts_as_params
+from optchain.core.slot import BY_ANY_NAME, slot_names, starts_as_params
 from optchain.core.slot_paths import Names, SlotPaths, slots_of_optax
 from optchain.core.trees import Tree, dtype_of, leaves_with_paths, path_names
 from optchain.interop import checks
+from optchain.interop.moves import moved_links
 from optchain.interop.packing import is_low_bits, is_scale, stored_as
 from optchain.interop.report import Choice, Fate, Report, Row, join_paths
-
-NOWHERE = ("",)
-"""The place of no entry."""
 
 
 def merge(saved: Any, target: Tree, *, hyperparams: Choice) -> tuple[Tree, Report]:
@@ -74,7 +72,7 @@ def merge_entries(saved: Mapping[Names, Any], target: Tree, *, hyperparams: Choi
     check_choice(hyperparams)
     wanted, of_optax = by_names(target), slots_of_optax(target)
     before, now = (SlotPaths(side, lambda: of_optax) for side in (saved, wanted))
-    moved = _moved_links(before, now)
+    moved = moved_links(before, now)
     saved = stored_as(before, now, moved)
     before = SlotPaths(saved, lambda: of_optax)
     sources = {names: moved.get(names, names) for names in wanted if moved.get(names, names) in saved}
@@ -136,133 +134,6 @@ def check_choice(hyperparams: Any) -> None:
 def _row(slots: SlotPaths, names: Names, fate: Fate, note: str = "") -> Row:
     entry = slots.entry(names)
     return Row(names, fate, note, names if entry[-1] in BY_ANY_NAME else entry)
-
-
-def _moved_links(saved: SlotPaths, wanted: SlotPaths) -> dict[Names, Names]:
-    """The saved paths of links that stand elsewhere now, by the new ones: those of a name that only one on each side has."""
-    before, now = _links(saved), _links(wanted)
-    pairs = _by_names(before, now)
-    pairs |= _moved_owners(before, now, pairs)
-    pairs |= _moved_without_links(saved, wanted, pairs)
-    moved = {}
-    for names in wanted.leaves:
-        owner, field, rest = wanted.split(names)
-        if owner in pairs:
-            moved[names] = (*pairs[owner], field, *rest)
-        elif owner in pairs.values():
-            moved[names] = NOWHERE  # what was here is elsewhere now
-    return moved | _moved_rates(saved, wanted, moved)
-
-
-def _by_names(before: Mapping[Names, str], now: Mapping[Names, str]) -> dict[Names, Names]:
-    """The saved paths of links that stand elsewhere now: those of one name, or of one name and group, that is unique on each side."""
-    left = {owner: name for owner, name in before.items() if owner not in now}
-    missing = {owner: name for owner, name in now.items() if owner not in before}
-    pairs: dict[Names, Names] = {}
-    for length in range(1, max(map(len, [*left, *missing]), default=0) + 1):
-
-        def ends(owners: Mapping[Names, str], length: int = length) -> dict[Names, list[Names]]:
-            found: dict[Names, list[Names]] = {}
-            for owner, name in owners.items():
-                if owner not in pairs.keys() | pairs.values() and (length == 1 or (name and len(owner) >= length)):
-                    found.setdefault((*owner[:-1][1 - length :], name) if length > 1 else (name,), []).append(owner)
-            return found
-
-        olds = ends(left)
-        for end, owners in ends(missing).items():
-            if len(owners) == len(olds.get(end, [])) == 1:
-                pairs[owners[0]] = olds[end][0]
-    return pairs
-
-
-def _moved_rates(saved: SlotPaths, wanted: SlotPaths, moved: Mapping[Names, Names]) -> dict[Names, Names]:
-    """The rate that has no other place: that of a chain whose links are in another one now, or of a link, now of its chain."""
-    used = {moved.get(names, names) for names in wanted.leaves}
-    found: dict[Names, Names] = {}
-    for group in ("hyperparams", "scheduled"):
-        end = (group, "learning_rate")
-        left = [n for n in saved.leaves if n[-2:] == end and n not in used and not saved.lies_in_slot(n)]
-        missing = [
-            n
-            for n in wanted.leaves
-            if n[-2:] == end and moved.get(n, n) not in saved.leaves and not wanted.lies_in_slot(n)
-        ]
-        if len(left) == len(missing) == 1:
-            (old,), (new,) = left, missing
-            found[new] = old
-            counts = (*new[:-2], "count"), (*old[:-2], "count")
-            if group == "scheduled" and moved.get(counts[0], counts[0]) not in saved.leaves and counts[1] not in used:
-                found[counts[0]] = counts[1]
-    return found
-
-
-def _moved_owners(
-    before: Mapping[Names, str], now: Mapping[Names, str], pairs: Mapping[Names, Names]
-) -> dict[Names, Names]:
-    """The chains and gates that all their links moved with, by the new places: their counts, rates and schedules move too."""
-    found: dict[Names, Names] = {}
-    stayed = {owner: owner for owner in now if owner in before and owner not in pairs and owner}
-    moved = dict(pairs)
-    while moved:
-        origins: dict[Names, set[Names]] = {}
-        for owner, old in (stayed | moved).items():
-            if owner and old and owner[-1] == old[-1]:
-                origins.setdefault(owner[:-1], set()).add(old[:-1])
-        moved = {
-            owner: old
-            for owner, (old, *others) in ((owner, tuple(olds)) for owner, olds in origins.items())
-            if not others
-            and owner != old
-            and owner in now
-            and old in before
-            and owner not in {**pairs, **found}
-            and sum(old in olds for olds in origins.values()) == 1
-        }
-        stayed = {owner: old for owner, old in stayed.items() if owner not in moved and owner not in moved.values()}
-        found |= moved
-    return found
-
-
-def _moved_without_links(saved: SlotPaths, wanted: SlotPaths, pairs: Mapping[Names, Names]) -> dict[Names, Names]:
-    """What has no name and no named links, such as a bare rule, and has a gate around it now or has it no more."""
-    before, now = _fields(saved), _fields(wanted)
-    found = {}
-    for old, fields in before.items():
-        if _link_name(old) or old in pairs.values() or fields <= now.get(old, set()):
-            continue
-        fits = [
-            owner
-            for owner in now
-            if owner not in pairs and not _link_name(owner) and fields <= now[owner]
-            if owner not in before or not before[owner] <= now[owner]  # or what was there has its place there
-        ]
-        if len(fits) == 1:
-            found[fits[0]] = old
-    return found
-
-
-def _fields(slots: SlotPaths) -> dict[Names, set[str]]:
-    """The entries of each link, without its metrics."""
-    found: dict[Names, set[str]] = {}
-    for owner, field, _ in map(slots.split, slots.leaves):
-        if field != "metrics":
-            found.setdefault(owner, set()).add(field)
-    return found
-
-
-def _links(slots: SlotPaths) -> dict[Names, str]:
-    """The places of links, each with its name; those that have none, the whole and what is within another, are alike.
-
-    A node without any entry of a link, and with no link's name, is a layer.
-    """
-    places = map(slots.split, slots.leaves)
-    owners = {owner for owner, field, _ in places if slots.is_field((*owner, field))}
-    owners |= {names for names in slots.entries if names and is_link_name(names[-1]) and slots.is_entry(names)}
-    return {owner: _link_name(owner) for owner in owners if not owner or not owner[-1].isdecimal()}
-
-
-def _link_name(owner: Names) -> str:
-    return "" if not owner or owner[-1] in ("inner", "state") else owner[-1]
 
 
 def _check_model(
