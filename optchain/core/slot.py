@@ -187,7 +187,7 @@ def declare(**slots: Slot) -> Mapping[str, Slot]:
                 continue
             raise ValueError(
                 f"a slot cannot be called {name!r} and be another kind: one of that name {differs}, and states are read by names; "
-                "choose another name (if that one was an earlier form of this rule, in a notebook, restart it)"
+                "choose another name, or restart the notebook in which this rule had another form"
             )
     for name, kind in kinds.items():
         _declared[name] = _declared.get(name, frozenset()) | {kind}
@@ -229,7 +229,7 @@ def note_links(names: Iterable[str], *, numbered: bool = False) -> None:
 
 
 def is_link_name(name: str) -> bool:
-    """Whether a link or a group is called so."""
+    """Whether a link or a group is called so, or is where a chain numbers it."""
     return name in _links or name.rstrip("_0123456789") in _numbered
 
 

@@ -25,6 +25,7 @@ def names_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What a test declares is of no other test's business."""
     monkeypatch.setattr(slot, "_declared", {name: set(slots) for name, slots in slot._declared.items()})
     monkeypatch.setattr(slot, "_links", set(slot._links))
+    monkeypatch.setattr(slot, "_numbered", set(slot._numbered))
     monkeypatch.setattr(arguments, "_declared", {})
     before = dict(FACTORIES)
     yield
