@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import GetAttrKey
 
-from optchain.core.slot import CONTAINERS, is_link_name
+from optchain.core.slot import CONTAINERS, OWN_ENTRIES, is_link_name, starts_as_params
 from optchain.core.slot_paths import Names, SlotPaths
 
 GATES = (
@@ -33,8 +33,8 @@ def steps_taken(state: Any) -> jax.Array:
     Calls at which a gate held back are not counted: with `accumulate(…, 4)` it is 2 after 8 calls, with `skip_nonfinite`
     a bad step does not count, and where gates nest what lies within all of them does. Where groups of parameters are
     updated at different calls, it is the number of the group that has had the fewest, and of several states in a container of
-    one's own that of the state that has. It is read from the `count` that links keep within the state. Of those that count the
-    same calls the largest is read: others, of a clip or a schedule for instance, may have been added in mid-run.
+    one's own that of the state that has, of those that count. It is read from the `count` that links keep within the state. Of those that
+    count the same calls a rule's is read, and the largest: others, of a clip or a schedule for instance, may have been added in mid-run.
 
     Not every rule needs a count: `sgd`, `rmsprop`, `adagrad`, `adadelta`, `ftrl`, `lion` and PyTorch's and keras-adamw's of these
     kinds keep none, with moments or without, and nothing is stored for this alone. With a schedule as the rate, `use_ema` or
@@ -75,17 +75,27 @@ def steps_taken(state: Any) -> jax.Array:
             )
     if not counts:
         raise ValueError(f"nothing in the state counts updates: no link keeps a count. {WHICH}")
-    of_states: dict[Names, dict[frozenset[Names], list[jax.Array]]] = {}
-    for names, leaf in counts.items():
-        of_state = of_states.setdefault(_state_of(names), {})
-        of_state.setdefault(_nesting(names, gates), []).append(jnp.array(leaf))
-    innermost = itertools.chain.from_iterable(map(_innermost, of_states.values()))
-    return functools.reduce(jnp.minimum, (functools.reduce(jnp.maximum, counts) for counts in innermost))
+    of_states: dict[Names, dict[frozenset[Names], list[Names]]] = {}
+    for names in counts:
+        of_states.setdefault(_state_of(names), {}).setdefault(_nesting(names, gates), []).append(names)
+    found = []
+    for same in itertools.chain.from_iterable(map(_innermost, of_states.values())):
+        of_rules = [names for names in same if _is_of_rule(names, slots)]
+        found.append(functools.reduce(jnp.maximum, [jnp.array(counts[names]) for names in of_rules or same]))
+    return functools.reduce(jnp.minimum, found)
 
 
-def _innermost(counts: Mapping[frozenset[Names], list[jax.Array]]) -> Iterable[list[jax.Array]]:
+def _innermost(counts: Mapping[frozenset[Names], list[Names]]) -> Iterable[list[Names]]:
     """The counts within gates that have no other gate within which there are counts: what is around a gate counts calls."""
-    return [found for nesting, found in counts.items() if not any(nesting < other for other in counts)]
+    return [same for nesting, same in counts.items() if not any(nesting < other for other in counts)]
+
+
+def _is_of_rule(names: Names, slots: SlotPaths) -> bool:
+    """Whether it is the count of what keeps moments, and not of a clip, an average or the schedules of a chain."""
+    owner = names[:-1]
+    kept = slots.entries[owner] - OWN_ENTRIES
+    moments = {name for name in kept if slots.is_field((*owner, name)) and not starts_as_params(name)}
+    return bool(moments) and "metrics" not in slots.entries[owner]
 
 
 def _nesting(names: Names, gates: Iterable[Names]) -> frozenset[Names]:
@@ -95,9 +105,10 @@ def _nesting(names: Names, gates: Iterable[Names]) -> frozenset[Names]:
 
 
 def _state_of(names: Names) -> Names:
-    """The place of the state that an entry is of, in containers of one's own: all before the first link, or number in a tuple."""
-    first = next((i for i, name in enumerate(names) if is_link_name(name) or name.isdecimal()), len(names) - 1)
-    return names[:first]
+    """The place of the state that an entry is of, in containers of one's own: all before the first link, gate or number in a tuple."""
+    inner = CONTAINERS - {"state", "opt_state", "default"}
+    within = (i for i, name in enumerate(names) if is_link_name(name) or name.isdecimal() or name in inner)
+    return names[: next(within, len(names) - 1)]
 
 
 def _counts_updates(names: Names, leaf: Any, gates: set[Names], slots: SlotPaths) -> bool:
@@ -112,7 +123,8 @@ def _counts_updates(names: Names, leaf: Any, gates: set[Names], slots: SlotPaths
 def _is_link(names: Names, slots: SlotPaths) -> bool:
     """Whether an entry is one of a link, or of one of Optax's tuples, and not of statistics in a container of one's own."""
     owner = names[:-1]
-    path = slots.paths[names]
-    named = not owner or owner[-1] in CONTAINERS or owner[-1].isdecimal() or is_link_name(owner[-1])
-    beside = (slots.is_field((*owner, name)) for name in slots.entries[owner] if name != "count")
-    return named or isinstance(path[-1], GetAttrKey) or any(beside)
+    beside = slots.entries[owner] - {"count"}
+    named = bool(owner) and (owner[-1] in CONTAINERS or owner[-1].isdecimal() or is_link_name(owner[-1]))
+    known = any(slots.is_field((*owner, name)) for name in beside)
+    alone = not owner and all((name,) in slots.leaves or name in CONTAINERS or is_link_name(name) for name in beside)
+    return named or known or alone or isinstance(slots.paths[names][-1], GetAttrKey)

@@ -147,9 +147,12 @@ def _check_model(
     used = set(sources.values())
     trees = {wanted.entry(names): saved.entry(moved.get(names, names)) for names in wanted.leaves}
     left, unused = _by_entry(wanted, sources), _by_entry(saved, used)
+    restored = any(
+        entry[-1] == "params" and entry not in left for entry in trees
+    )  # other groups of the same parameters then
     for entry, source in trees.items():
         lacking, surplus = left.get(entry, []), unused.get(source, [])
-        if entry[-1] in slot_names() and lacking and (surplus or entry[-1] == "params"):
+        if entry[-1] in slot_names() and lacking and ((surplus and not restored) or entry[-1] == "params"):
             raise ValueError(
                 f"{'/'.join(entry)} is that of another model: expected and not saved are {join_paths(lacking)}; "
                 f"saved and not expected are {join_paths(surplus)}"

@@ -13,8 +13,9 @@ def moved_links(saved: SlotPaths, wanted: SlotPaths) -> dict[Names, Names]:
     """The saved paths of links that stand elsewhere now, by the new ones: those of a name that only one on each side has."""
     before, now = _links(saved), _links(wanted)
     pairs = _by_names(before, now)
-    pairs |= _moved_owners(before, now, pairs)
-    pairs |= _moved_without_links(saved, wanted, pairs)
+    fields = _fields(saved), _fields(wanted)
+    pairs |= _moved_owners(before, now, pairs, *fields)
+    pairs |= _moved_without_links(*fields, pairs)
     moved = {}
     for names in wanted.leaves:
         owner, field, rest = wanted.split(names)
@@ -69,10 +70,21 @@ def _ending(slots: SlotPaths, end: Names) -> list[Names]:
 
 
 def _moved_owners(
-    before: Mapping[Names, str], now: Mapping[Names, str], pairs: Mapping[Names, Names]
+    before: Mapping[Names, str],
+    now: Mapping[Names, str],
+    pairs: Mapping[Names, Names],
+    old_fields: Mapping[Names, set[str]],
+    new_fields: Mapping[Names, set[str]],
 ) -> dict[Names, Names]:
     """The chains and gates that all their links moved with, by the new places: their counts, rates and schedules move too."""
     found: dict[Names, Names] = {}
+
+    def stays(old: Names, owner: Names) -> bool:
+        """Whether what one of the places has is at that on both sides, and not at the other: a gate came between, or went."""
+        was, has = old_fields.get(old, set()), new_fields.get(owner, set())
+        came = was <= new_fields.get(old, set()) and not was <= has
+        return came or (has <= old_fields.get(owner, set()) and not has <= was)
+
     stayed = {owner: owner for owner in now if owner in before and owner not in pairs and owner}
     moved = dict(pairs)
     while moved:
@@ -88,6 +100,7 @@ def _moved_owners(
             and owner in now
             and old in before
             and owner not in {**pairs, **found}
+            and not stays(old, owner)
             and sum(old in olds for olds in origins.values()) == 1
         }
         stayed = {owner: old for owner, old in stayed.items() if owner not in moved and owner not in moved.values()}
@@ -95,9 +108,10 @@ def _moved_owners(
     return found
 
 
-def _moved_without_links(saved: SlotPaths, wanted: SlotPaths, pairs: Mapping[Names, Names]) -> dict[Names, Names]:
+def _moved_without_links(
+    before: Mapping[Names, set[str]], now: Mapping[Names, set[str]], pairs: Mapping[Names, Names]
+) -> dict[Names, Names]:
     """What has no name and no named links, such as a bare rule, and has a gate around it now or has it no more."""
-    before, now = _fields(saved), _fields(wanted)
     found = {}
     for old, fields in before.items():
         if _link_name(old) or old in pairs.values() or fields <= now.get(old, set()):

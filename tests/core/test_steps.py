@@ -137,6 +137,7 @@ AROUND = {
         lambda: oc.chain(oc.clip_by_global_norm(1.0), oc.skip_nonfinite(oc.adamw(0.1))),
     ),
     "schedule": (lambda: oc.adamw(0.1), lambda: oc.adamw(lambda step: 0.1)),
+    "rows": (lambda: oc.adamw(0.1), lambda: oc.lazy_rows(oc.adamw(0.1), catch_up=True)),
 }
 
 
@@ -151,6 +152,16 @@ def test_what_is_added_around_what_counts_does_not_either(case):
     for _ in range(4):
         params, merged = now.apply(params, merged, grads=ONES)
     assert int(oc.steps_taken(merged)) == steps + (2 if case == "average" else 4)
+
+
+@pytest.mark.parametrize("options", [{"learning_rate": lambda step: 0.1}, {"learning_rate": 0.1, "use_ema": True}])
+def test_where_accumulation_ends_what_was_around_it_counted_calls(options):
+    state = after(oc.adamw(**options, gradient_accumulation_steps=4), [ONES] * 8)
+    now = oc.adamw(**options)
+    merged, _ = merge(state, now.init(ONES), hyperparams="saved")
+    assert int(oc.steps_taken(merged)) == 2
+    _, merged = now.apply(ONES, merged, grads=ONES)
+    assert int(oc.steps_taken(merged)) == 3
 
 
 def by_optax(tx, grads):
@@ -188,6 +199,10 @@ def test_counters_of_optax_that_are_none_of_updates_are_not_read_and_its_gates_a
 def test_the_count_of_statistics_in_a_container_of_ones_own_is_none_of_updates():
     carry = {"opt": after(oc.adamw(0.1), [ONES] * 3), "obs_rms": {"mean": jnp.ones(2), "count": jnp.array(0)}}
     assert int(oc.steps_taken(carry)) == 3
+
+
+def test_a_count_of_ones_own_beside_the_state_is_none_either():
+    assert int(oc.steps_taken({"count": jnp.array(1), "opt": after(oc.adamw(0.1), [ONES] * 3)})) == 3
 
 
 def test_of_several_states_it_is_that_of_the_one_with_the_fewest():

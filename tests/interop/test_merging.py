@@ -382,3 +382,45 @@ def test_a_parameter_called_count_is_no_count_wherever_parameters_lie():
     tree = {"model": model, "state": oc.adamw(0.1, use_ema=True).init(model)}
     merged, _ = merge(tree, tree, hyperparams="saved")
     assert float(merged["model"]["mlp"]["count"]) == 0.5
+
+
+GATES = {
+    "accumulate": lambda tx: oc.accumulate(tx, 4),
+    "skip_nonfinite": oc.skip_nonfinite,
+    "dynamic_loss_scale": lambda tx: oc.dynamic_loss_scale(tx, 8.0, growth_steps=2),
+}
+NO_PAIR = {("skip_nonfinite", "dynamic_loss_scale")}
+WITHIN = GATES | {"clip": lambda tx: oc.chain(oc.clip_by_value(1e6), tx)}
+
+
+@pytest.mark.parametrize(
+    # Which of two accumulations is the one that stayed nothing says; and a loss scale is not built within what skips.
+    ("outer", "inner"),
+    [(outer, inner) for outer in GATES for inner in WITHIN if (outer, inner) not in NO_PAIR and outer != inner],
+)
+@pytest.mark.parametrize("outward", [False, True])
+@pytest.mark.parametrize(
+    "around", [lambda tx: tx, lambda tx: oc.chain(tx, oc.average_params())], ids=["alone", "average"]
+)
+def test_a_gate_that_stays_keeps_what_it_has_whatever_comes_within(outer, inner, outward, around):
+    """Half a window of gradients was thrown away, and a loss scale began anew."""
+    plain, gated = oc.adamw(0.1), WITHIN[inner](oc.adamw(0.1))
+    before, now = (around(GATES[outer](tx)) for tx in ((gated, plain) if outward else (plain, gated)))
+    saved = stepped(before, steps=6)
+    merged, report = merge(saved, now.init(PARAMS), hyperparams="saved")
+    assert not set(report.new) & set(report.gone)
+    assert not any("scale_by_adam" in path for path in report.new)
+    own_before, own_now = (state.get("accumulate", state.get(outer, state)) for state in (saved, merged))
+    for name in ("grads", "weight", "count", "loss_scale", "good_steps"):
+        if name in own_before:
+            assert_same(own_now[name], own_before[name])
+
+
+def test_groups_of_other_parameters_are_no_other_model():
+    before = oc.multi_optimizer(("body", "body", oc.adamw(0.1)), default=oc.adam(0.1))
+    now = oc.multi_optimizer(("head", "head", oc.adamw(0.1)), default=oc.adam(0.1))
+    saved = {"params": LATE, "state": stepped(before, LATE)}
+    _, report = merge(saved, {"params": LATE, "state": now.init(LATE)}, hyperparams="saved")
+    assert {"state/default/scale_by_adam/mu/body", "state/head/scale_by_adam/mu/head"} <= set(report.new)
+    with pytest.raises(ValueError, match="default/scale_by_adam/mu is that of another model"):
+        merge(saved["state"], now.init(LATE), hyperparams="saved")
