@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from optchain.core import storage
+from optchain.core.slot import is_link_name
 from optchain.core.slot_paths import Names, SlotPaths
 from optchain.core.trees import Path, path_code, path_names
 
@@ -114,12 +115,27 @@ def _has_modules(tree: Any, kind: type) -> bool:
 
 
 def find_trees(state: Any, name: str) -> list[tuple[str, Any]]:
-    """The slots `name` that a link keeps next to its `count`, each with the path of the link's state."""
-    return [(path, storage.load(node[name])) for path, node in find_states(state, name, "count")]
+    """The slots `name` that a link keeps, next to its `count` or under a link's name, each with the path of the link's state."""
+
+    def keeps(names: Names, node: Mapping[str, Any]) -> bool:
+        return _has_integer(node, "count") or (bool(names) and (names[-1] == "inner" or is_link_name(names[-1])))
+
+    return [(path, storage.load(node[name])) for path, node in _find_states(state, (name,), keeps)]
 
 
 def find_states(state: Any, *names: str) -> list[tuple[str, Any]]:
     """The states of links that have these entries, the last of which is an integer, as no parameter is."""
+    return _find_states(state, names, lambda _, node: _has_integer(node, names[-1]))
+
+
+def _has_integer(node: Mapping[str, Any], name: str) -> bool:
+    return jnp.issubdtype(getattr(node.get(name), "dtype", jnp.float32), jnp.integer)
+
+
+def _find_states(
+    state: Any, names: tuple[str, ...], is_of_link: Callable[[Names, Mapping[str, Any]], bool]
+) -> list[tuple[str, Any]]:
+    """The nodes that have these entries, and are states of links."""
     found: list[tuple[str, Any]] = []
     slots = functools.cache(lambda: SlotPaths.of(state))  # few nodes ask
 
@@ -127,7 +143,7 @@ def find_states(state: Any, *names: str) -> list[tuple[str, Any]]:
         return (
             isinstance(node, Mapping)
             and all(name in node for name in names)
-            and jnp.issubdtype(getattr(node[names[-1]], "dtype", jnp.float32), jnp.integer)
+            and is_of_link(path_names(path), node)
             and not slots().lies_in_slot(path_names(path))
         )
 

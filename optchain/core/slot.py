@@ -134,6 +134,8 @@ CONTAINERS = frozenset(
 """Where states of links lie: those of ours, of a Flax `TrainState` and of Optax's wrappers."""
 OF_GATES = frozenset({"weight", "updates", "loss_scale", "good_steps", "skipped_steps", "consecutive"})
 """Entries by which a state shows a gate to those who read it, beside its slot `grads`."""
+OF_WINDOWS = frozenset({"grads", "count", "weight"})
+"""What accumulation keeps of a window."""
 
 
 def check_slots(slots: Any, hyperparams: Iterable[str]) -> None:
@@ -187,7 +189,7 @@ def declare(**slots: Slot) -> Mapping[str, Slot]:
                 continue
             raise ValueError(
                 f"a slot cannot be called {name!r} and be another kind: one of that name {differs}, and states are read by names; "
-                "choose another name, or restart the notebook in which this rule had another form"
+                "choose another name (an earlier form of this rule counts too, until the process ends)"
             )
     for name, kind in kinds.items():
         _declared[name] = _declared.get(name, frozenset()) | {kind}
@@ -230,7 +232,12 @@ def note_links(names: Iterable[str], *, numbered: bool = False) -> None:
 
 def is_link_name(name: str) -> bool:
     """Whether a link or a group is called so, or is where a chain numbers it."""
-    return name in _links or name.rstrip("_0123456789") in _numbered
+    return name in _links or is_registered(name)
+
+
+def is_registered(name: str) -> bool:
+    """Whether links of one kind are called so, with a number where a chain has several, and nothing that a user named."""
+    return name.rstrip("_0123456789") in _numbered
 
 
 def slot_names() -> frozenset[str]:

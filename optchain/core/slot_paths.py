@@ -25,18 +25,18 @@ class SlotPaths:
 
     Args:
       leaves: the leaves of the state by their paths.
-      of_optax: the paths of what Optax's tuples have for the parameters, which has no declared names.
+      of_tuples: the paths of what named tuples, such as Optax's, have for the parameters: it has no declared names.
       paths: the paths as JAX has them, of a tree.
     """
 
     def __init__(
         self,
         leaves: Mapping[Names, Any],
-        of_optax: Callable[[], Collection[Names]] = frozenset,
+        of_tuples: Callable[[], Collection[Names]] = frozenset,
         paths: Mapping[Names, Path] = MappingProxyType({}),
     ):
         self.leaves, self.paths = leaves, paths
-        self._find_of_optax = of_optax
+        self._find_of_tuples = of_tuples
         self._declared = slot_names()
         self._known: dict[Names, bool] = {}
 
@@ -45,7 +45,7 @@ class SlotPaths:
         """Of any pytree with states in it."""
         flat = [(path_names(path), path, leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(state)]
         leaves, paths = {names: leaf for names, _, leaf in flat}, {names: path for names, path, _ in flat}
-        return cls(leaves, lambda: slots_of_optax(state), paths)
+        return cls(leaves, lambda: slots_of_tuples(state), paths)
 
     @functools.cached_property
     def entries(self) -> Mapping[Names, set[str]]:
@@ -57,14 +57,14 @@ class SlotPaths:
         return found
 
     @functools.cached_property
-    def _of_optax(self) -> Collection[Names]:
+    def _of_tuples(self) -> Collection[Names]:
         has_none = self.paths and not any(_may_be_slot(key) for path in self.paths.values() for key in path[:-1])
-        return () if has_none else self._find_of_optax()
+        return () if has_none else self._find_of_tuples()
 
     def slot_of(self, names: Names) -> Names | None:
         """The path of the slot that a path leads to or into; None if it leads into none."""
         path = self.paths.get(names)
-        theirs = self._of_optax if path is None or any(map(_may_be_slot, path[:-1])) else ()
+        theirs = self._of_tuples if path is None or any(map(_may_be_slot, path[:-1])) else ()
         for depth, name in enumerate(names, 1):
             if self._is_declared(names[:depth]) or names[:depth] in theirs:
                 return names[:depth]
@@ -80,6 +80,10 @@ class SlotPaths:
         """Whether a path leads to an entry of a link whose name has one meaning: no parameter's, and none of the link's choice."""
         return not self.lies_in_slot(names) and BY_ANY_NAME.isdisjoint(names)
 
+    def with_entries(self, marks: Collection[str]) -> list[Names]:
+        """The states of links that have all of these entries."""
+        return [names for names, entries in self.entries.items() if entries.issuperset(marks) and self.is_entry(names)]
+
     def split(self, names: Names) -> tuple[Names, str, Names]:
         """The link's place, its entry, and the place within the entry: `((…, scale_by_adam), mu, (dense, kernel))`."""
         ends = range(len(names))
@@ -93,7 +97,7 @@ class SlotPaths:
 
     def is_field(self, names: Names) -> bool:
         """Whether a path leads to an entry of a link below which nothing is a link."""
-        return names[-1] in OWN_ENTRIES or self._is_declared(names) or names in self._of_optax
+        return names[-1] in OWN_ENTRIES or self._is_declared(names) or names in self._of_tuples
 
     def _is_declared(self, names: Names) -> bool:
         """Whether a path leads to a slot by its name, and to no container that is called like one."""
@@ -125,10 +129,8 @@ def _is_number_of_link(below: Names, leaf: Any) -> bool:
     return below[-1:] == ("count",) and jnp.issubdtype(dtype, jnp.integer)
 
 
-def slots_of_optax(state: Any) -> Collection[Names]:
-    """The paths of the trees in the tuples of Optax, and of others' transformations, that are no states: of what these keep for the
-    parameters.
-    """
+def slots_of_tuples(state: Any) -> Collection[Names]:
+    """The paths of the trees in named tuples, Optax's and those of other transformations, that are no states but the parameters'."""
     found = set[Names]()
 
     def visit(path: Path, node: Any) -> bool:
@@ -156,5 +158,5 @@ def _is_state(tree: Any) -> bool:
 
 
 def _may_be_slot(key: Any) -> bool:
-    """Whether a key in a path may lead to a slot of one of Optax's tuples."""
+    """Whether a key in a path may lead to a slot of a named tuple."""
     return isinstance(key, GetAttrKey) and not key.name.endswith(("state", "states")) and key.name not in BY_ANY_NAME

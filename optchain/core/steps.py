@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import GetAttrKey
 
-from optchain.core.slot import CONTAINERS, OWN_ENTRIES, is_link_name, starts_as_params
+from optchain.core.slot import CONTAINERS, OF_WINDOWS, OWN_ENTRIES, is_link_name, starts_as_params
 from optchain.core.slot_paths import Names, SlotPaths
 
 GATES = (
-    ({"grads", "count", "weight"}, "inner"),
+    (OF_WINDOWS, "inner"),
     ({"skipped_steps", "consecutive"}, "inner"),
     ({"skipped_steps", "good_steps"}, "inner"),
     ({"mini_step", "gradient_step"}, "inner_opt_state"),  # Optax's
@@ -60,12 +60,7 @@ def steps_taken(state: Any) -> jax.Array:
       2
     """
     slots = SlotPaths.of(state)
-    gates = {
-        (*names, inner)
-        for names, entries in slots.entries.items()
-        for marks, inner in GATES
-        if entries >= marks and slots.is_entry(names)
-    }
+    gates = {(*names, inner) for marks, inner in GATES for names in slots.with_entries(marks)}
     counts = {names: leaf for names, leaf in slots.leaves.items() if _counts_updates(names, leaf, gates, slots)}
     for gate in gates:
         if not any(gate in _nesting(names, gates) for names in counts):
@@ -117,6 +112,9 @@ def _counts_updates(names: Names, leaf: Any, gates: set[Names], slots: SlotPaths
     owner = names[:-1]
     if any(gate[:-1] == owner for gate in gates):  # the `count` of a gate is its place in a window
         return names[-1] in ("updates", "gradient_step")
+    kept = slots.entries[owner] - OWN_ENTRIES
+    if "inner" in kept and not any(slots.is_field((*owner, name)) for name in kept):  # a gate of one's own counts calls
+        return False
     return names[-1] == "count" and slots.is_entry(names) and _is_link(names, slots)
 
 

@@ -13,9 +13,9 @@ from optchain.core.lookup import replace_fields
 from optchain.core.slot_paths import Names, SlotPaths
 from optchain.core.trees import Path, path_names
 
-# Entries of a gate, beside its `grads`, that depend on the number of calls alone as every `count` does, and so are the same for
-# every member.
-OF_WINDOWS = frozenset({"weight", "updates"})
+# Entries of accumulation, beside its `grads`, that depend on the number of calls alone as every `count` does, and so are the same
+# for every member.
+BESIDE_GRADS = frozenset({"weight", "updates"})
 # Beside these lie states whose calls depend on the gradients: of a gate that leaves bad calls out, ours or Optax's, and of
 # Optax's accumulation, whose own counter is no shared one.
 DECIDES = frozenset({"skipped_steps", "good_steps", "notfinite_count", "mini_step"})
@@ -121,7 +121,6 @@ def member_axes(state: Any) -> Any:
 
 
 def _is_counter(names: Names, slots: SlotPaths) -> bool:
-    counts = names[-1:] == ("count",) or (
-        names[-1:] and names[-1] in OF_WINDOWS and "grads" in slots.entries[names[:-1]]
-    )
-    return bool(counts) and slots.is_entry(names)
+    if not names or not slots.is_entry(names):
+        return False
+    return names[-1] == "count" or (names[-1] in BESIDE_GRADS and "grads" in slots.entries[names[:-1]])

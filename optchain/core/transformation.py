@@ -56,7 +56,8 @@ class Transformation(Identity):
     Args:
       init: `params -> dict`, the link's own state; None for a link without state.
       update: the rule, `update(updates, state, params, *, …) -> (updates, state)`.
-      fields: the names of the entries that `init` makes and that are no slots.
+      fields: the names of the entries that `init` makes and that are no slots. `count` is the number of calls, which the link's
+        schedules are functions of.
       slots: the entries that mirror the parameters, each with what is to be known of it.
       hyperparams: the link's hyperparameters; the rule gets their values by keyword.
       stage: what the link does, for the order checks of `chain`.

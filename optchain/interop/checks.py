@@ -10,8 +10,7 @@ import numpy as np
 
 from optchain.core import arguments
 from optchain.core.arguments import Allowed
-from optchain.core.registry import FACTORIES
-from optchain.core.slot import CONTAINERS, is_link_name, is_nonnegative, is_real
+from optchain.core.slot import CONTAINERS, is_link_name, is_nonnegative, is_real, is_registered
 from optchain.core.slot_paths import Names, SlotPaths
 from optchain.core.trees import default_float, dtype_of
 
@@ -113,8 +112,8 @@ def entry(names: Names, value: Any, wanted: SlotPaths) -> None:
             hyperparam(where, below[-1], each)
         return
     beside = wanted.entries[owner]
-    entries = sum(wanted.is_field((*owner, name)) or _is_registered(name) for name in beside)
-    known = entries > 1 or (bool(owner) and _is_registered(owner[-1]))
+    entries = sum(wanted.is_field((*owner, name)) or is_registered(name) for name in beside)
+    known = entries > 1 or (bool(owner) and is_registered(owner[-1]))
     named = not owner or owner[-1] in CONTAINERS or is_link_name(owner[-1])
     what = "/".join(names)
     if is_moment(field):
@@ -149,10 +148,6 @@ def kind(what: str, dtype: Any, wanted: Any) -> None:
     same = any(jnp.issubdtype(dtype, group) and jnp.issubdtype(wanted, group) for group in kinds)
     if not (same or (jnp.issubdtype(dtype, jnp.floating) and jnp.issubdtype(wanted, jnp.complexfloating))):
         raise ValueError(f"{what}: saved as {dtype}, expected {wanted}")
-
-
-def _is_registered(name: str) -> bool:
-    return name.rstrip("_0123456789") in FACTORIES
 
 
 def _has_negative(array: Any) -> bool:

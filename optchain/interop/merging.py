@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from optchain.core.keys import typed_like, without_type
-from optchain.core.slot import BY_ANY_NAME, slot_names, starts_as_params
-from optchain.core.slot_paths import Names, SlotPaths, slots_of_optax
+from optchain.core.slot import BY_ANY_NAME, OF_WINDOWS, slot_names, starts_as_params
+from optchain.core.slot_paths import Names, SlotPaths, slots_of_tuples
 from optchain.core.trees import Tree, dtype_of, leaves_with_paths, path_names
 from optchain.interop import checks
 from optchain.interop.moves import moved_links
@@ -70,11 +70,11 @@ def merge(saved: Any, target: Tree, *, hyperparams: Choice) -> tuple[Tree, Repor
 def merge_entries(saved: Mapping[Names, Any], target: Tree, *, hyperparams: Choice) -> tuple[Tree, Report]:
     """The same of arrays by their paths."""
     check_choice(hyperparams)
-    wanted, of_optax = by_names(target), slots_of_optax(target)
-    before, now = (SlotPaths(side, lambda: of_optax) for side in (saved, wanted))
+    wanted, of_tuples = by_names(target), slots_of_tuples(target)
+    before, now = (SlotPaths(side, lambda: of_tuples) for side in (saved, wanted))
     moved = moved_links(before, now)
     saved = stored_as(before, now, moved)
-    before = SlotPaths(saved, lambda: of_optax)
+    before = SlotPaths(saved, lambda: of_tuples)
     sources = {names: moved.get(names, names) for names in wanted if moved.get(names, names) in saved}
     _check_model(before, now, moved, sources)
     _check_shapes(saved, wanted, sources)
@@ -147,9 +147,8 @@ def _check_model(
     used = set(sources.values())
     trees = {wanted.entry(names): saved.entry(moved.get(names, names)) for names in wanted.leaves}
     left, unused = _by_entry(wanted, sources), _by_entry(saved, used)
-    restored = any(
-        entry[-1] == "params" and entry not in left for entry in trees
-    )  # other groups of the same parameters then
+    # Where the parameters were all saved it is the same model, whose groups may have other parameters now.
+    restored = any(entry[-1] == "params" and entry not in left for entry in trees)
     for entry, source in trees.items():
         lacking, surplus = left.get(entry, []), unused.get(source, [])
         if entry[-1] in slot_names() and lacking and ((surplus and not restored) or entry[-1] == "params"):
@@ -199,7 +198,7 @@ def _check_values(saved: SlotPaths, wanted: SlotPaths, sources: Mapping[Names, N
 
 def _check_units(saved: SlotPaths, wanted: SlotPaths, sources: Mapping[Names, Names]) -> None:
     """Refuses the count of a schedule that stood outside of accumulation and stands within it now, or the other way round."""
-    before, now = _windows(saved), _windows(wanted)
+    before, now = ([(*names, "inner") for names in side.with_entries(OF_WINDOWS)] for side in (saved, wanted))
     for names, source in sources.items():
         owner, old = names[:-1], source[:-1]
         if names[-1:] != ("count",) or not all("scheduled" in s.entries[o] for s, o in ((saved, old), (wanted, owner))):
@@ -211,12 +210,6 @@ def _check_units(saved: SlotPaths, wanted: SlotPaths, sources: Mapping[Names, Na
                 f"{'/'.join(names)}: saved is a number of {units[0]}, expected one of {units[1]}, since the schedule stands "
                 f"{'within' if units[1] == 'updates' else 'around'} accumulate now; set {'/'.join(source)} in the saved state to that"
             )
-
-
-def _windows(slots: SlotPaths) -> list[Names]:
-    """Where the states lie that accumulation lets run at some calls only."""
-    marks = {"grads", "count", "weight"}
-    return [(*names, "inner") for names, entries in slots.entries.items() if entries >= marks and slots.is_entry(names)]
 
 
 def _parameter_of(

@@ -55,7 +55,8 @@ def compact(
         float32     4       as without `compact`
 
     With `weights` the parameters are bfloat16 (`narrow`), and `inner` sees float32 parameters: the bfloat16 and the low bits
-    beside it. A step smaller than a rounding of bfloat16 is not lost: with 24 bits down to 2⁻¹⁷ of a weight.
+    beside it. A step smaller than a rounding of bfloat16 is not lost: with 24 bits down to 2⁻¹⁶ of a weight, or
+    half of that just below a power of two.
 
         24              3 bytes a parameter: 24 bits of each number, an error of at most 2⁻¹⁶ of it
         32              4 bytes a parameter: all bits

@@ -13,6 +13,7 @@ import optchain as oc
 from optchain import Slot
 from optchain.core import arguments, slot
 from optchain.core.arguments import Range
+from optchain.core.gates import Gate
 from optchain.core.hyperparams import Hyperparams
 from optchain.core.identity import FACTORIES
 from optchain.interop.merging import merge
@@ -293,6 +294,49 @@ def test_an_entry_of_ones_own_may_be_called_like_one_of_a_gate(name: str) -> Non
     assert states["transformation"][name].tolist() == [3, 6]
     _, state = tx.apply(PARAMS, tx.init(PARAMS), grads=PARAMS)
     assert int(oc.steps_taken(state)) == 1
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        lambda tx: tx,
+        oc.skip_nonfinite,
+        lambda tx: oc.multi_optimizer(("body", "w", tx)),
+        lambda tx: oc.chain(("mine", tx)),
+    ],
+    ids=["chain", "gate", "group", "named"],
+)
+def test_an_average_of_ones_own_is_the_models_weights(around: Any) -> None:
+    """It was found beside a `count` only, and `finalize` gave the parameters."""
+
+    def project(params: Any, state: Any) -> Any:
+        return params, {"average": jax.tree.map(lambda a, p: (a + p) / 2, state["average"], params)}
+
+    slots = {"average": Slot(start="params")}
+    own = oc.ParameterLink(project, lambda params: {"average": jax.tree.map(jnp.copy, params)}, slots=slots)
+    tx = around(oc.chain(oc.sgd(0.1), own))
+    params, state = tx.apply(PARAMS, tx.init(PARAMS), grads=PARAMS)
+    np.testing.assert_allclose(oc.finalize(params, state)["w"], 0.95)
+    np.testing.assert_allclose(oc.averaged_params(state)["w"], 0.95)
+
+
+def test_what_a_gate_of_ones_own_counts_is_no_update() -> None:
+    def every_other(inner: oc.Transformation) -> Gate:
+        def decide(grads: Any, state: Any, extra: Any) -> Any:
+            return state["count"] % 2 == 1, lambda: grads, {"count": state["count"] + 1}
+
+        return Gate(inner, lambda params: {"count": jnp.int32(0)}, decide, fields=["count"])
+
+    for inner, updates in ((oc.sgd(0.1), None), (oc.adam(0.1), 3)):
+        tx = every_other(inner)
+        params, state = PARAMS, tx.init(PARAMS)
+        for _ in range(6):
+            params, state = tx.apply(params, state, grads=PARAMS)
+        if updates is None:
+            with pytest.raises(ValueError, match="nothing in the state counts updates"):
+                oc.steps_taken(state)
+        else:
+            assert int(oc.steps_taken(state)) == updates
 
 
 def test_an_undeclared_entry_is_not_called_like_a_slot_that_is_never_negative() -> None:

@@ -196,21 +196,21 @@ def restore(source: str | os.PathLike | Checkpoint, target: Tree, *, hyperparams
 
 
 def _read(source: str | os.PathLike | Checkpoint, wanted: Mapping[Names, Any], *, with_empty: bool = False) -> Any:
-    foreign = None
-    if isinstance(source, Checkpoint):
-        found = source
-    elif (Path(source) / ABOUT).is_file():
-        found = _checked(Path(source))
-    elif (foreign := _foreign(Path(source))) is None:
-        found = latest(source)
-    else:
-        found = Checkpoint(foreign, 0, {}, {}, [])
-    path = found.path
+    path = None if isinstance(source, Checkpoint) or (Path(source) / ABOUT).is_file() else _foreign(Path(source))
+    quoted, empty = path is None, list[Names]()
+    if path is None:
+        found = source if isinstance(source, Checkpoint) else _found(Path(source))
+        path, empty = found.path / ARRAYS, found.empty
     try:
-        tree = arrays.read(foreign or path / ARRAYS, wanted, quoted=foreign is None)
-        return _with_none(tree, found.empty) if with_empty else tree
+        tree = arrays.read(path, wanted, quoted=quoted)
+        return _with_none(tree, empty) if with_empty else tree
     except Exception as error:  # Orbax has no common class for what it finds wrong
         raise ValueError(f"{path}: expected a checkpoint of Orbax, and it cannot be read: {reason(error)}") from error
+
+
+def _found(folder: Path) -> Checkpoint:
+    """A checkpoint of ours, or the last one of a folder."""
+    return _checked(folder) if (folder / ABOUT).is_file() else latest(folder)
 
 
 def _empty_places(tree: Tree) -> list[Names]:
