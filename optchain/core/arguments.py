@@ -461,8 +461,15 @@ def check_axes(name: str, value: Any, *, several: bool = True) -> tuple[int, ...
     return tuple(operator.index(axis) for axis in axes)
 
 
+def check_real_dtype(name: str, dtype: Any) -> None:
+    """Requires the dtype of real numbers: bools and complex numbers would be cast to some."""
+    if not (jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)):
+        raise TypeError(f"{name} must be a real number; got dtype {dtype}")
+
+
 def check_values(name: str, values: Any) -> None:
-    """Requires every number of a concrete array to lie in the range of its name."""
+    """Requires real numbers, and of those that are known that each lies in the range of its name."""
+    check_real_dtype(name, getattr(values, "dtype", np.dtype(float)))
     if not is_traced(values):
         for number in np.ravel(np.asarray(values)):
             check_range(name, number)

@@ -8,16 +8,19 @@ from typing import Any, Self
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from optchain.core import devices, trees
 from optchain.core.arguments import is_traced
 from optchain.core.branch import run_if, run_or_zeros
+from optchain.core.calls import not_given
 from optchain.core.composite import Composite, nonempty_states
 from optchain.core.factors import Factor
 from optchain.core.leaf_by_leaf import leaf_by_leaf_if_packed
+from optchain.core.optax_link import as_transformation
 from optchain.core.row_gradient import densified, is_rows
 from optchain.core.slot import Slot
-from optchain.core.transformation import Kind, Stage, State, Transformation
+from optchain.core.transformation import Form, Kind, Stage, State, Transformation, check_own
 from optchain.core.trees import Tree
 from optchain.core.walk import walk
 
@@ -51,7 +54,8 @@ class Gate(Composite):
 
     `decide(grads, state, extra) -> (run, gradient, state)` says whether `inner` runs, on which gradient (a function, called
     inside the branch), and what the gate's own state becomes. `flush(state)` decides likewise, without a new gradient.
-    `takes` names what `decide` reads from the call's extra arguments; `rowwise` says that `decide` treats rows by themselves.
+    `takes` names what `decide` reads from the call's extra arguments; `rowwise` says that `decide` treats rows by themselves;
+    `accepts` what it can be handed in place of a tree of arrays, as of a `Transformation`.
     Over a mesh a call may give `keep_layout`, a function that puts new parameters where the old ones were: it is called in
     the branch, so that a call that waits gathers nothing. `weighs` is for a gate that makes one call of several: of its own
     new state the weight that this one has, in place of the last call's.
@@ -68,7 +72,7 @@ class Gate(Composite):
 
     def __new__(
         cls,
-        inner: Transformation,
+        inner: optax.GradientTransformation,
         init: Callable[[Tree], Mapping[str, Any]],
         decide: Callable[[Tree, dict[str, Any], Mapping[str, Any]], Decision],
         *,
@@ -78,10 +82,12 @@ class Gate(Composite):
         takes: Iterable[str] = (),
         weighs: Callable[[dict[str, Any]], jax.Array] | None = None,
         stage: Stage | None = None,
+        accepts: Iterable[Form] = (),
         rowwise: bool = False,
     ) -> Self:
+        check_own(fields=fields, takes=takes, slots=slots or {}, hyperparams=None)
         return cls._of(
-            {"inner": inner},
+            {"inner": as_transformation(inner, "inner")},
             _own_init=init,
             _decide=decide,
             _decide_flush=flush,
@@ -89,6 +95,7 @@ class Gate(Composite):
             _own_fields=frozenset(fields),
             slots=slots or {},
             stage=stage,
+            accepts=frozenset(accepts),
             rowwise=rowwise,
             _takes=frozenset(takes),
         )
@@ -100,19 +107,19 @@ class Gate(Composite):
         self, updates: Tree, state: dict[str, Any], params: Tree | None, **extra: Any
     ) -> tuple[Tree, dict[str, Any]]:
         inner = self.parts["inner"]
-        run_now, gradient, own = self._decide(updates, state, extra)
+        run_now, gradient, own = self._decided(updates, state, extra)
         extra = self._extra_for_inner(own, extra)
 
         def run(inner_state: State) -> tuple[Tree, State]:
-            updates, inner_state = inner.run_update(gradient(), inner_state, params, extra)
-            return trees.widened(updates), inner_state
+            updates, new_state = inner.run_update(gradient(), inner_state, params, extra)
+            return trees.widened(updates), self._kept_alike(new_state, inner_state)
 
         like = jax.tree.map(_at_hand, trees.unscaled(updates), is_leaf=is_rows)
         updates, inner_state = run_or_zeros(run_now, run, like, state.get("inner", {}), mostly_runs=self._mostly_runs)
         return updates, {**own, **nonempty_states({"inner": inner_state})}
 
     def _apply(self, params: Tree, state: dict[str, Any], grads: Tree, **extra: Any) -> tuple[Tree, dict[str, Any]]:
-        return self._step(params, state, self._decide(grads, state, extra), extra)
+        return self._step(params, state, self._decided(grads, state, extra), extra)
 
     def _flush(self, params: Tree, state: dict[str, Any], **extra: Any) -> tuple[Tree, dict[str, Any]]:
         if self._decide_flush is not None:
@@ -128,7 +135,8 @@ class Gate(Composite):
         extra = self._extra_for_inner(own, extra)
 
         def apply_inner(params: Tree, inner_state: State) -> tuple[Tree, State]:
-            return self.parts["inner"].run_apply(params, inner_state, gradient(), extra)
+            params, new_state = self.parts["inner"].run_apply(params, inner_state, gradient(), extra)
+            return params, self._kept_alike(new_state, inner_state)
 
         def run(params: Tree, inner_state: State) -> tuple[Tree, State]:
             params, inner_state = leaf_by_leaf_if_packed(apply_inner, params, inner_state)
@@ -136,6 +144,50 @@ class Gate(Composite):
 
         params, inner_state = run_if(run_now, run, params, state.get("inner", {}))
         return jax.tree.map(trees.barrier_if_narrow, params), {**own, **nonempty_states({"inner": inner_state})}
+
+    def _decided(self, grads: Tree, state: dict[str, Any], extra: Mapping[str, Any]) -> Decision:
+        """What `decide` makes of a call.
+
+        Raises:
+          TypeError: an extra argument that it reads and the call did not give; something else than its three results.
+        """
+        try:
+            made: Any = self._decide(grads, state, extra)
+        except KeyError as error:
+            name = error.args[0]
+            if name in extra or name not in self._takes:
+                raise
+            raise TypeError(not_given(self.name, name, extra.keys() - self.takes)) from error
+        if not (isinstance(made, tuple) and len(made) == 3 and callable(made[1]) and isinstance(made[2], Mapping)):
+            raise TypeError(
+                f"{self.name}: decide must return (run, gradient, state), with gradient a function of no arguments and state the "
+                f"gate's own entries; got {made!r}"
+            )
+        run_now, gradient, own = made
+        if jnp.shape(run_now) or jnp.result_type(run_now) != jnp.bool_:
+            raise TypeError(f"{self.name}: decide must return a scalar bool as run; got {run_now!r}")
+        return jnp.asarray(run_now), gradient, dict(own)
+
+    def _kept_alike(self, new: State, old: State) -> State:
+        """The new state of the one within, which a branch can only keep in the old one's structure, shapes and dtypes."""
+        inner = self.parts["inner"].name
+        if jax.tree.structure(new) != jax.tree.structure(old):
+            raise TypeError(
+                f"{inner}, in {self.name}, made a state of another structure, and what runs in a gate must keep it: it was "
+                f"{jax.tree.structure(old)} and became {jax.tree.structure(new)}"
+            )
+        for (path, was), now in zip(jax.tree_util.tree_leaves_with_path(old), jax.tree.leaves(new), strict=True):
+            if (jnp.shape(was), _dtype(was)) != (jnp.shape(now), _dtype(now)):
+                raise TypeError(
+                    f"{trees.path_code(f'{inner} state', path)}, in {self.name}, was {_dtype(was)}{list(jnp.shape(was))} and became "
+                    f"{_dtype(now)}{list(jnp.shape(now))}: what runs in a gate must keep the shapes and dtypes of its state"
+                )
+        return new
+
+    @property
+    def flushes(self) -> bool:
+        """Whether it holds gradients back, which `flush` applies."""
+        return self._decide_flush is not None
 
     @functools.cached_property
     def _mostly_runs(self) -> bool:
@@ -200,6 +252,10 @@ def judge(
         grads = trees.zeros_unless(good, grads)
     devices.check_same(gate, "whether the gradients are finite", good | ~counts, axis_name)
     return good, counts, grads
+
+
+def _dtype(x: Any) -> Any:
+    return getattr(x, "dtype", None) or jnp.result_type(x)
 
 
 def _at_hand(u: Any) -> Any:

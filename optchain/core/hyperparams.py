@@ -248,6 +248,7 @@ def set_hyperparams(state: Any, values: Mapping[str, Any] | None = None, /, **na
     Raises:
       ValueError: a name that is unknown or ambiguous (the message lists what there is), a hyperparameter that a schedule
         owns, or a value out of range.
+      TypeError: a value that is no real number.
 
     Example:
       >>> import jax.numpy as jnp, optchain

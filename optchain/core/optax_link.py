@@ -43,7 +43,7 @@ class OptaxLink(Transformation):
 
     def run_init(self, params: Tree) -> State:
         state = self.inner.init(jax.tree.map(lambda p: trees.astype(p, trees.dtype_of(p)), params))
-        return {} if state == optax.EmptyState() else _with_own_buffers(state, params)
+        return {} if state == optax.EmptyState() else trees.with_own_buffers(state, params)
 
     def run_update(
         self, updates: Tree, state: State, params: Tree | None, extra: Mapping[str, Any]
@@ -84,22 +84,6 @@ class OptaxLink(Transformation):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (OptaxLink, (self.source, self.name)) if self._factory is None else super().__reduce__()
-
-
-def _with_own_buffers(state: State, params: Tree) -> State:
-    """The state with a copy of each array that the parameters have too, or that it has twice: no buffer can be donated twice.
-
-    Some of Optax's keep the parameters that they began with.
-    """
-    seen = set(map(id, jax.tree.leaves(params)))
-
-    def own(leaf: Any) -> Any:
-        if id(leaf) in seen and hasattr(leaf, "dtype"):
-            return jnp.array(leaf, copy=True)
-        seen.add(id(leaf))
-        return leaf
-
-    return jax.tree.map(own, state)
 
 
 def is_transformation(tx: Any) -> bool:

@@ -80,7 +80,7 @@ class ParameterLink(Transformation):
         own, values, kept = self._enter(state, params, extra)
 
         def run(own: State) -> tuple[Tree, State]:
-            made, new = self._project(params, self._loaded(own), **values)
+            made, new = self._results("project", self._project(params, self._loaded(own), **values), own)
             return made, self._stored(new, own, extra)
 
         made, own = memory.streamed(run, own)
@@ -92,7 +92,11 @@ class ParameterLink(Transformation):
             return params, state
         self._check_state(state, params)
         values = {**extra, **self.hyperparams.last(state)}
-        made, _ = memory.streamed(lambda state: self._project(params, state, **values), state)
+
+        def run(state: State) -> tuple[Tree, State]:
+            return self._results("project", self._project(params, state, **values), state)
+
+        made, _ = memory.streamed(run, state)
         return self._as_parameters(made, params), state
 
     def _as_parameters(self, made: Tree, params: Tree) -> Tree:

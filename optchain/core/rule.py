@@ -96,8 +96,13 @@ def rule(
     for name, slot in slots.items():
         if not slot.full:
             raise ValueError(f"slots[{name!r}] of a rule must be full: leaf gets it beside the gradient, in its shape")
+    for name, start in scalars.items():
+        arguments.check_scalar(f"scalars[{name!r}]", start, arguments.FINITE)
     owner = getattr(step, "__qualname__", "rule").split(".")[0]
     taken = inspect.signature(step).parameters
+    for parameter in taken.values():
+        if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+            raise TypeError(f"step gets all by name, so it cannot take {parameter}; name what it takes")
     for name in sorted({*hyperparams.names, *scalars} - taken.keys()):
         raise TypeError(f"step takes no {name!r}, which is among the rule's own; it takes {', '.join(taken)}")
     counts = "t" in taken
@@ -125,7 +130,7 @@ def rule(
         @functools.cache
         def on_leaf(dtype: Any) -> Callable[..., tuple[jax.Array, ...]]:
             leaf, _ = prepared(dtype)
-            optional = inspect.signature(leaf).parameters.keys()
+            optional = _parameters_of_leaf(owner, leaf, slots, needs_params=needs_params)
 
             def act(g: jax.Array, *rest: jax.Array) -> tuple[jax.Array, ...]:
                 g = trees.wide(g)
@@ -133,7 +138,7 @@ def rule(
                 kept = dict(zip(slots, old, strict=True))
                 made = leaf(g, *p, **{name: slot.load(kept[name], g.dtype) for name, slot in slots.items()})
                 u, new = _update_and_slots(owner, made, kept, optional)
-                return u, *(slot.store(new[name], kept[name]) for name, slot in slots.items())
+                return u, *(slot.store(jnp.asarray(new[name]), kept[name]) for name, slot in slots.items())
 
             return compile_once(act)
 
@@ -182,6 +187,20 @@ def _leaf_and_scalars(owner: str, made: Any, scalars: Mapping[str, float]) -> tu
     return leaf, {name: trees.astype(value, trees.dtype_of(value)) for name, value in new.items()}
 
 
+def _parameters_of_leaf(owner: str, leaf: Leaf, slots: Iterable[str], *, needs_params: bool) -> Collection[str]:
+    """The names of what `leaf` takes, which must be what it is called with."""
+    try:
+        signature = inspect.signature(leaf)
+    except ValueError:  # some builtins have none
+        return ()
+    expected = ["g", *["p"] * needs_params, *slots]
+    try:
+        signature.bind(*[None] * (1 + needs_params), **dict.fromkeys(slots))
+    except TypeError as error:
+        raise TypeError(f"{owner}: leaf must be leaf({', '.join(expected)}); it is leaf{signature}: {error}") from None
+    return signature.parameters.keys()
+
+
 def _update_and_slots(owner: str, made: Any, kept: Mapping[str, jax.Array], optional: Collection[str]) -> LeafUpdate:
     """What `leaf` returned, which is an update and each slot in its own shape; it may return slots that it takes by default."""
     if not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[1], Mapping)):
@@ -192,8 +211,8 @@ def _update_and_slots(owner: str, made: Any, kept: Mapping[str, jax.Array], opti
         raise ValueError(f"{owner}: leaf must return the slots {expected}; got {', '.join(map(repr, new)) or 'none'}")
     for name in kept:
         value = new[name]
-        if not isinstance(value, jax.Array) or value.shape != kept[name].shape:
-            got = f"shape {value.shape}" if isinstance(value, jax.Array) else f"{value!r} ({type(value).__name__})"
+        if not arguments.is_array(value) or value.shape != kept[name].shape:
+            got = f"shape {value.shape}" if arguments.is_array(value) else f"{value!r} ({type(value).__name__})"
             raise ValueError(
                 f"{owner}: leaf must return {name!r} as an array of the shape {kept[name].shape}; got {got}"
             )

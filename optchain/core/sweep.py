@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from optchain.core import arguments
 from optchain.core.hyperparams import find_settable
 from optchain.core.keys import is_key, is_raw_key, key_data
-from optchain.core.lookup import replace_fields
+from optchain.core.lookup import find_fields, replace_fields
+from optchain.core.slot import OWN_ENTRIES
 from optchain.core.slot_paths import Names, SlotPaths
 from optchain.core.trees import Path, path_names
 
@@ -19,6 +20,8 @@ BESIDE_GRADS = frozenset({"weight", "updates"})
 # Beside these lie states whose calls depend on the gradients: of a gate that leaves bad calls out, ours or Optax's, and of
 # Optax's accumulation, whose own counter is no shared one.
 DECIDES = frozenset({"skipped_steps", "good_steps", "notfinite_count", "mini_step"})
+# What wrappers keep beside their slots that run what is within at each call: `schedule_free`, `compact`.
+ALWAYS_RUN = frozenset({"beta_1", "draws", "low"})
 
 
 def sweep(state: Any, values: Mapping[str, Any] | None = None, /, **named: Any) -> tuple[Any, Any]:
@@ -26,7 +29,8 @@ def sweep(state: Any, values: Mapping[str, Any] | None = None, /, **named: Any) 
 
     Hyperparameters, and everything that follows from them, get a leading axis of members. Counts of calls stay scalars,
     so that an `accumulate` within stays a branch: with a counter for each member `vmap` would have to run both branches
-    and select. Inside a gate that looks at gradients, such as `skip_nonfinite`, each member counts for itself.
+    and select. Inside a gate that looks at gradients, such as `skip_nonfinite`, each member counts for itself, and so it does in
+    a gate of one's own that keeps more than a `count`.
 
     Args:
       state: a state of optchain, usually fresh from `init`.
@@ -42,6 +46,8 @@ def sweep(state: Any, values: Mapping[str, Any] | None = None, /, **named: Any) 
     Raises:
       ValueError: no values, values of different lengths, or a hyperparameter that cannot be set (`set_hyperparams` says
         when); one that was given as a Python number and is not the learning rate is part of the program, give an array.
+        A state that was swept before.
+      TypeError: values that are no real numbers.
 
     Example:
       >>> import jax, jax.numpy as jnp, optchain
@@ -58,13 +64,19 @@ def sweep(state: Any, values: Mapping[str, Any] | None = None, /, **named: Any) 
     if not wanted:
         raise ValueError("sweep needs the values of at least one hyperparameter")
     seeds = {"seed": jax.vmap(key_data)(_checked_seeds(wanted.pop("seed")))} if "seed" in wanted else {}
-    arrays = {key: jnp.asarray(value) for key, value in wanted.items()}
+    arrays = {key: _numbers(key, value) for key, value in wanted.items()}
     shapes = {array.shape for array in arrays.values()} | {keys.shape[:1] for keys in seeds.values()}
     if len(shapes) != 1 or len(next(iter(shapes))) != 1:
         given = ", ".join(f"{key}: {array.shape}" for key, array in (arrays | seeds).items())
         raise ValueError(f"sweep needs one-dimensional arrays of one length; got {given}")
     ((members,),) = shapes
 
+    for field in find_fields(state, "hyperparams", "scheduled"):
+        if jnp.shape(field.value):
+            raise ValueError(
+                f"sweep needs the state of one member, and {field.key} has shape {jnp.shape(field.value)}: give all that differs "
+                "to one sweep"
+            )
     axes = member_axes(state)
 
     def of_members(axis: int | None, leaf: Any) -> Any:
@@ -82,6 +94,16 @@ def sweep(state: Any, values: Mapping[str, Any] | None = None, /, **named: Any) 
     if seeds and not keys_by_path:
         raise ValueError("sweep was given seeds, and the state has no add_noise that would draw from them")
     return replace_fields(batched, values_by_path | keys_by_path), axes
+
+
+def _numbers(key: str, values: Any) -> jax.Array:
+    """One number a member."""
+    try:
+        array = jnp.asarray(values)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"sweep needs one number a member for {key}; got {values!r}") from error
+    arguments.check_real_dtype(key, array.dtype)
+    return array
 
 
 def _checked_seeds(seeds: Any) -> jax.Array:
@@ -112,12 +134,19 @@ def member_axes(state: Any) -> Any:
     """The axis of members of each leaf of a state: 0, or None for what counts the calls of all members alike."""
     slots = SlotPaths.of(state)
     own = {names[:-1] for names in slots.leaves if names[-1:] and names[-1] in DECIDES and slots.is_entry(names)}
+    own |= {place for place in slots.with_entries({"inner"}) if _decides(place, slots)}
 
     def axis(path: Path, _: Any) -> int | None:
         names = path_names(path)
         return None if _is_counter(names, slots) and not any(names[: len(place)] == place for place in own) else 0
 
     return jax.tree_util.tree_map_with_path(axis, state)
+
+
+def _decides(place: Names, slots: SlotPaths) -> bool:
+    """Whether what lies around another link may be a gate of one's own: it has entries that are none of the package's."""
+    known = OWN_ENTRIES | ALWAYS_RUN | (BESIDE_GRADS if "grads" in slots.entries[place] else frozenset())
+    return any(not slots.lies_in_slot((*place, name)) for name in slots.entries[place] - {"inner"} - known)
 
 
 def _is_counter(names: Names, slots: SlotPaths) -> bool:

@@ -242,7 +242,7 @@ class Transformation(Identity):
     def _public_init(self, params: Tree) -> State:
         trees.check_leaves("params", params)
         trees.check_arrays("params", params)
-        return self.run_init(params)
+        return trees.with_own_buffers(self.run_init(params), params)
 
     def _public_update(
         self, updates: Tree, state: State, params: Tree | None, extra: dict[str, Any]
@@ -256,7 +256,8 @@ class Transformation(Identity):
         incoming, params = self._check_call("updates", updates, state, params, extra)
         outgoing, state = self.run_update(incoming, state, params, extra)
         outgoing = trees.force(outgoing)
-        return (outgoing if self.keeps_low_bits else trees.cast_tree(outgoing, updates)), state
+        made = outgoing if self.keeps_low_bits else trees.cast_tree(outgoing, updates)
+        return made, trees.with_own_buffers(state, updates, params)
 
     def apply(self, params: Tree, state: State, *, grads: Tree, **extra: Any) -> tuple[Tree, State]:
         """One step in the fused form: `update` followed by `optax.apply_updates`, up to rounding in the parameters' dtype.
@@ -291,7 +292,8 @@ class Transformation(Identity):
             raise TypeError(f"the call gave a weight, and nothing in {self.name} would use it, as accumulate() would")
         incoming, with_gradient = self._check_call("grads", grads, state, params, extra)
         new_params, state = self.run_apply(with_gradient, state, incoming, extra)
-        return (new_params if with_gradient is params else trees.filled(new_params, params)), state
+        new_params = new_params if with_gradient is params else trees.filled(new_params, params)
+        return new_params, trees.with_own_buffers(state, new_params, grads, params)
 
     def _check_call(
         self, root: str, updates: Tree, state: State, params: Tree | None, extra: Mapping[str, Any]
@@ -323,6 +325,8 @@ class Transformation(Identity):
         """`init` without the checks at the boundary."""
         self.hyperparams.check_for(params)
         own = self._init(params)
+        if not isinstance(own, Mapping):
+            raise TypeError(f"{self.name}: init must return a dict of the entries of its state; got {own!r}")
         note_undeclared(self._undeclared(own, params))
         expected = self.fields - (self.hyperparams.fields - self._own_fields)
         if frozenset(own) - self.optional_fields != expected:
@@ -337,7 +341,13 @@ class Transformation(Identity):
         own, values, kept = self._enter(state, updates, extra)
 
         def run(own: State) -> tuple[Tree, State]:
-            made, new = self._update(updates, self._loaded(own), params, **values)
+            try:
+                results = self._update(updates, self._loaded(own), params, **values)
+            except Exception as error:
+                if params is None and not self.parts:
+                    error.add_note(f"{self.name} was given no params: if its update needs them, say needs_params=True")
+                raise
+            made, new = self._results("update", results, own)
             return made, self._stored(new, own, extra)
 
         if self.parts:
@@ -359,6 +369,20 @@ class Transformation(Identity):
     def run_flush(self, params: Tree, state: State, extra: Mapping[str, Any]) -> tuple[Tree, State]:
         """Applies what gates within hold back, with the run-time values of the last call. It is no call: nothing counts it."""
         return params, state
+
+    def _results(self, function: str, made: Any, own: State) -> tuple[Tree, dict[str, Any]]:
+        """What the function of a link returned, which is a tree and the entries of the link's own state."""
+        what = "updates" if function == "update" else "params"
+        if not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[1], Mapping)):
+            raise TypeError(
+                f"{self.name}: {function} must return ({what}, state), with state a dict like the one that it got; got {made!r}"
+            )
+        tree, new = made
+        if not self.parts and new.keys() != own.keys():
+            raise ValueError(
+                f"{self.name}: {function} must return a state with the entries {sorted(own)}; got {sorted(new)}"
+            )
+        return tree, dict(new)
 
     def _check_made(self, made: Tree, updates: Tree, params: Tree | None) -> None:
         """Requires the updates that a rule returned to fit the parameters: others would be broadcast over them."""
@@ -421,10 +445,22 @@ class Transformation(Identity):
                     f"the state of {self.name} has the {group} {sorted(state[group])}, {self.name} needs {sorted(names)}: it is "
                     f"another transformation's. If the recipe was changed, take {group!r} from a fresh tx.init(params)."
                 )
+            for name in names if group == "hyperparams" else ():
+                self._check_number(f'["{group}"]["{name}"]', state[group][name])
+        if "count" in self.hyperparams.fields:
+            self._check_number('["count"]', state["count"])
         reference = trees.unscaled(reference)
         full = [name for name, slot in self.slots.items() if slot.full]
         for name in [*full, *(self._undeclared(state, reference) if self.rowwise else [])]:
             storage.check(f'{self.name} state["{name}"]', state[name], "updates", reference)
+
+    def _check_number(self, where: str, value: Any) -> None:
+        """Requires one number: several would be broadcast over the updates."""
+        if jnp.shape(value):
+            raise ValueError(
+                f"{self.name} state{where} must have shape (); got {jnp.shape(value)}: the state of several members, as sweep makes "
+                "it, goes through jax.vmap with the axes that sweep returned"
+            )
 
     # What may be asked of it ----------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from optchain.core import arguments, memory, trees
+from optchain.core.calls import not_given
 from optchain.core.chain import is_lazy
 from optchain.core.factors import Factor
 from optchain.core.gates import Decision, Gate
@@ -20,6 +21,7 @@ from optchain.core.row_gradient import is_rows
 from optchain.core.slot import Slot, declare, stored
 from optchain.core.transformation import State, Transformation
 from optchain.core.trees import Tree
+from optchain.core.walk import walk
 
 
 class AccumulateState(TypedDict):
@@ -158,6 +160,7 @@ def accumulate(
         takes=["weight"],
         weighs=operator.itemgetter("weight"),
         stage=stage,
+        accepts=["scaled", "rows"],
     )
 
 
@@ -201,8 +204,9 @@ def _mean(sums: Tree, weight: jax.Array) -> Callable[[], trees.Scaled]:
     return lambda: trees.rescale(sums, factor)
 
 
-def flush(tx: optax.GradientTransformation, params: Tree, state: State) -> tuple[Tree, State]:
-    """Applies what `accumulate` holds of a window that was not filled: the tail of an epoch.
+def flush(tx: optax.GradientTransformation, params: Tree, state: State, **extra: Any) -> tuple[Tree, State]:
+    """Applies what `accumulate`, or a gate of one's own that has a `flush`, holds of a window that was not filled: the tail of an
+    epoch.
 
     The inner transformation runs on the mean of what is there, with the hyperparameters of the last call. It is not a call:
     chains and averages around the gate do not count it; projections after the gate act. Where nothing is held, nothing
@@ -212,12 +216,14 @@ def flush(tx: optax.GradientTransformation, params: Tree, state: State) -> tuple
       tx: the transformation, with an `accumulate` in it.
       params: the parameters.
       state: its state.
+      **extra: what links ask for by name, as of `apply`, such as `value=loss`.
 
     Returns:
       `(params, state)`, with an empty accumulator.
 
     Raises:
       ValueError: there is no `accumulate` in `tx`.
+      TypeError: an extra argument that a link needs, and that was not given.
 
     Example:
       >>> import jax.numpy as jnp, optchain
@@ -229,7 +235,13 @@ def flush(tx: optax.GradientTransformation, params: Tree, state: State) -> tuple
       Array([-3.], dtype=float32)
     """
     transformation = as_transformation(tx, "tx")
-    if "weight" not in transformation.takes:
+    links = [node.link for node in walk(transformation)]
+    flushing = [link.parts["inner"] for link in links if isinstance(link, Gate) and link.flushes]
+    if not flushing:
         within = ": what is inside an Optax transformation is out of reach, chain() is not" * transformation.open_ended
         raise ValueError(f"{transformation.name} has no accumulate(), so there is nothing to flush{within}")
-    return transformation.run_flush(params, state, {})
+    run = [*flushing, *(link for link in links if link.projects)]
+    for name, owner in transformation.needs.items():
+        if name not in extra and any(name in link.needs for link in run):
+            raise TypeError(not_given(owner, name, extra.keys() - transformation.takes))
+    return transformation.run_flush(params, state, extra)

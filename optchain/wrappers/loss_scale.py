@@ -142,7 +142,7 @@ def dynamic_loss_scale(
         return good | ~counts, lambda: trees.rescale(grads, Factor.reciprocal(scale)), own
 
     fields = DynamicLossScaleState.__annotations__.keys() - {"inner"}
-    return Gate(gated, init, decide, fields=fields, rowwise=True)
+    return Gate(gated, init, decide, fields=fields, accepts=["scaled", "rows"], rowwise=True)
 
 
 def scale_loss(loss: jax.Array, state: Any) -> jax.Array:

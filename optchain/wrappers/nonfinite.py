@@ -98,7 +98,14 @@ def skip_nonfinite(
         good, counts, grads = judge("skip_nonfinite", gated, grads, extra, axis_name, unscaled_by, fits)
         return good | ~counts, lambda: grads, with_metrics(count_skipped(state, good, counts))
 
-    return Gate(gated, init, decide, fields=["skipped_steps", "consecutive", "metrics"], rowwise=True)
+    return Gate(
+        gated,
+        init,
+        decide,
+        fields=["skipped_steps", "consecutive", "metrics"],
+        accepts=["scaled", "rows"],
+        rowwise=True,
+    )
 
 
 def raise_if_nonfinite(metrics: Mapping[str, Any]) -> None:

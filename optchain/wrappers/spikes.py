@@ -137,7 +137,7 @@ def skip_spikes(
         return runs, lambda: grads, {**own, **counters, "metrics": metrics_of(norm, counters)}
 
     fields = SkipSpikesState.__annotations__.keys() - {"inner"}
-    return Gate(gated, init, decide, fields=fields, takes=["value"], rowwise=True)
+    return Gate(gated, init, decide, fields=fields, takes=["value"], accepts=["scaled", "rows"], rowwise=True)
 
 
 def _judged(value: jax.Array, history: History, counts: jax.Array, deviations: float) -> tuple[jax.Array, History]:

@@ -16,6 +16,7 @@ from optchain.core.trees.arithmetic import copy as copy
 from optchain.core.trees.arithmetic import difference as difference
 from optchain.core.trees.arithmetic import map_unzip as map_unzip
 from optchain.core.trees.arithmetic import updates_to as updates_to
+from optchain.core.trees.arithmetic import with_own_buffers as with_own_buffers
 from optchain.core.trees.arithmetic import zeros_like as zeros_like
 from optchain.core.trees.arithmetic import zeros_without as zeros_without
 from optchain.core.trees.checks import align as align

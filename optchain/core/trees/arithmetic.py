@@ -49,6 +49,22 @@ def copy(params: Tree, dtype: Any = None) -> Tree:
     return jax.tree.map(fresh, params)
 
 
+def with_own_buffers(tree: Tree, *others: Tree) -> Tree:
+    """The tree with a copy of each array that others have too, or that it has twice: no buffer can be donated twice.
+
+    Traced values have no buffers yet, and the program that is traced makes one for each.
+    """
+    leaves, treedef = jax.tree.flatten(tree)
+    seen = set(map(id, jax.tree.leaves(others)))
+    own = list[Any]()
+    for leaf in leaves:
+        is_shared = id(leaf) in seen and isinstance(leaf, jax.Array) and not is_traced(leaf)
+        own.append(jnp.array(leaf, copy=True) if is_shared else leaf)
+        seen.add(id(leaf))
+    is_changed = any(x is not y for x, y in zip(own, leaves, strict=True))
+    return treedef.unflatten(own) if is_changed else tree  # which else keeps the order of its dicts
+
+
 def map_unzip(function: Callable[..., tuple[Any, ...]], outputs: int, *trees: Tree) -> tuple[Tree, ...]:
     """`jax.tree.map` for a function of leaves that returns `outputs` leaves: returns as many trees."""
     leaves, treedef = jax.tree.flatten(trees[0])

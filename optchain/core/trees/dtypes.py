@@ -22,7 +22,9 @@ def is_complex(x: Any) -> bool:
 
 
 def dtype_of(x: Any) -> jnp.dtype:
-    return x.dtype if isinstance(x, jax.Array) else jax.dtypes.canonicalize_dtype(getattr(x, "dtype", type(x)))
+    if isinstance(x, jax.Array) or (hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jax.dtypes.extended)):
+        return x.dtype  # of typed keys it is one of JAX's own
+    return jax.dtypes.canonicalize_dtype(getattr(x, "dtype", type(x)))
 
 
 def wide_dtype(dtype: Any) -> jnp.dtype:

@@ -23,7 +23,7 @@ from optchain.core.trees.dtypes import (
     wide,
 )
 from optchain.core.trees.paths import Tree
-from optchain.core.trees.scaled import Scaled, scale_each, unscaled
+from optchain.core.trees.scaled import Scaled, merged, scale_each, unscaled
 
 
 def root(x: jax.Array) -> jax.Array:
@@ -191,8 +191,12 @@ def _sums(leaves: list[Any], axes: tuple[Any, ...], squares: list[jax.Array]) ->
 
 
 def global_norm(updates: Tree | Scaled, axis_name: str | tuple[str, ...] | None = None) -> jax.Array:
-    """The Euclidean norm of all leaves together, and over the devices of an axis, in JAX's default float."""
-    return joint_norm(updates, axis_name).value
+    """The Euclidean norm of all leaves together, and over the devices of an axis, in JAX's default float.
+
+    A `RowGradient` counts as the dense gradient, where a row that it names twice is one sum.
+    """
+    with_rows_once = updates if isinstance(updates, Scaled) else merged(updates)
+    return joint_norm(with_rows_once, axis_name).value
 
 
 def joint_norm(updates: Tree | Scaled, axis_name: str | tuple[str, ...] | None = None) -> Factor:

@@ -1,0 +1,434 @@
+"""Links and gates that users write: they see plain gradients, their mistakes have names, and no state shares a buffer."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import optchain as oc
+from optchain import Slot
+from optchain.core import trees
+from optchain.core.gates import Gate
+from optchain.core.hyperparams import Hyperparams
+
+PARAMS = {"w": jnp.array([1.0, 2.0, -3.0, 4.0])}
+GRADS = {"w": jnp.array([0.5, -0.25, 1.0, 2.0])}
+
+
+def keep_if(inner: Any, decide: Callable[..., Any], **options: Any) -> Gate:
+    """A gate with a number of its own state, `seen`."""
+    return Gate(inner, lambda params: {"seen": jnp.float32(0)}, decide, **{"fields": ["seen"], **options})
+
+
+def skip_large(inner: Any, bound: float = 5.0, **options: Any) -> Gate:
+    """A gate by a norm that knows nothing of this package."""
+
+    def decide(grads: Any, state: Any, extra: Any) -> Any:
+        norm = optax.tree.norm(grads)
+        return norm < bound, lambda: grads, {"seen": norm}
+
+    return keep_if(inner, decide, **options)
+
+
+# What a gate is handed ------------------------------------------------------------------------------------------------
+
+AROUND: dict[str, tuple[Callable[[Any], oc.Transformation], float]] = {
+    "nothing": (lambda gate: gate, 1.0),
+    "accumulate": (lambda gate: oc.accumulate(gate, 1), 1.0),
+    "scale": (lambda gate: oc.chain(oc.scale(0.5), gate), 0.5),
+    "clip": (lambda gate: oc.chain(oc.clip_by_global_norm(1.0), gate), 1 / float(optax.tree.norm(GRADS))),
+    "its own kind": (lambda gate: skip_large(gate, 1e6), 1.0),
+}
+
+
+@pytest.mark.parametrize("jit", [False, True], ids=["eager", "jit"])
+@pytest.mark.parametrize("around", AROUND)
+def test_a_gate_sees_the_gradients_as_arrays_whatever_stands_around_it(around: str, jit: bool) -> None:
+    wrap, factor = AROUND[around]
+    tx = wrap(skip_large(oc.sgd(0.1)))
+    step = jax.jit(tx.apply) if jit else tx.apply
+    params, state = step(PARAMS, tx.init(PARAMS), grads=GRADS)
+    np.testing.assert_allclose(params["w"], PARAMS["w"] - 0.1 * factor * GRADS["w"], rtol=1e-6)
+    updates, _ = tx.update(GRADS, tx.init(PARAMS), PARAMS)
+    np.testing.assert_allclose(optax.apply_updates(PARAMS, updates)["w"], params["w"], rtol=1e-6)
+    seen = [x for path, x in jax.tree_util.tree_leaves_with_path(state) if path[-1].key == "seen"]
+    np.testing.assert_allclose(seen[-1], factor * optax.tree.norm(GRADS), rtol=1e-6)
+
+
+def test_a_gate_sees_the_dense_gradient_of_a_table() -> None:
+    table = {"table": jnp.ones((6, 2))}
+    rows = {"table": oc.RowGradient(jnp.array([1, 4, 1]), jnp.ones((3, 2)), shape=(6, 2))}
+    dense = jax.tree.map(lambda x: x.dense(), rows, is_leaf=lambda x: isinstance(x, oc.RowGradient))
+    tx = skip_large(oc.adam(0.1), bound=5.0)
+    by_rows, state = tx.apply(table, tx.init(table), grads=rows)
+    by_table, expected = tx.apply(table, tx.init(table), grads=dense)
+    np.testing.assert_array_equal(by_rows["table"], by_table["table"])
+    np.testing.assert_allclose(state["seen"], expected["seen"])
+    np.testing.assert_allclose(state["seen"], np.sqrt(2 * 2**2 + 2 * 1), rtol=1e-6)
+
+
+def test_a_gate_that_accepts_them_is_handed_scaled_updates() -> None:
+    given = list[Any]()
+
+    def decide(grads: Any, state: Any, extra: Any) -> Any:
+        given.append(grads)
+        return jnp.bool_(True), lambda: grads, state
+
+    for accepts in ((), ("scaled",)):
+        tx = oc.chain(oc.scale(0.5), keep_if(oc.sgd(0.1), decide, accepts=accepts))
+        tx.apply(PARAMS, tx.init(PARAMS), grads=GRADS)
+    assert [isinstance(grads, trees.Scaled) for grads in given] == [False, True]
+
+
+def test_the_norm_of_rows_that_are_named_twice_is_that_of_the_dense_gradient() -> None:
+    rows = oc.RowGradient(jnp.array([2, 0, 2, -1]), jnp.ones((4, 3)), shape=(3, 3))
+    expected = np.linalg.norm(np.asarray(rows.dense()))
+    np.testing.assert_allclose(trees.global_norm({"table": rows}), expected, rtol=1e-6)
+
+
+def test_a_gate_takes_an_optax_transformation() -> None:
+    tx = skip_large(optax.sgd(0.1))
+    params, _ = tx.apply(PARAMS, tx.init(PARAMS), grads=GRADS)
+    np.testing.assert_allclose(params["w"], PARAMS["w"] - 0.1 * GRADS["w"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("bound", [5.0, 1.0], ids=["runs", "skips"])
+def test_members_of_a_sweep_each_decide_in_a_gate_of_ones_own(bound: float) -> None:
+    tx = skip_large(oc.chain(oc.scale_by_adam(), oc.scale_by_learning_rate(), learning_rate=0.1), bound)
+    rates = jnp.array([0.1, 0.2])
+    states, axes = oc.sweep(tx.init(PARAMS), learning_rate=rates)
+    scales = jnp.array([1.0, 0.1])  # of the gradients: with the lower bound one member runs and one does not
+
+    def step(params: Any, state: Any, scale: Any) -> Any:
+        return tx.apply(params, state, grads=jax.tree.map(lambda g: scale * g, GRADS))
+
+    together = jax.tree.map(lambda p: jnp.stack([p, p]), PARAMS)
+    members = jax.jit(jax.vmap(step, in_axes=(0, axes, 0), out_axes=(0, axes)))
+    for _ in range(3):
+        together, states = members(together, states, scales)
+    for member in range(2):
+        params, state = PARAMS, oc.set_hyperparams(tx.init(PARAMS), learning_rate=rates[member])
+        for _ in range(3):
+            params, state = step(params, state, scales[member])
+        np.testing.assert_allclose(together["w"][member], params["w"], rtol=1e-6)
+
+
+def test_counts_of_the_packages_own_wrappers_stay_shared() -> None:
+    wrapped = {
+        "accumulate": oc.accumulate(oc.adam(0.1), 4),
+        "compact": oc.compact(oc.adamw(0.1)),
+        "compact weights": oc.compact(oc.adamw(0.1), weights=24),
+        "masked": oc.freeze(oc.adam(0.1), oc.matching("b")),
+        "schedule-free": oc.schedule_free_adamw(0.1),
+        "averages": oc.chain(oc.adam(0.1), oc.average_params(0.9)),
+    }
+    params = {"w": jnp.ones((64, 64), jnp.bfloat16), "b": jnp.ones(2, jnp.bfloat16)}
+    for name, tx in wrapped.items():
+        _, axes = oc.sweep(tx.init(params), learning_rate=jnp.array([0.1, 0.2]))
+        counts = {path[-1].key: axis for path, axis in _paths(axes) if path[-1].key == "count"}
+        assert set(counts.values()) == {None}, name
+
+
+def _paths(tree: Any) -> Any:
+    return jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: x is None)
+
+
+# Flushing -------------------------------------------------------------------------------------------------------------
+
+
+def sum_of_two(inner: Any) -> Gate:
+    """Runs at every second call, on the sum of two gradients."""
+
+    def init(params: Any) -> Any:
+        return {"waiting": jnp.bool_(False), "summed": jax.tree.map(jnp.zeros_like, params)}
+
+    def decide(grads: Any, state: Any, extra: Any) -> Any:
+        summed = jax.tree.map(jnp.add, grads, state["summed"])
+        kept = jax.tree.map(lambda s: jnp.where(state["waiting"], 0, s), summed)
+        return state["waiting"], lambda: summed, {"waiting": ~state["waiting"], "summed": kept}
+
+    def flush(state: Any) -> Any:
+        empty = jax.tree.map(jnp.zeros_like, state["summed"])
+        return state["waiting"], lambda: state["summed"], {"waiting": jnp.bool_(False), "summed": empty}
+
+    return Gate(inner, init, decide, fields=["waiting"], slots={"summed": Slot()}, flush=flush)
+
+
+def test_flush_runs_a_gate_of_ones_own() -> None:
+    tx = sum_of_two(oc.sgd(0.1))
+    params, state = PARAMS, tx.init(PARAMS)
+    for _ in range(3):
+        params, state = tx.apply(params, state, grads=GRADS)
+    params, state = oc.flush(tx, params, state)
+    np.testing.assert_allclose(params["w"], PARAMS["w"] - 0.3 * GRADS["w"], rtol=1e-6)
+    with pytest.raises(ValueError, match="has no accumulate"):
+        oc.flush(skip_large(oc.sgd(0.1)), PARAMS, {})
+
+
+def by_value() -> oc.Transformation:
+    def step(value: Any) -> Any:
+        return lambda g: (g * value, {})
+
+    return oc.rule(step, slots={})
+
+
+def test_flush_hands_on_what_links_ask_for() -> None:
+    tx = oc.accumulate(oc.chain(by_value(), oc.sgd(0.1)), 4)
+    params, state = tx.apply(PARAMS, tx.init(PARAMS), grads=GRADS, value=1.0)
+    with pytest.raises(TypeError, match="transformation needs value, and the call did not give it"):
+        oc.flush(tx, params, state)
+    params, _ = oc.flush(tx, params, state, value=3.0)
+    np.testing.assert_allclose(params["w"], PARAMS["w"] - 0.3 * GRADS["w"], rtol=1e-6)
+
+
+def test_flush_asks_for_nothing_that_it_does_not_run() -> None:
+    tx = oc.chain(by_value(), oc.accumulate(oc.sgd(0.1), 4))
+    params, state = tx.apply(PARAMS, tx.init(PARAMS), grads=GRADS, value=2.0)
+    params, _ = oc.flush(tx, params, state)
+    np.testing.assert_allclose(params["w"], PARAMS["w"] - 0.2 * GRADS["w"], rtol=1e-6)
+
+
+# Mistakes in gates ----------------------------------------------------------------------------------------------------
+
+
+def gate_that_returns(made: Any) -> Gate:
+    return keep_if(oc.sgd(0.1), lambda grads, state, extra: made(grads, state))
+
+
+@pytest.mark.parametrize(
+    ("tx", "message"),
+    [
+        (gate_that_returns(lambda g, s: (True, g, s)), r"decide must return \(run, gradient, state\)"),
+        (gate_that_returns(lambda g, s: (True, lambda: g)), "transformation: decide must return"),
+        (gate_that_returns(lambda g, s: (True, lambda: g, None)), "transformation: decide must return"),
+        (gate_that_returns(lambda g, s: (jnp.float32(1), lambda: g, s)), "must return a scalar bool as run; got"),
+        (gate_that_returns(lambda g, s: (g["w"] > 0, lambda: g, s)), "must return a scalar bool as run; got"),
+        (
+            keep_if(oc.sgd(0.1), lambda g, s, extra: (extra["loss"] < 1, lambda: g, s), takes=["loss"]),
+            "transformation needs loss, and the call did not give it",
+        ),
+    ],
+)
+def test_a_decision_that_is_none_is_named(tx: Gate, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        tx.apply(PARAMS, tx.init(PARAMS), grads=GRADS)
+
+
+def test_what_a_gate_runs_keeps_the_form_of_its_state() -> None:
+    def narrowing(updates: Any, state: Any, params: Any) -> Any:
+        return updates, {"last": state["last"].astype(jnp.bfloat16)}
+
+    def growing(updates: Any, state: Any, params: Any) -> Any:
+        return updates, {"last": {"more": state["last"]}}
+
+    def link(update: Any) -> oc.Transformation:
+        return oc.Transformation(lambda params: {"last": jnp.float32(0)}, update, fields=["last"])
+
+    for update, message in (
+        (narrowing, r'\["last"\], in transformation, was float32\[\] and became bfloat16\[\]'),
+        (growing, "in transformation, made a state of another structure"),
+    ):
+        tx = skip_large(oc.chain(link(update), oc.sgd(0.1)))
+        for form in (
+            lambda tx=tx: tx.apply(PARAMS, tx.init(PARAMS), grads=GRADS),
+            lambda tx=tx: tx.update(GRADS, tx.init(PARAMS), PARAMS),
+        ):
+            with pytest.raises(TypeError, match=message):
+                form()
+
+
+# Mistakes in links ----------------------------------------------------------------------------------------------------
+
+
+class Kept(NamedTuple):
+    last: Any
+
+
+def link(update: Any, init: Any = None, **options: Any) -> oc.Transformation:
+    return oc.Transformation(init, update, **options)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: link(lambda u, s, p: u), TypeError, r"transformation: update must return \(updates, state\)"),
+        (lambda: link(lambda u, s, p: (u, None)), TypeError, r"transformation: update must return \(updates, state\)"),
+        (
+            lambda: link(lambda u, s, p: (u, {}), lambda p: {"last": jnp.zeros(())}, fields=["last"]),
+            ValueError,
+            r"update must return a state with the entries \['last'\]; got \[\]",
+        ),
+        (lambda: oc.ParameterLink(lambda p, s: p), TypeError, r"project must return \(params, state\)"),
+        (lambda: oc.ParameterLink(lambda p, s: (p, None)), TypeError, r"project must return \(params, state\)"),
+        (
+            lambda: link(lambda u, s, p: (u, s), lambda p: Kept(jnp.zeros(())), fields=["last"]),
+            TypeError,
+            "init must return a dict of the entries of its state; got Kept",
+        ),
+    ],
+)
+def test_a_function_of_a_link_that_returns_something_else_is_named(make: Any, error: Any, message: str) -> None:
+    tx = make()
+    with pytest.raises(error, match=message):
+        tx.apply(PARAMS, tx.init(PARAMS), grads=GRADS)
+
+
+def test_an_update_that_needs_params_and_got_none_says_so() -> None:
+    tx = link(lambda u, s, p: (jax.tree.map(lambda u, p: u + p, u, p), s))
+    with pytest.raises(ValueError, match="pytree structure error") as raised:
+        tx.update(GRADS, tx.init(PARAMS))
+    assert "say needs_params=True" in raised.value.__notes__[0]
+
+
+def rule_of(leaf: Any, **options: Any) -> oc.Transformation:
+    return oc.rule(lambda: leaf, **{"slots": {"mu": Slot()}, **options})
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (
+            lambda: rule_of(lambda g, velo: (g, {"mu": velo})),
+            TypeError,
+            r"leaf must be leaf\(g, mu\); it is leaf\(g, velo\)",
+        ),
+        (lambda: rule_of(lambda g: (g, {})), TypeError, r"leaf must be leaf\(g, mu\); it is leaf\(g\)"),
+        (
+            lambda: rule_of(lambda g, mu: (g, {"mu": mu}), needs_params=True),
+            TypeError,
+            r"leaf must be leaf\(g, p, mu\)",
+        ),
+        (lambda: oc.rule(lambda *a: lambda g: (g, {}), slots={}), TypeError, r"cannot take \*a; name what it takes"),
+        (lambda: oc.rule(lambda **k: lambda g: (g, {}), slots={}), TypeError, r"cannot take \*\*k; name what it takes"),
+        (
+            lambda: oc.rule(lambda m, /: lambda g: (g, {}), slots={}, hyperparams={"m": 0.1}),
+            TypeError,
+            "cannot take m; name what it takes",
+        ),
+        *(
+            (
+                lambda start=start: oc.rule(lambda k: (lambda g: (g, {}), {"k": k}), slots={}, scalars={"k": start}),
+                (TypeError, ValueError),
+                r"scalars\['k'\] must be",
+            )
+            for start in ("a", 1j, None, [1.0], np.ones(2), float("nan"))
+        ),
+    ],
+)
+def test_a_rule_whose_functions_do_not_fit_is_named(make: Any, error: Any, message: str) -> None:
+    def use() -> Any:
+        tx = make()
+        return tx.apply(PARAMS, tx.init(PARAMS), grads=GRADS)
+
+    with pytest.raises(error, match=message):
+        use()
+
+
+def test_a_slot_may_become_a_numpy_array() -> None:
+    tx = rule_of(lambda g, mu: (g, {"mu": np.zeros(mu.shape, np.float32)}))
+    _, state = tx.apply(PARAMS, tx.init(PARAMS), grads=GRADS)
+    np.testing.assert_array_equal(state["mu"]["w"], 0)
+
+
+# Buffers --------------------------------------------------------------------------------------------------------------
+
+
+def last_gradients() -> oc.Transformation:
+    slots = {"first": Slot(), "second": Slot()}
+    return rule_of(lambda g, first, second: (g, {"first": g, "second": g}), slots=slots)
+
+
+def last_parameters() -> oc.Transformation:
+    return rule_of(lambda g, p, before: (g, {"before": p}), slots={"before": Slot()}, needs_params=True)
+
+
+def same_twice() -> oc.Transformation:
+    def leaf(g: Any, one: Any, two: Any) -> Any:
+        mean = (one + g) / 2
+        return g, {"one": mean, "two": mean}
+
+    return rule_of(leaf, slots={"one": Slot(), "two": Slot()})
+
+
+def started_at_params() -> oc.Transformation:
+    return link(lambda u, s, p: (u, s), lambda p: {"one": p, "two": p}, slots={"one": Slot(), "two": Slot()})
+
+
+def new_parameters() -> oc.Transformation:
+    def project(params: Any, state: Any) -> Any:
+        return params, {"after": params}
+
+    return oc.ParameterLink(project, lambda p: {"after": p}, slots={"after": Slot()})
+
+
+@pytest.mark.parametrize(
+    "around", [lambda tx: tx, oc.skip_nonfinite, lambda tx: oc.accumulate(tx, 1)], ids=["", "gate", "sum"]
+)
+@pytest.mark.parametrize(
+    "make",
+    [last_gradients, last_parameters, same_twice, started_at_params, new_parameters],
+    ids=lambda make: make.__name__,
+)
+def test_a_state_shares_no_buffer_with_what_the_caller_has(make: Any, around: Any) -> None:
+    """A step that donates it would delete the caller's arrays, or fail since one is donated twice."""
+    tx = around(oc.chain(oc.sgd(0.1), make()) if make is new_parameters else oc.chain(make(), oc.sgd(0.1)))
+    params, grads = jax.tree.map(jnp.copy, (PARAMS, GRADS))
+    donating = jax.jit(tx.apply, donate_argnums=(0, 1))
+    jax.block_until_ready(donating(jax.tree.map(jnp.copy, params), tx.init(params), grads=grads))
+    new, state = tx.apply(params, tx.init(params), grads=grads)
+    jax.block_until_ready(donating(new, state, grads=grads))
+    _, state = tx.update(grads, tx.init(params), params)
+    jax.block_until_ready(donating(jax.tree.map(jnp.copy, params), state, grads=grads))
+    np.testing.assert_array_equal(params["w"], PARAMS["w"])
+    np.testing.assert_array_equal(grads["w"], GRADS["w"])
+
+
+# Hyperparameters are single numbers ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [oc.sgd, oc.adam], ids=["sgd", "adam"])
+@pytest.mark.parametrize("shape", [(2,), (4, 2), ()])
+def test_a_rate_with_an_axis_is_not_broadcast_over_the_parameters(make: Any, shape: tuple[int, ...]) -> None:
+    """Each column was trained at the rate of another member."""
+    tx, params = make(0.1), jnp.ones(shape)
+    states, _ = oc.sweep(tx.init(params), learning_rate=[0.1, 0.2])
+    with pytest.raises(ValueError, match=r'state\["hyperparams"\]\["learning_rate"\] must have shape \(\); got \(2,\)'):
+        tx.apply(params, states, grads=params)
+
+
+def test_a_sweep_is_not_swept_again() -> None:
+    def with_two(rate: float) -> oc.Transformation:
+        hyperparams = Hyperparams(factor=jnp.float32(1.0))
+
+        def update(updates: Any, state: Any, params: Any, *, factor: Any) -> Any:
+            return jax.tree.map(lambda u: u * factor, updates), state
+
+        return oc.chain(oc.Transformation(update=update, hyperparams=hyperparams), oc.sgd(rate))
+
+    states, _ = oc.sweep(with_two(0.1).init(PARAMS), learning_rate=[0.1, 0.2])
+    with pytest.raises(ValueError, match=r"learning_rate has shape \(2,\): give all that differs to one sweep"):
+        oc.sweep(states, factor=[1.0, 2.0])
+
+
+@pytest.mark.parametrize("values", [[True, False], [0.1 + 1j, 0.2], [None, 0.1]], ids=str)
+def test_a_sweep_takes_real_numbers(values: list[Any]) -> None:
+    with pytest.raises(TypeError, match="learning_rate"):
+        oc.sweep(oc.sgd(0.1).init(PARAMS), learning_rate=values)
+
+
+@pytest.mark.parametrize("value", [np.complex64(0.1 + 1j), np.array(True), True, 1j], ids=str)
+def test_a_hyperparameter_is_set_to_a_real_number(value: Any) -> None:
+    with pytest.raises(TypeError, match="learning_rate"):
+        oc.set_hyperparams(oc.sgd(0.1).init(PARAMS), learning_rate=value)
+
+
+def test_a_link_may_keep_a_typed_key() -> None:
+    def init(params: Any) -> Mapping[str, Any]:
+        return {"rng": jax.random.key(0)}
+
+    tx = oc.chain(link(lambda u, s, p: (u, s), init, fields=["rng"]), oc.sgd(0.1))
+    assert "1 × key<fry>" in str(oc.describe(tx, PARAMS))
