@@ -7,7 +7,7 @@ import jax
 
 from optchain.core import trees
 from optchain.core.composite import Composite, nonempty_states
-from optchain.core.masks import Mask, check_mask, invert, merge, resolve_mask, select
+from optchain.core.masks import Mask, check_mask, invert, merge, resolve_mask, select, select_extra
 from optchain.core.transformation import State, Transformation
 from optchain.core.trees import Tree
 
@@ -51,7 +51,9 @@ class Part(Composite):
         mask = self._chosen(trees.force(updates) if params is None else params)
         part = None if params is None else select(mask, params)
         inner_state = state.get("inner", {})
-        new, inner_state = self.parts["inner"].run_update(select(mask, updates), inner_state, part, extra)
+        new, inner_state = self.parts["inner"].run_update(
+            select(mask, updates), inner_state, part, select_extra(mask, extra)
+        )
         rest = self._update_others(select(invert(mask), updates))
         return merge(mask, trees.widened(new), rest), nonempty_states({"inner": inner_state})
 
@@ -59,7 +61,8 @@ class Part(Composite):
         mask = self._chosen(params)
         others = invert(mask)
         inner_state = state.get("inner", {})
-        new, inner_state = self.parts["inner"].run_apply(select(mask, params), inner_state, select(mask, grads), extra)
+        part = select(mask, params), inner_state, select(mask, grads), select_extra(mask, extra)
+        new, inner_state = self.parts["inner"].run_apply(*part)
         rest = self._apply_others(select(others, params), select(others, grads))
         return merge(mask, new, rest), nonempty_states({"inner": inner_state})
 
@@ -73,7 +76,7 @@ class Part(Composite):
         self, act: Callable[[Tree, State, Any], tuple[Tree, State]], params: Tree, state: dict[str, Any], extra: Any
     ) -> tuple[Tree, dict[str, Any]]:
         mask = self._chosen(params)
-        new, inner_state = act(select(mask, params), state.get("inner", {}), extra)
+        new, inner_state = act(select(mask, params), state.get("inner", {}), select_extra(mask, extra))
         return merge(mask, new, params), nonempty_states({"inner": inner_state})
 
 

@@ -1,6 +1,7 @@
 """Different recipes for different parameters."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import jax
@@ -8,7 +9,7 @@ import optax
 
 from optchain.core import arguments, trees
 from optchain.core.composite import Composite, nonempty_states
-from optchain.core.masks import Mask, Matching, check_mask, matching, resolve_mask, select
+from optchain.core.masks import Mask, Matching, check_mask, matching, resolve_mask, select, select_extra
 from optchain.core.optax_link import as_transformation
 from optchain.core.registry import register
 from optchain.core.slot import check_link_name, note_links
@@ -75,41 +76,55 @@ class Groups(Composite):
     """Transformations of some leaves each, of which `labels` says which."""
 
     def _init(self, params: Tree) -> dict[str, Any]:
-        return self._each(params, lambda link, part: (part(params), link.run_init(part(params))))[1]
+        return self._each(params, {}, lambda link, part, _: (part(params), link.run_init(part(params))))[1]
 
     def _update(
         self, updates: Tree, state: dict[str, Any], params: Tree | None, **extra: Any
     ) -> tuple[Tree, dict[str, Any]]:
-        def act(link: Transformation, part: Callable) -> tuple[Tree, State]:
+        def act(link: Transformation, part: Callable, extra: Mapping[str, Any]) -> tuple[Tree, State]:
             new, link_state = link.run_update(part(updates), state.get(link.name, {}), part(params), extra)
             return trees.widened(new), link_state
 
-        return self._each(trees.force(updates) if params is None else params, act)
+        return self._each(trees.force(updates) if params is None else params, extra, act)
 
     def _apply(self, params: Tree, state: dict[str, Any], grads: Tree, **extra: Any) -> tuple[Tree, dict[str, Any]]:
         return self._each(
-            params, lambda link, part: link.run_apply(part(params), state.get(link.name, {}), part(grads), extra)
+            params,
+            extra,
+            lambda link, part, extra: link.run_apply(part(params), state.get(link.name, {}), part(grads), extra),
         )
 
     def _project(self, params: Tree, state: dict[str, Any], **extra: Any) -> tuple[Tree, dict[str, Any]]:
-        return self._each(params, lambda link, part: link.run_project(part(params), state.get(link.name, {}), extra))
+        return self._each(
+            params, extra, lambda link, part, extra: link.run_project(part(params), state.get(link.name, {}), extra)
+        )
 
     def _flush(self, params: Tree, state: dict[str, Any], **extra: Any) -> tuple[Tree, dict[str, Any]]:
-        return self._each(params, lambda link, part: link.run_flush(part(params), state.get(link.name, {}), extra))
+        return self._each(
+            params, extra, lambda link, part, extra: link.run_flush(part(params), state.get(link.name, {}), extra)
+        )
 
     def _each(
-        self, reference: Tree, act: Callable[[Transformation, Callable], tuple[Tree, State]]
+        self,
+        reference: Tree,
+        extra: Mapping[str, Any],
+        act: Callable[[Transformation, Callable, Mapping[str, Any]], tuple[Tree, State]],
     ) -> tuple[Tree, dict[str, Any]]:
-        """Runs `act(link, part)` for every group, where `part` takes the group's leaves of a tree, and puts it together."""
+        """Runs `act(link, part, extra)` for every group, where `part` takes the group's leaves of a tree, and puts it together."""
         assert self.labels is not None
         names = self.labels(reference)
         made, states = [], {}
         for name, link in self.parts.items():
             mask = jax.tree.map(lambda label, own=name: label == own, names)
-            tree, states[name] = act(link, lambda tree, mask=mask: tree if tree is None else select(mask, tree))
+            part = functools.partial(_part, mask)
+            tree, states[name] = act(link, part, select_extra(mask, extra))
             made.append(tree)
         index = {name: i for i, name in enumerate(self.parts)}
         return jax.tree.map(lambda name, *leaves: leaves[index[name]], names, *made), nonempty_states(states)
+
+
+def _part(mask: Tree, tree: Tree | None) -> Tree | None:
+    return None if tree is None else select(mask, tree)
 
 
 def _checked(

@@ -144,18 +144,18 @@ def sum_of_two(inner: Any) -> Gate:
     """Runs at every second call, on the sum of two gradients."""
 
     def init(params: Any) -> Any:
-        return {"waiting": jnp.bool_(False), "summed": jax.tree.map(jnp.zeros_like, params)}
+        return {"waiting": jnp.bool_(False), "waiting_sum": jax.tree.map(jnp.zeros_like, params)}
 
     def decide(grads: Any, state: Any, extra: Any) -> Any:
-        summed = jax.tree.map(jnp.add, grads, state["summed"])
+        summed = jax.tree.map(jnp.add, grads, state["waiting_sum"])
         kept = jax.tree.map(lambda s: jnp.where(state["waiting"], 0, s), summed)
-        return state["waiting"], lambda: summed, {"waiting": ~state["waiting"], "summed": kept}
+        return state["waiting"], lambda: summed, {"waiting": ~state["waiting"], "waiting_sum": kept}
 
     def flush(state: Any) -> Any:
-        empty = jax.tree.map(jnp.zeros_like, state["summed"])
-        return state["waiting"], lambda: state["summed"], {"waiting": jnp.bool_(False), "summed": empty}
+        empty = jax.tree.map(jnp.zeros_like, state["waiting_sum"])
+        return state["waiting"], lambda: state["waiting_sum"], {"waiting": jnp.bool_(False), "waiting_sum": empty}
 
-    return Gate(inner, init, decide, fields=["waiting"], slots={"summed": Slot()}, flush=flush)
+    return Gate(inner, init, decide, fields=["waiting"], slots={"waiting_sum": Slot()}, flush=flush)
 
 
 def test_flush_runs_a_gate_of_ones_own() -> None:
@@ -190,6 +190,38 @@ def test_flush_asks_for_nothing_that_it_does_not_run() -> None:
     params, state = tx.apply(PARAMS, tx.init(PARAMS), grads=GRADS, value=2.0)
     params, _ = oc.flush(tx, params, state)
     np.testing.assert_allclose(params["w"], PARAMS["w"] - 0.2 * GRADS["w"], rtol=1e-6)
+
+
+# Extra arguments -----------------------------------------------------------------------------------------------------
+
+
+def divide_by_curvature() -> oc.Transformation:
+    def update(updates: Any, state: Any, params: Any, *, curvature: Any) -> Any:
+        return jax.tree.map(jnp.divide, updates, curvature), state
+
+    return oc.Transformation(update=update)
+
+
+SOME: dict[str, Callable[[Any], oc.Transformation]] = {
+    "masked": lambda tx: oc.masked(tx, oc.matching("w")),
+    "freeze": lambda tx: oc.freeze(tx, oc.matching("b")),
+    "groups": lambda tx: oc.multi_optimizer(("body", "w", tx), default=oc.sgd(0.1)),
+    "within": lambda tx: oc.accumulate(oc.freeze(oc.multi_optimizer(("body", "w", tx)), oc.matching("b")), 1),
+}
+
+
+@pytest.mark.parametrize("jit", [False, True], ids=["eager", "jit"])
+@pytest.mark.parametrize("some", SOME)
+def test_a_tree_that_a_call_gives_is_one_of_the_parameters_that_a_link_acts_on(some: str, jit: bool) -> None:
+    """It came whole, and its leaves did not fit the gradients."""
+    params = {"w": jnp.array([1.0, 2.0]), "b": jnp.ones(3)}
+    grads, curvature = jax.tree.map(jnp.ones_like, params), jax.tree.map(lambda p: jnp.full(p.shape, 4.0), params)
+    tx = SOME[some](oc.chain(divide_by_curvature(), oc.sgd(0.1)))
+    step = jax.jit(tx.apply) if jit else tx.apply
+    new, _ = step(params, tx.init(params), grads=grads, curvature=curvature)
+    np.testing.assert_allclose(new["w"], params["w"] - 0.1 / 4, rtol=1e-6)
+    updates, _ = tx.update(grads, tx.init(params), params, curvature=curvature)
+    np.testing.assert_allclose(updates["w"], -0.1 / 4, rtol=1e-6)
 
 
 # Mistakes in gates ----------------------------------------------------------------------------------------------------
@@ -338,31 +370,37 @@ def test_a_slot_may_become_a_numpy_array() -> None:
 
 
 def last_gradients() -> oc.Transformation:
-    slots = {"first": Slot(), "second": Slot()}
-    return rule_of(lambda g, first, second: (g, {"first": g, "second": g}), slots=slots)
+    slots = {"gradient_kept": Slot(), "gradient_again": Slot()}
+    return rule_of(lambda g, gradient_kept, gradient_again: (g, {"gradient_kept": g, "gradient_again": g}), slots=slots)
 
 
 def last_parameters() -> oc.Transformation:
-    return rule_of(lambda g, p, before: (g, {"before": p}), slots={"before": Slot()}, needs_params=True)
+    return rule_of(
+        lambda g, p, parameter_kept: (g, {"parameter_kept": p}), slots={"parameter_kept": Slot()}, needs_params=True
+    )
 
 
 def same_twice() -> oc.Transformation:
-    def leaf(g: Any, one: Any, two: Any) -> Any:
-        mean = (one + g) / 2
-        return g, {"one": mean, "two": mean}
+    def leaf(g: Any, mean_kept: Any, mean_again: Any) -> Any:
+        mean = (mean_kept + g) / 2
+        return g, {"mean_kept": mean, "mean_again": mean}
 
-    return rule_of(leaf, slots={"one": Slot(), "two": Slot()})
+    return rule_of(leaf, slots={"mean_kept": Slot(), "mean_again": Slot()})
 
 
 def started_at_params() -> oc.Transformation:
-    return link(lambda u, s, p: (u, s), lambda p: {"one": p, "two": p}, slots={"one": Slot(), "two": Slot()})
+    return link(
+        lambda u, s, p: (u, s),
+        lambda p: {"mean_kept": p, "mean_again": p},
+        slots={"mean_kept": Slot(), "mean_again": Slot()},
+    )
 
 
 def new_parameters() -> oc.Transformation:
     def project(params: Any, state: Any) -> Any:
-        return params, {"after": params}
+        return params, {"parameter_after": params}
 
-    return oc.ParameterLink(project, lambda p: {"after": p}, slots={"after": Slot()})
+    return oc.ParameterLink(project, lambda p: {"parameter_after": p}, slots={"parameter_after": Slot()})
 
 
 @pytest.mark.parametrize(
