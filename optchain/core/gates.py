@@ -14,9 +14,11 @@ from optchain.core import devices, trees
 from optchain.core.arguments import is_traced
 from optchain.core.branch import run_if, run_or_zeros
 from optchain.core.calls import not_given
+from optchain.core.chain import is_lazy
 from optchain.core.composite import Composite, nonempty_states
 from optchain.core.factors import Factor
 from optchain.core.leaf_by_leaf import leaf_by_leaf_if_packed
+from optchain.core.memory import fetched, placed_like
 from optchain.core.optax_link import as_transformation
 from optchain.core.row_gradient import densified, is_rows
 from optchain.core.slot import Slot
@@ -69,6 +71,7 @@ class Gate(Composite):
     _decide: Callable[[Tree, dict[str, Any], Mapping[str, Any]], Decision]
     _decide_flush: Callable[[dict[str, Any]], Decision] | None
     _weighs: Callable[[dict[str, Any]], jax.Array] | None
+    _streams: bool = False
 
     def __new__(
         cls,
@@ -86,8 +89,14 @@ class Gate(Composite):
         rowwise: bool = False,
     ) -> Self:
         check_own(fields=fields, takes=takes, slots=slots or {}, hyperparams=None)
+        gated, accepts = as_transformation(inner, "inner"), frozenset(accepts)
+        if "rows" not in accepts and is_lazy(gated):
+            raise ValueError(
+                "a Gate cannot run lazy_rows on the dense gradients that its decide sees: where it takes gradients that name rows, "
+                'say accepts=["rows"]'
+            )
         return cls._of(
-            {"inner": as_transformation(inner, "inner")},
+            {"inner": gated},
             _own_init=init,
             _decide=decide,
             _decide_flush=flush,
@@ -95,7 +104,7 @@ class Gate(Composite):
             _own_fields=frozenset(fields),
             slots=slots or {},
             stage=stage,
-            accepts=frozenset(accepts),
+            accepts=accepts,
             rowwise=rowwise,
             _takes=frozenset(takes),
         )
@@ -122,9 +131,13 @@ class Gate(Composite):
         return self._step(params, state, self._decided(grads, state, extra), extra)
 
     def _flush(self, params: Tree, state: dict[str, Any], **extra: Any) -> tuple[Tree, dict[str, Any]]:
+        inner = self.parts["inner"]
         if self._decide_flush is not None:
-            return self._step(params, state, self._decide_flush(state), extra)
-        params, inner_state = self.parts["inner"].run_flush(params, state.get("inner", {}), extra)
+            decision = self._checked(self._decide_flush(self._at_hand(state)), state)
+            params, state = self._step(params, state, decision, extra)
+            if not any(flushing(inner)):
+                return params, state
+        params, inner_state = inner.run_flush(params, state.get("inner", {}), extra)
         return params, {**state, **nonempty_states({"inner": inner_state})}
 
     def _step(
@@ -149,15 +162,27 @@ class Gate(Composite):
         """What `decide` makes of a call.
 
         Raises:
-          TypeError: an extra argument that it reads and the call did not give; something else than its three results.
+          TypeError: an extra argument that it reads and the call did not give.
         """
         try:
-            made: Any = self._decide(grads, state, extra)
+            made: Any = self._decide(grads, self._at_hand(state), extra)
         except KeyError as error:
             name = error.args[0]
             if name in extra or name not in self._takes:
                 raise
             raise TypeError(not_given(self.name, name, extra.keys() - self.takes)) from error
+        return self._checked(made, state)
+
+    def _at_hand(self, state: dict[str, Any]) -> dict[str, Any]:
+        """The state with its slots in the device's memory, for a gate that does not bring them there leaf by leaf itself."""
+        return state if self._streams else state | {name: jax.tree.map(fetched, state[name]) for name in self.slots}
+
+    def _checked(self, made: Any, state: dict[str, Any]) -> Decision:
+        """What `decide` or `flush` returned.
+
+        Raises:
+          TypeError: something else than its three results, or a state of another form.
+        """
         if not (isinstance(made, tuple) and len(made) == 3 and callable(made[1]) and isinstance(made[2], Mapping)):
             raise TypeError(
                 f"{self.name}: decide must return (run, gradient, state), with gradient a function of no arguments and state the "
@@ -166,23 +191,20 @@ class Gate(Composite):
         run_now, gradient, own = made
         if jnp.shape(run_now) or jnp.result_type(run_now) != jnp.bool_:
             raise TypeError(f"{self.name}: decide must return a scalar bool as run; got {run_now!r}")
-        return jnp.asarray(run_now), gradient, dict(own)
+        old = {name: entry for name, entry in state.items() if name in self._own_fields}
+        own = {name: entry for name, entry in own.items() if name not in self.parts}
+        _check_alike(self.name, own, old)
+        kept = {name: jax.tree.map(placed_like, own[name], old[name]) for name in self.slots if not self._streams}
+        return jnp.asarray(run_now), gradient, {**own, **kept}
 
     def _kept_alike(self, new: State, old: State) -> State:
-        """The new state of the one within, which a branch can only keep in the old one's structure, shapes and dtypes."""
-        inner = self.parts["inner"].name
-        if jax.tree.structure(new) != jax.tree.structure(old):
-            raise TypeError(
-                f"{inner}, in {self.name}, made a state of another structure, and what runs in a gate must keep it: it was "
-                f"{jax.tree.structure(old)} and became {jax.tree.structure(new)}"
-            )
-        for (path, was), now in zip(jax.tree_util.tree_leaves_with_path(old), jax.tree.leaves(new), strict=True):
-            if (jnp.shape(was), _dtype(was)) != (jnp.shape(now), _dtype(now)):
-                raise TypeError(
-                    f"{trees.path_code(f'{inner} state', path)}, in {self.name}, was {_dtype(was)}{list(jnp.shape(was))} and became "
-                    f"{_dtype(now)}{list(jnp.shape(now))}: what runs in a gate must keep the shapes and dtypes of its state"
-                )
+        """The new state of the one within, which a branch can only keep in the old one's form."""
+        _check_alike(f"{self.parts['inner'].name}, in {self.name}", new, old)
         return new
+
+    def streaming(self) -> Self:
+        """The same gate as one that brings its slots from the host's memory itself, leaf by leaf."""
+        return self._changed(_streams=True)
 
     @property
     def flushes(self) -> bool:
@@ -254,8 +276,26 @@ def judge(
     return good, counts, grads
 
 
-def _dtype(x: Any) -> Any:
-    return getattr(x, "dtype", None) or jnp.result_type(x)
+def flushing(tx: Transformation) -> Iterator[Transformation]:
+    """What the gates within run that hold gradients back."""
+    for node in walk(tx):
+        if isinstance(node.link, Gate) and node.link.flushes:
+            yield node.link.parts["inner"]
+
+
+def _check_alike(owner: str, new: State, old: State) -> None:
+    """Requires a new state of the structure, the shapes and the dtypes of the old one."""
+    if jax.tree.structure(new) != jax.tree.structure(old):
+        raise TypeError(
+            f"the state of {owner} must keep its structure: it was {jax.tree.structure(old)} and became "
+            f"{jax.tree.structure(new)}"
+        )
+    for (path, was), now in zip(jax.tree_util.tree_leaves_with_path(old), jax.tree.leaves(new), strict=True):
+        if (jnp.shape(was), trees.dtype_of(was)) != (jnp.shape(now), trees.dtype_of(now)):
+            raise TypeError(
+                f"the state of {owner} must keep its shapes and dtypes: {trees.path_code('state', path)} was "
+                f"{trees.dtype_of(was)}{list(jnp.shape(was))} and became {trees.dtype_of(now)}{list(jnp.shape(now))}"
+            )
 
 
 def _at_hand(u: Any) -> Any:

@@ -20,6 +20,7 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from optchain.core import arguments, trees
 from optchain.core.hyperparams import Hyperparam, Hyperparams
@@ -89,7 +90,7 @@ def rule(
       Array([ 1., -1.], dtype=float32)
     """
     hyperparams = hyperparams if isinstance(hyperparams, Hyperparams) else Hyperparams(**hyperparams or {})
-    scalars, slots = dict(scalars or {}), dict(slots) if isinstance(slots, Mapping) else slots
+    scalars, slots = dict[str, Any](scalars or {}), dict(slots) if isinstance(slots, Mapping) else slots
     arguments.check_function("step", step)
     check_slots(slots, hyperparams.names)
     _check_names(slots=slots, hyperparams=hyperparams.names, scalars=scalars, needs_params=needs_params)
@@ -98,6 +99,8 @@ def rule(
             raise ValueError(f"slots[{name!r}] of a rule must be full: leaf gets it beside the gradient, in its shape")
     for name, start in scalars.items():
         arguments.check_scalar(f"scalars[{name!r}]", start, arguments.FINITE)
+        if not arguments.is_traced(start):
+            scalars[name] = np.array(start)  # a copy, since the caller may donate the array that was given
     owner = getattr(step, "__qualname__", "rule").split(".")[0]
     taken = inspect.signature(step).parameters
     for parameter in taken.values():

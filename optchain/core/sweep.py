@@ -10,9 +10,9 @@ from optchain.core import arguments
 from optchain.core.hyperparams import find_settable
 from optchain.core.keys import is_key, is_raw_key, key_data
 from optchain.core.lookup import find_fields, replace_fields
-from optchain.core.slot import OWN_ENTRIES
+from optchain.core.slot import OF_WINDOWS, OWN_ENTRIES
 from optchain.core.slot_paths import Names, SlotPaths
-from optchain.core.trees import Path, path_names
+from optchain.core.trees import Path, dtype_of, path_names
 
 # Entries of accumulation, beside its `grads`, that depend on the number of calls alone as every `count` does, and so are the same
 # for every member.
@@ -20,8 +20,8 @@ BESIDE_GRADS = frozenset({"weight", "updates"})
 # Beside these lie states whose calls depend on the gradients: of a gate that leaves bad calls out, ours or Optax's, and of
 # Optax's accumulation, whose own counter is no shared one.
 DECIDES = frozenset({"skipped_steps", "good_steps", "notfinite_count", "mini_step"})
-# What wrappers keep beside their slots that run what is within at each call: `schedule_free`, `compact`.
-ALWAYS_RUN = frozenset({"beta_1", "draws", "low"})
+# What wrappers keep that run what is within at each call: `schedule_free`, `compact`, `lazy_rows`.
+ALWAYS_RUN = frozenset({"beta_1", "iterates", "draws", "low", "last_call"})
 
 
 def sweep(state: Any, values: Mapping[str, Any] | None = None, /, **named: Any) -> tuple[Any, Any]:
@@ -89,7 +89,7 @@ def sweep(state: Any, values: Mapping[str, Any] | None = None, /, **named: Any) 
     for key, field in fields.items():
         arguments.check_values(field.name, wanted[key])  # before they were rounded
     # Copies, as the counters are: a step that donates its state would else delete the caller's own.
-    values_by_path = {field.path: jnp.array(arrays[key], field.value.dtype) for key, field in fields.items()}
+    values_by_path = {field.path: jnp.array(arrays[key], dtype_of(field.value)) for key, field in fields.items()}
     keys_by_path = {path: jnp.array(seeds["seed"]) for path in _find_keys(state)} if seeds else {}
     if seeds and not keys_by_path:
         raise ValueError("sweep was given seeds, and the state has no add_noise that would draw from them")
@@ -145,8 +145,8 @@ def member_axes(state: Any) -> Any:
 
 def _decides(place: Names, slots: SlotPaths) -> bool:
     """Whether what lies around another link may be a gate of one's own: it has entries that are none of the package's."""
-    known = OWN_ENTRIES | ALWAYS_RUN | (BESIDE_GRADS if "grads" in slots.entries[place] else frozenset())
-    return any(not slots.lies_in_slot((*place, name)) for name in slots.entries[place] - {"inner"} - known)
+    known = OWN_ENTRIES | ALWAYS_RUN | (OF_WINDOWS | BESIDE_GRADS if "grads" in slots.entries[place] else frozenset())
+    return bool(slots.entries[place] - {"inner"} - known)
 
 
 def _is_counter(names: Names, slots: SlotPaths) -> bool:

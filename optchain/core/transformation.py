@@ -242,7 +242,7 @@ class Transformation(Identity):
     def _public_init(self, params: Tree) -> State:
         trees.check_leaves("params", params)
         trees.check_arrays("params", params)
-        return trees.with_own_buffers(self.run_init(params), params)
+        return trees.with_own_buffers(trees.as_arrays(self.run_init(params)), params)
 
     def _public_update(
         self, updates: Tree, state: State, params: Tree | None, extra: dict[str, Any]
@@ -257,7 +257,7 @@ class Transformation(Identity):
         outgoing, state = self.run_update(incoming, state, params, extra)
         outgoing = trees.force(outgoing)
         made = outgoing if self.keeps_low_bits else trees.cast_tree(outgoing, updates)
-        return made, trees.with_own_buffers(state, updates, params)
+        return made, trees.with_own_buffers(state, updates, params, extra)
 
     def apply(self, params: Tree, state: State, *, grads: Tree, **extra: Any) -> tuple[Tree, State]:
         """One step in the fused form: `update` followed by `optax.apply_updates`, up to rounding in the parameters' dtype.
@@ -293,7 +293,7 @@ class Transformation(Identity):
         incoming, with_gradient = self._check_call("grads", grads, state, params, extra)
         new_params, state = self.run_apply(with_gradient, state, incoming, extra)
         new_params = new_params if with_gradient is params else trees.filled(new_params, params)
-        return new_params, trees.with_own_buffers(state, new_params, grads, params)
+        return new_params, trees.with_own_buffers(state, new_params, grads, params, extra)
 
     def _check_call(
         self, root: str, updates: Tree, state: State, params: Tree | None, extra: Mapping[str, Any]

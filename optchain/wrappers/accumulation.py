@@ -13,7 +13,7 @@ from optchain.core import arguments, memory, trees
 from optchain.core.calls import not_given
 from optchain.core.chain import is_lazy
 from optchain.core.factors import Factor
-from optchain.core.gates import Decision, Gate
+from optchain.core.gates import Decision, Gate, flushing
 from optchain.core.hyperparams import scheduled_number
 from optchain.core.optax_link import as_transformation
 from optchain.core.registry import register
@@ -161,7 +161,7 @@ def accumulate(
         weighs=operator.itemgetter("weight"),
         stage=stage,
         accepts=["scaled", "rows"],
-    )
+    ).streaming()
 
 
 def _scheduled_window(steps: Callable[[jax.Array], Any], updates: jax.Array) -> jax.Array:
@@ -235,12 +235,11 @@ def flush(tx: optax.GradientTransformation, params: Tree, state: State, **extra:
       Array([-3.], dtype=float32)
     """
     transformation = as_transformation(tx, "tx")
-    links = [node.link for node in walk(transformation)]
-    flushing = [link.parts["inner"] for link in links if isinstance(link, Gate) and link.flushes]
-    if not flushing:
+    run = [*flushing(transformation)]
+    if not run:
         within = ": what is inside an Optax transformation is out of reach, chain() is not" * transformation.open_ended
         raise ValueError(f"{transformation.name} has no accumulate(), so there is nothing to flush{within}")
-    run = [*flushing, *(link for link in links if link.projects)]
+    run += [node.link for node in walk(transformation) if node.link.projects]
     for name, owner in transformation.needs.items():
         if name not in extra and any(name in link.needs for link in run):
             raise TypeError(not_given(owner, name, extra.keys() - transformation.takes))

@@ -71,7 +71,7 @@ def compact(
         left out stays float32.
       weights: 24, 32 or "stochastic"; None for parameters as they are.
       average: how averages of the parameters are stored, and the iterates of `schedule_free`, those in bfloat16 for `"int8"`.
-      accumulator: how what `accumulate` sums up is stored.
+      accumulator: how what `accumulate` sums up is stored, and each slot of a gate of one's own.
       min_size: the least number of values of a leaf that is not stored wide, >= 1.
       keep: a mask of parameters that stay wide, such as `matching("embedding")`.
       kernel: whether on one GPU or TPU `apply` takes one kernel a leaf, which reads and writes each number once, where for a GPU

@@ -176,6 +176,29 @@ def by_value() -> oc.Transformation:
     return oc.rule(step, slots={})
 
 
+@pytest.mark.parametrize(
+    "nested",
+    [
+        lambda tx: oc.accumulate(oc.accumulate(tx, 2), 2),
+        lambda tx: oc.accumulate(sum_of_two(tx), 2),
+        lambda tx: sum_of_two(oc.accumulate(tx, 2)),
+        lambda tx: oc.accumulate(oc.chain(oc.clip_by_norm(9.0), ("inside", sum_of_two(tx))), 2),
+    ],
+    ids=["accumulate", "ours in accumulate", "accumulate in ours", "chain"],
+)
+@pytest.mark.parametrize("calls", [1, 2, 3])
+def test_flush_empties_the_windows_within_a_window(nested: Any, calls: int) -> None:
+    """The outer gate handed its tail to the inner one, which waited on."""
+    tx = nested(oc.sgd(0.1))
+    params, state = PARAMS, tx.init(PARAMS)
+    for _ in range(calls):
+        params, state = tx.apply(params, state, grads=GRADS)
+    flushed, state = oc.flush(tx, params, state)
+    assert not np.array_equal(flushed["w"], PARAMS["w"])
+    again, _ = oc.flush(tx, flushed, state)
+    np.testing.assert_array_equal(again["w"], flushed["w"])
+
+
 def test_flush_hands_on_what_links_ask_for() -> None:
     tx = oc.accumulate(oc.chain(by_value(), oc.sgd(0.1)), 4)
     params, state = tx.apply(PARAMS, tx.init(PARAMS), grads=GRADS, value=1.0)
@@ -261,8 +284,8 @@ def test_what_a_gate_runs_keeps_the_form_of_its_state() -> None:
         return oc.Transformation(lambda params: {"last": jnp.float32(0)}, update, fields=["last"])
 
     for update, message in (
-        (narrowing, r'\["last"\], in transformation, was float32\[\] and became bfloat16\[\]'),
-        (growing, "in transformation, made a state of another structure"),
+        (narrowing, r'\["last"\] was float32\[\] and became bfloat16\[\]'),
+        (growing, "the state of chain, in transformation must keep its structure"),
     ):
         tx = skip_large(oc.chain(link(update), oc.sgd(0.1)))
         for form in (
@@ -271,6 +294,79 @@ def test_what_a_gate_runs_keeps_the_form_of_its_state() -> None:
         ):
             with pytest.raises(TypeError, match=message):
                 form()
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        ({}, "the state of transformation must keep its structure"),
+        ({"seen": jnp.float32(0), "more": jnp.float32(0)}, "the state of transformation must keep its structure"),
+        ({"seen": jnp.int32(0)}, r'state\["seen"\] was float32\[\] and became int32\[\]'),
+        ({"seen": jnp.zeros(3)}, r'state\["seen"\] was float32\[\] and became float32\[3\]'),
+    ],
+    ids=["dropped", "more", "dtype", "shape"],
+)
+def test_a_gates_own_state_keeps_its_form(made: Any, message: str) -> None:
+    """The next call said that the state was another transformation's."""
+    tx = gate_that_returns(lambda g, s: (True, lambda: g, made))
+    with pytest.raises(TypeError, match=message):
+        tx.apply(PARAMS, tx.init(PARAMS), grads=GRADS)
+
+
+def test_a_gate_that_sees_dense_gradients_refuses_to_run_on_rows() -> None:
+    """It made the rows dense, and rows that no index named were decayed."""
+    lazy = oc.adamw(0.1, lazy=True)
+    with pytest.raises(ValueError, match=r'say accepts=\["rows"\]'):
+        skip_large(lazy)
+    rows = {"table": oc.RowGradient(jnp.array([1, 4]), jnp.ones((2, 2)), shape=(6, 2))}
+    table = {"table": jnp.ones((6, 2))}
+
+    def always(grads: Any, state: Any, extra: Any) -> Any:
+        return True, lambda: grads, state
+
+    tx = keep_if(lazy, always, accepts=["rows"])
+    by_gate, _ = tx.apply(table, tx.init(table), grads=rows)
+    alone, _ = lazy.apply(table, lazy.init(table), grads=rows)
+    np.testing.assert_array_equal(by_gate["table"], alone["table"])
+
+
+def agree(inner: Any) -> Gate:
+    """Runs where the gradient points as its average does, which is a slot."""
+
+    def decide(grads: Any, state: Any, extra: Any) -> Any:
+        average = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, state["average_of_gate"], grads)
+        return optax.tree.vdot(average, grads) > 0, lambda: grads, {"average_of_gate": average}
+
+    def init(params: Any) -> Any:
+        return {"average_of_gate": jax.tree.map(jnp.zeros_like, params)}
+
+    return Gate(inner, init, decide, fields=[], slots={"average_of_gate": Slot()})
+
+
+def test_the_slots_of_a_gate_may_lie_on_the_host() -> None:
+    tx, mesh = agree(oc.adam(0.1)), jax.make_mesh((1,), ("data",))
+    loss = lambda params, batch: jnp.sum(params["w"] * batch)  # noqa: E731
+    ends = []
+    for kind in (None, "pinned_host"):
+        params, state = jax.tree.map(jnp.copy, PARAMS), oc.init_sharded(tx, PARAMS, mesh, memory_kind=kind)
+        step = oc.make_step(loss, tx, mesh=mesh, memory_kind=kind)
+        for _ in range(3):
+            params, state, *_ = step(params, state, GRADS["w"])
+        ends.append((params, state))
+    slot = ends[1][1]["average_of_gate"]["w"]
+    assert slot.sharding.memory_kind == "pinned_host"
+    np.testing.assert_array_equal(ends[0][0]["w"], ends[1][0]["w"])
+    np.testing.assert_array_equal(np.asarray(ends[0][1]["average_of_gate"]["w"]), np.asarray(slot))
+
+
+def test_a_gate_that_keeps_nothing_but_a_slot_decides_for_each_member() -> None:
+    tx = agree(oc.adam(0.1))
+    states, axes = oc.sweep(tx.init(PARAMS), learning_rate=[0.1, 0.2])
+    step = jax.vmap(lambda p, s, g: tx.apply(p, s, grads=g), in_axes=(0, axes, 0), out_axes=(0, axes))
+    together = jax.tree.map(lambda p: jnp.stack([p, p]), PARAMS)
+    together, states = step(together, states, jax.tree.map(lambda g: jnp.stack([g, 0 * g]), GRADS))
+    np.testing.assert_allclose(together["w"][0], PARAMS["w"] - 0.1 * np.sign(GRADS["w"]), rtol=1e-5)
+    np.testing.assert_array_equal(together["w"][1], PARAMS["w"])
 
 
 # Mistakes in links ----------------------------------------------------------------------------------------------------
@@ -423,6 +519,53 @@ def test_a_state_shares_no_buffer_with_what_the_caller_has(make: Any, around: An
     jax.block_until_ready(donating(jax.tree.map(jnp.copy, params), state, grads=grads))
     np.testing.assert_array_equal(params["w"], PARAMS["w"])
     np.testing.assert_array_equal(grads["w"], GRADS["w"])
+
+
+def test_what_a_rule_is_built_with_is_not_donated() -> None:
+    start = jnp.float32(2.0)
+    tx = oc.rule(lambda k: (lambda g: (g, {}), {"k": k + 1}), slots={}, scalars={"k": start})
+    state = tx.init(PARAMS)
+    jax.block_until_ready(jax.jit(tx.apply, donate_argnums=1)(PARAMS, state, grads=GRADS))
+    np.testing.assert_array_equal(tx.init(PARAMS)["k"], start)
+
+
+def test_a_state_shares_no_buffer_with_an_extra_argument() -> None:
+    def update(updates: Any, state: Any, params: Any, *, value: Any) -> Any:
+        return updates, {"loss_kept": value}
+
+    tx = oc.chain(link(update, lambda p: {"loss_kept": jnp.float32(0)}, fields=["loss_kept"]), oc.sgd(0.1))
+    value = jnp.float32(1.0)
+    _, state = tx.apply(PARAMS, tx.init(PARAMS), grads=GRADS, value=value)
+    step = jax.jit(lambda s, v: tx.apply(PARAMS, s, grads=GRADS, value=v), donate_argnums=(0, 1))
+    jax.block_until_ready(step(state, value))
+
+
+# Python's numbers ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_count_that_begins_as_pythons_is_one() -> None:
+    def update(updates: Any, state: Any, params: Any) -> Any:
+        return updates, {"count": state["count"] + 1}
+
+    tx = link(update, lambda params: {"count": 0}, fields=["count"])
+    _, state = tx.update(GRADS, tx.init(PARAMS), PARAMS)
+    assert state["count"].dtype == jnp.int32
+    assert int(oc.steps_taken(state)) == 1
+
+
+@pytest.mark.parametrize(
+    "make", [oc.sgd, oc.adamw, lambda rate: oc.accumulate(oc.adam(rate), 2)], ids=["", "adamw", "sum"]
+)
+@pytest.mark.parametrize("kind", [lambda x: x, lambda x: np.asarray(x)[()]], ids=["Python", "NumPy"])
+def test_a_state_with_pythons_numbers_is_taken(make: Any, kind: Any) -> None:
+    """NumPy's have 64 bits."""
+    tx = make(0.1)
+    state = tx.init(PARAMS)
+    plain = jax.tree.map(lambda x: kind(x.item()) if x.ndim == 0 else x, state)
+    for form in (lambda s: tx.apply(PARAMS, s, grads=GRADS)[0], lambda s: tx.update(GRADS, s, PARAMS)[0]):
+        np.testing.assert_array_equal(form(plain)["w"], form(state)["w"])
+    states, _ = oc.sweep(plain, learning_rate=[0.1, 0.2])
+    np.testing.assert_allclose(oc.get_hyperparams(states)["learning_rate"], [0.1, 0.2], rtol=1e-6)
 
 
 # Hyperparameters are single numbers ------------------------------------------------------------------------------------

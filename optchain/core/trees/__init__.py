@@ -12,6 +12,7 @@ Two rules hold throughout:
 
 from optchain.core.trees.arithmetic import add as add
 from optchain.core.trees.arithmetic import agreement as agreement
+from optchain.core.trees.arithmetic import as_arrays as as_arrays
 from optchain.core.trees.arithmetic import copy as copy
 from optchain.core.trees.arithmetic import difference as difference
 from optchain.core.trees.arithmetic import map_unzip as map_unzip

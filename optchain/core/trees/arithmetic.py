@@ -49,6 +49,13 @@ def copy(params: Tree, dtype: Any = None) -> Tree:
     return jax.tree.map(fresh, params)
 
 
+def as_arrays(tree: Tree) -> Tree:
+    """The tree with arrays in place of Python's numbers."""
+    if not any(isinstance(leaf, bool | int | float | complex) for leaf in jax.tree.leaves(tree)):
+        return tree
+    return jax.tree.map(lambda x: jnp.array(x, dtype_of(x)) if isinstance(x, bool | int | float | complex) else x, tree)
+
+
 def with_own_buffers(tree: Tree, *others: Tree) -> Tree:
     """The tree with a copy of each array that others have too, or that it has twice: no buffer can be donated twice.
 

@@ -84,4 +84,4 @@ def cast_tree(tree: Tree, like: Tree, convert: Callable[[Any], Any] = lambda dty
 
 def increment(count: jax.Array) -> jax.Array:
     """A counter plus one, which stays at its largest value instead of wrapping round."""
-    return astype(optax.safe_increment(count), count.dtype)
+    return astype(optax.safe_increment(jnp.asarray(count)), dtype_of(count))
