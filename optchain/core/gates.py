@@ -54,16 +54,30 @@ def check_no_loss_scale(gate: str, inner: Transformation) -> None:
 class Gate(Composite):
     """A gate from its decision.
 
-    `decide(grads, state, extra) -> (run, gradient, state)` says whether `inner` runs, on which gradient (a function, called
-    inside the branch), and what the gate's own state becomes. `flush(state)` decides likewise, without a new gradient.
-    `takes` names what `decide` reads from the call's extra arguments; `rowwise` says that `decide` treats rows by themselves;
-    `accepts` what it can be handed in place of a tree of arrays, as of a `Transformation`.
-    Over a mesh a call may give `keep_layout`, a function that puts new parameters where the old ones were: it is called in
-    the branch, so that a call that waits gathers nothing. `weighs` is for a gate that makes one call of several: of its own
-    new state the weight that this one has, in place of the last call's.
-
     The branches return only what they may change, and close over the rest: XLA then leaves the untouched buffers in
-    place, where passing an accumulator through the branches would copy it.
+    place, where passing an accumulator through the branches would copy it. A branch keeps structures, shapes and dtypes, and so
+    do the states of the gate and of what it runs.
+
+    Args:
+      inner: what it runs, a transformation of optchain or Optax.
+      init: `params -> dict`, the gate's own state.
+      decide: `decide(grads, state, extra) -> (run, gradient, state)`: whether `inner` runs, a scalar bool; on which gradient, a
+        function of no arguments that is called inside the branch; what the gate's own state becomes. `extra` are the call's
+        extra arguments. Over a mesh a call may give `keep_layout`, a function that puts new parameters where the old ones were:
+        it is called in the branch, so that a call that waits gathers nothing.
+      fields: the names of the entries that `init` makes and that are no slots.
+      slots: the entries that mirror the parameters, each with what is to be known of it.
+      flush: `flush(state)` decides likewise, without a new gradient.
+      takes: the extra arguments that `decide` reads.
+      weighs: for a gate that makes one call of several: of its own new state the weight that this one has, in place of the last
+        call's.
+      stage: what it does, for the order checks of `chain`.
+      accepts: what `decide` can be handed in place of a tree of arrays, as of a `Transformation`.
+      rowwise: whether `decide` treats rows by themselves.
+
+    Raises:
+      TypeError: an `inner` that is no transformation; when called, something else than a decision, or a state of another form.
+      ValueError: `inner` updates named rows, and `decide` does not accept them.
     """
 
     kind: Kind = "gate"
@@ -133,7 +147,7 @@ class Gate(Composite):
     def _flush(self, params: Tree, state: dict[str, Any], **extra: Any) -> tuple[Tree, dict[str, Any]]:
         inner = self.parts["inner"]
         if self._decide_flush is not None:
-            decision = self._checked(self._decide_flush(self._at_hand(state)), state)
+            decision = self._checked(self._decide_flush(self._fetched(state)), state)
             params, state = self._step(params, state, decision, extra)
             if not any(flushing(inner)):
                 return params, state
@@ -165,7 +179,7 @@ class Gate(Composite):
           TypeError: an extra argument that it reads and the call did not give.
         """
         try:
-            made: Any = self._decide(grads, self._at_hand(state), extra)
+            made: Any = self._decide(grads, self._fetched(state), extra)
         except KeyError as error:
             name = error.args[0]
             if name in extra or name not in self._takes:
@@ -173,7 +187,7 @@ class Gate(Composite):
             raise TypeError(not_given(self.name, name, extra.keys() - self.takes)) from error
         return self._checked(made, state)
 
-    def _at_hand(self, state: dict[str, Any]) -> dict[str, Any]:
+    def _fetched(self, state: dict[str, Any]) -> dict[str, Any]:
         """The state with its slots in the device's memory, for a gate that does not bring them there leaf by leaf itself."""
         return state if self._streams else state | {name: jax.tree.map(fetched, state[name]) for name in self.slots}
 

@@ -92,11 +92,12 @@ class ParameterLink(Transformation):
             return params, state
         self._check_state(state, params)
         values = {**extra, **self.hyperparams.last(state)}
+        own = {name: entry for name, entry in state.items() if name in self._own_fields}
 
-        def run(state: State) -> tuple[Tree, State]:
-            return self._results("project", self._project(params, state, **values), state)
+        def run(own: State) -> tuple[Tree, State]:
+            return self._results("project", self._project(params, self._loaded(own), **values), own)
 
-        made, _ = memory.streamed(run, state)
+        made, _ = memory.streamed(run, own)
         return self._as_parameters(made, params), state
 
     def _as_parameters(self, made: Tree, params: Tree) -> Tree:

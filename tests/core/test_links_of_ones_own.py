@@ -247,6 +247,24 @@ def test_a_tree_that_a_call_gives_is_one_of_the_parameters_that_a_link_acts_on(s
     np.testing.assert_allclose(updates["w"], -0.1 / 4, rtol=1e-6)
 
 
+def test_a_projection_with_state_and_hyperparameters_acts_after_a_flush() -> None:
+    def project(params: Any, state: Any, *, bound: Any) -> Any:
+        return jax.tree.map(lambda p: jnp.minimum(p, bound), params), {"acted": state["acted"] + 1}
+
+    below = oc.ParameterLink(
+        project,
+        lambda params: {"acted": jnp.int32(0)},
+        fields=["acted"],
+        hyperparams=Hyperparams(bound=jnp.float32(1.5)),
+        stage="projection",
+    )
+    tx = oc.chain(oc.accumulate(oc.sgd(0.1), 4), below)
+    params, state = tx.apply(PARAMS, tx.init(PARAMS), grads=GRADS)
+    params, state = oc.flush(tx, params, state)
+    np.testing.assert_allclose(params["w"], np.minimum(np.minimum(PARAMS["w"], 1.5) - 0.1 * GRADS["w"], 1.5), rtol=1e-6)
+    tx.apply(params, state, grads=GRADS)
+
+
 # Mistakes in gates ----------------------------------------------------------------------------------------------------
 
 
