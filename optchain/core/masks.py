@@ -270,14 +270,9 @@ def select(mask: Tree, tree: Tree | trees.Scaled) -> Any:
     return optax.MaskedNode() if part is None else part  # a bare array left out; None would be "no parameters given"
 
 
-def select_extra(mask: Tree, extra: Mapping[str, Any]) -> dict[str, Any]:
-    """A call's extra arguments: of a tree with a leaf for each parameter, such as a diagonal of the Hessian, the chosen leaves."""
-    structure = jax.tree.structure(mask)
-    if jax.tree_util.treedef_is_leaf(structure):
-        return dict(extra)
-    return {
-        name: select(mask, value) if jax.tree.structure(value) == structure else value for name, value in extra.items()
-    }
+def select_extra(mask: Tree, extra: Mapping[str, Any], reference: Tree) -> dict[str, Any]:
+    """A call's extra arguments: of a tree like the reference, such as a diagonal of the Hessian, the chosen leaves."""
+    return {name: select(mask, value) if trees.is_like(value, reference) else value for name, value in extra.items()}
 
 
 def invert(mask: Tree) -> Tree:

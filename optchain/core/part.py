@@ -48,21 +48,19 @@ class Part(Composite):
     def _update(
         self, updates: Tree, state: dict[str, Any], params: Tree | None, **extra: Any
     ) -> tuple[Tree, dict[str, Any]]:
-        mask = self._chosen(trees.force(updates) if params is None else params)
+        reference = trees.force(updates) if params is None else params
+        mask = self._chosen(reference)
         part = None if params is None else select(mask, params)
-        inner_state = state.get("inner", {})
-        new, inner_state = self.parts["inner"].run_update(
-            select(mask, updates), inner_state, part, select_extra(mask, extra)
-        )
+        inner_state, extra = state.get("inner", {}), select_extra(mask, extra, reference)
+        new, inner_state = self.parts["inner"].run_update(select(mask, updates), inner_state, part, extra)
         rest = self._update_others(select(invert(mask), updates))
         return merge(mask, trees.widened(new), rest), nonempty_states({"inner": inner_state})
 
     def _apply(self, params: Tree, state: dict[str, Any], grads: Tree, **extra: Any) -> tuple[Tree, dict[str, Any]]:
         mask = self._chosen(params)
         others = invert(mask)
-        inner_state = state.get("inner", {})
-        part = select(mask, params), inner_state, select(mask, grads), select_extra(mask, extra)
-        new, inner_state = self.parts["inner"].run_apply(*part)
+        inner_state, extra = state.get("inner", {}), select_extra(mask, extra, params)
+        new, inner_state = self.parts["inner"].run_apply(select(mask, params), inner_state, select(mask, grads), extra)
         rest = self._apply_others(select(others, params), select(others, grads))
         return merge(mask, new, rest), nonempty_states({"inner": inner_state})
 
@@ -76,7 +74,7 @@ class Part(Composite):
         self, act: Callable[[Tree, State, Any], tuple[Tree, State]], params: Tree, state: dict[str, Any], extra: Any
     ) -> tuple[Tree, dict[str, Any]]:
         mask = self._chosen(params)
-        new, inner_state = act(select(mask, params), state.get("inner", {}), select_extra(mask, extra))
+        new, inner_state = act(select(mask, params), state.get("inner", {}), select_extra(mask, extra, params))
         return merge(mask, new, params), nonempty_states({"inner": inner_state})
 
 

@@ -106,14 +106,14 @@ class LazyRows(Composite):
 
     def _apply(self, params: Tree, state: dict[str, Any], grads: Tree, **extra: Any) -> tuple[Tree, dict[str, Any]]:
         run = self.parts["inner"].run_apply
-        part, state, named = self._on_rows(params, state, grads, lambda p, s, g: run(p, s, g, extra))
+        part, state, named = self._on_rows(params, state, grads, extra, lambda p, s, g, e: run(p, s, g, e))
         return _put(params, part, named, trees.path_names), state
 
     def _update(
         self, updates: Tree, state: dict[str, Any], params: Tree | None, **extra: Any
     ) -> tuple[Tree, dict[str, Any]]:
         run = self.parts["inner"].run_update
-        part, state, named = self._on_rows(params, state, updates, lambda p, s, g: run(g, s, p, extra))
+        part, state, named = self._on_rows(params, state, updates, extra, lambda p, s, g, e: run(g, s, p, e))
         still = jax.tree.map(lambda g, u: jnp.zeros(g.shape, u.dtype), updates, trees.force(part), is_leaf=is_rows)
         return _put(still, trees.force(part), named, trees.path_names), state
 
@@ -126,7 +126,8 @@ class LazyRows(Composite):
         params: Tree | None,
         state: dict[str, Any],
         grads: Tree,
-        act: Callable[[Tree, State, Tree], tuple[Tree, State]],
+        extra: Mapping[str, Any],
+        act: Callable[[Tree, State, Tree, Mapping[str, Any]], tuple[Tree, State]],
     ) -> tuple[Tree, dict[str, Any], Named]:
         """What `act` makes of the named rows, the new state, and the named rows."""
         inner = self.parts["inner"]
@@ -141,6 +142,10 @@ class LazyRows(Composite):
 
         named: Named = {trees.path_names(path): leaf for path, leaf in trees.leaves_with_paths(grads) if is_rows(leaf)}
         part = None if params is None else _take(params, named, trees.path_names)
+        of_rows = {
+            name: _take(value, named, trees.path_names) if trees.is_like(value, grads) else value
+            for name, value in extra.items()
+        }
         inner_state = state.get("inner", {})
         inner_part = _take(inner_state, named, mirrored)
         caught_up = {}
@@ -156,7 +161,7 @@ class LazyRows(Composite):
             # The largest of both is the count; that it takes the old value keeps XLA from reading that later, from a copy.
             called = jax.tree.map(lambda last: jnp.maximum(last, count), last_call)
             caught_up = {"count": count, "last_call": _put(state["last_call"], called, named, trees.path_names)}
-        new, inner_part = act(part, inner_part, values(grads))
+        new, inner_part = act(part, inner_part, values(grads), of_rows)
         inner_state = _put(inner_state, inner_part, named, mirrored)
         return new, {**caught_up, **nonempty_states({"inner": inner_state})}, named
 

@@ -117,7 +117,7 @@ class Groups(Composite):
         for name, link in self.parts.items():
             mask = jax.tree.map(lambda label, own=name: label == own, names)
             part = functools.partial(_part, mask)
-            tree, states[name] = act(link, part, select_extra(mask, extra))
+            tree, states[name] = act(link, part, select_extra(mask, extra, reference))
             made.append(tree)
         index = {name: i for i, name in enumerate(self.parts)}
         return jax.tree.map(lambda name, *leaves: leaves[index[name]], names, *made), nonempty_states(states)

@@ -208,6 +208,36 @@ def test_flush_hands_on_what_links_ask_for() -> None:
     np.testing.assert_allclose(params["w"], PARAMS["w"] - 0.3 * GRADS["w"], rtol=1e-6)
 
 
+def test_flush_takes_a_whole_module() -> None:
+    """A module has leaves that are not trained, such as functions."""
+    module = {"w": PARAMS["w"], "activation": jax.nn.relu, "steps": 3}
+    grads = {"w": GRADS["w"], "activation": None, "steps": None}
+    for wrap in (lambda tx: tx, lambda tx: oc.masked(tx, lambda p: jax.tree.map(lambda leaf: leaf.ndim == 1, p))):
+        tx = wrap(oc.accumulate(oc.sgd(0.1), 2))
+        params, state = tx.apply(module, tx.init({**grads, "w": PARAMS["w"]}), grads=grads)
+        params, state = oc.flush(tx, params, state)
+        np.testing.assert_allclose(params["w"], PARAMS["w"] - 0.1 * GRADS["w"], rtol=1e-6)
+        assert params["activation"] is jax.nn.relu
+        assert params["steps"] == 3
+
+
+def test_flush_shares_no_buffers() -> None:
+    def project(params: Any, state: Any) -> Any:
+        return {**params, "b": state["start_kept"]["b"]}, state
+
+    params = {"w": jnp.ones(2), "b": jnp.ones(3)}
+    reset = oc.ParameterLink(
+        project,
+        lambda p: {"start_kept": jax.tree.map(jnp.copy, p)},
+        slots={"start_kept": Slot(start="params")},
+        stage="projection",
+    )
+    tx = oc.chain(oc.accumulate(oc.sgd(1.0), 2), reset)
+    params, state = oc.flush(tx, *tx.apply(params, tx.init(params), grads=params))
+    grads = jax.tree.map(jnp.ones_like, params)
+    jax.block_until_ready(jax.jit(tx.apply, donate_argnums=(0, 1))(params, state, grads=grads))
+
+
 def test_flush_asks_for_nothing_that_it_does_not_run() -> None:
     tx = oc.chain(by_value(), oc.accumulate(oc.sgd(0.1), 4))
     params, state = tx.apply(PARAMS, tx.init(PARAMS), grads=GRADS, value=2.0)
@@ -245,6 +275,41 @@ def test_a_tree_that_a_call_gives_is_one_of_the_parameters_that_a_link_acts_on(s
     np.testing.assert_allclose(new["w"], params["w"] - 0.1 / 4, rtol=1e-6)
     updates, _ = tx.update(grads, tx.init(params), params, curvature=curvature)
     np.testing.assert_allclose(updates["w"], -0.1 / 4, rtol=1e-6)
+
+
+def clip_to_bounds() -> oc.Transformation:
+    def update(updates: Any, state: Any, params: Any, *, bounds: Any) -> Any:
+        low, high = jax.tree.leaves(bounds)
+        return jax.tree.map(lambda u: jnp.clip(u, low, high), updates), state
+
+    return oc.Transformation(update=update)
+
+
+@pytest.mark.parametrize("some", SOME)
+@pytest.mark.parametrize("numbers", [float, jnp.float32], ids=["Python", "arrays"])
+def test_numbers_in_containers_like_the_parameters_come_whole(some: str, numbers: Any) -> None:
+    """Two bounds were one, since the parameters were two."""
+    params = {"w": jnp.array([1.0, 2.0]), "b": jnp.ones(3)}
+    grads = {"w": jnp.array([9.0, -9.0]), "b": jnp.ones(3)}
+    tx = SOME[some](oc.chain(clip_to_bounds(), oc.sgd(1.0)))
+    bounds = {"b": numbers(-1.0), "w": numbers(1.0)}
+    new, _ = tx.apply(params, tx.init(params), grads=grads, bounds=bounds)
+    np.testing.assert_allclose(new["w"], [0.0, 3.0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("named", [[5, 3], [5], [0, 1, 2, 3, 4, 5]])
+def test_a_tree_that_a_call_gives_is_one_of_the_rows_that_a_gradient_names(named: list[int]) -> None:
+    def update(updates: Any, state: Any, params: Any, *, curvature: Any) -> Any:
+        return jax.tree.map(jnp.divide, updates, curvature), state
+
+    tx = oc.lazy_rows(oc.chain(oc.Transformation(update=update, rowwise=True), oc.sgd(0.1)))
+    table = {"table": jnp.ones((6, 2))}
+    curvature = {"table": jnp.arange(1.0, 13.0).reshape(6, 2)}
+    rows = {"table": oc.RowGradient(jnp.array(named), jnp.ones((len(named), 2)), shape=(6, 2))}
+    new, _ = tx.apply(table, tx.init(table), grads=rows, curvature=curvature)
+    expected = np.ones((6, 2))
+    expected[named] -= 0.1 / np.asarray(curvature["table"])[named]
+    np.testing.assert_allclose(new["table"], expected, rtol=1e-6)
 
 
 def test_a_projection_with_state_and_hyperparameters_acts_after_a_flush() -> None:

@@ -101,6 +101,25 @@ def with_update(root: str, updates: Tree, params: Tree, state: Any) -> Tree:
     return kept
 
 
+def is_like(value: Any, reference: Tree) -> bool:
+    """Whether a value is a tree of the structure and the shapes of the reference. What is like single numbers may be anything."""
+    leaves, treedef = jax.tree.flatten(reference, is_leaf=is_rows)
+    values, structure = jax.tree.flatten(value, is_leaf=is_rows)
+    shapes = [shape_of(leaf) for leaf in leaves]
+    return structure == treedef and any(shapes) and shapes == [shape_of(leaf) for leaf in values]
+
+
+def without_others(params: Tree) -> Tree:
+    """The parameters of a module with None in the place of leaves that cannot be trained, as :func:`with_update` has it."""
+    is_trained = [jnp.issubdtype(getattr(leaf, "dtype", type(leaf)), jnp.inexact) for leaf in jax.tree.leaves(params)]
+    if all(is_trained):
+        return params
+    return jax.tree.unflatten(
+        jax.tree.structure(params),
+        [leaf if trained else None for leaf, trained in zip(jax.tree.leaves(params), is_trained, strict=True)],
+    )
+
+
 def filled(new: Tree, params: Tree) -> Tree:
     """The new parameters, with the old ones where :func:`with_update` put None."""
     return jax.tree.map(lambda n, p: p if n is None else n, new, params, is_leaf=lambda x: x is None)
