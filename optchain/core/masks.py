@@ -271,8 +271,8 @@ def select(mask: Tree, tree: Tree | trees.Scaled) -> Any:
 
 
 def select_extra(mask: Tree, extra: Mapping[str, Any], reference: Tree) -> dict[str, Any]:
-    """A call's extra arguments: of a tree like the reference, such as a diagonal of the Hessian, the chosen leaves."""
-    return {name: select(mask, value) if trees.is_like(value, reference) else value for name, value in extra.items()}
+    """A call's extra arguments: of trees like the reference the chosen leaves."""
+    return trees.map_like(lambda tree: select(mask, tree), extra, reference)
 
 
 def invert(mask: Tree) -> Tree:

@@ -343,7 +343,7 @@ class Transformation(Identity):
         def run(own: State) -> tuple[Tree, State]:
             try:
                 results = self._update(updates, self._loaded(own), params, **values)
-            except Exception as error:
+            except (AttributeError, TypeError, ValueError) as error:
                 if params is None and not self.parts:
                     error.add_note(f"{self.name} was given no params: if its update needs them, say needs_params=True")
                 raise

@@ -142,10 +142,7 @@ class LazyRows(Composite):
 
         named: Named = {trees.path_names(path): leaf for path, leaf in trees.leaves_with_paths(grads) if is_rows(leaf)}
         part = None if params is None else _take(params, named, trees.path_names)
-        of_rows = {
-            name: _take(value, named, trees.path_names) if trees.is_like(value, grads) else value
-            for name, value in extra.items()
-        }
+        of_rows = trees.map_like(lambda tree: _take(tree, named, trees.path_names), extra, grads)
         inner_state = state.get("inner", {})
         inner_part = _take(inner_state, named, mirrored)
         caught_up = {}

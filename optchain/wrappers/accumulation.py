@@ -243,7 +243,6 @@ def flush(tx: optax.GradientTransformation, params: Tree, state: State, **extra:
     for name, owner in transformation.needs.items():
         if name not in extra and any(name in link.needs for link in run):
             raise TypeError(not_given(owner, name, extra.keys() - transformation.takes))
-    trained = trees.without_others(params)
-    new_params, state = transformation.run_flush(trained, state, extra)
+    new_params, state = transformation.run_flush(trees.trainable(params), state, extra)
     new_params = trees.filled(new_params, params)
     return new_params, trees.with_own_buffers(state, new_params, params, extra)

@@ -235,7 +235,9 @@ def test_flush_shares_no_buffers() -> None:
     tx = oc.chain(oc.accumulate(oc.sgd(1.0), 2), reset)
     params, state = oc.flush(tx, *tx.apply(params, tx.init(params), grads=params))
     grads = jax.tree.map(jnp.ones_like, params)
-    jax.block_until_ready(jax.jit(tx.apply, donate_argnums=(0, 1))(params, state, grads=grads))
+    params, _ = jax.jit(tx.apply, donate_argnums=(0, 1))(params, state, grads=grads)
+    np.testing.assert_array_equal(params["b"], 1)  # where it is reset to
+    np.testing.assert_array_equal(params["w"], 0)  # one waits
 
 
 def test_flush_asks_for_nothing_that_it_does_not_run() -> None:
@@ -620,7 +622,9 @@ def test_a_state_shares_no_buffer_with_an_extra_argument() -> None:
     value = jnp.float32(1.0)
     _, state = tx.apply(PARAMS, tx.init(PARAMS), grads=GRADS, value=value)
     step = jax.jit(lambda s, v: tx.apply(PARAMS, s, grads=GRADS, value=v), donate_argnums=(0, 1))
-    jax.block_until_ready(step(state, value))
+    params, state = step(state, value)
+    np.testing.assert_allclose(params["w"], PARAMS["w"] - 0.1 * GRADS["w"], rtol=1e-6)
+    assert float(jax.tree.leaves(state)[-1]) == 1.0
 
 
 # Python's numbers ---------------------------------------------------------------------------------------------------------

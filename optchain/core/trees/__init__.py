@@ -27,11 +27,11 @@ from optchain.core.trees.checks import check_leaves as check_leaves
 from optchain.core.trees.checks import check_match as check_match
 from optchain.core.trees.checks import check_real as check_real
 from optchain.core.trees.checks import filled as filled
-from optchain.core.trees.checks import is_like as is_like
+from optchain.core.trees.checks import map_like as map_like
 from optchain.core.trees.checks import of_one_example as of_one_example
 from optchain.core.trees.checks import shape_of as shape_of
+from optchain.core.trees.checks import trainable as trainable
 from optchain.core.trees.checks import with_update as with_update
-from optchain.core.trees.checks import without_others as without_others
 from optchain.core.trees.dtypes import astype as astype
 from optchain.core.trees.dtypes import barrier_if_narrow as barrier_if_narrow
 from optchain.core.trees.dtypes import cast as cast

@@ -1,5 +1,6 @@
 """Trees that must fit each other; an error names the path of the first leaf that does not."""
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -89,7 +90,7 @@ def with_update(root: str, updates: Tree, params: Tree, state: Any) -> Tree:
     if not jax.tree.leaves(kept):
         return params
     left = {path for path, _ in leaves_with_paths(kept)}
-    if all(jnp.issubdtype(getattr(leaf, "dtype", type(leaf)), jnp.inexact) for leaf in jax.tree.leaves(params)):
+    if trainable(params) is params:
         return params  # no module with other leaves: the check says which update is missing
     dropped = {path_names(path): (path, leaf) for path, leaf in leaves_with_paths(params) if path not in left}
     for state_path, entry in leaves_with_paths(state):
@@ -101,27 +102,34 @@ def with_update(root: str, updates: Tree, params: Tree, state: Any) -> Tree:
     return kept
 
 
-def is_like(value: Any, reference: Tree) -> bool:
-    """Whether a value is a tree of the structure and the shapes of the reference. What is like single numbers may be anything."""
+def map_like(function: Callable[[Tree], Tree], extra: Mapping[str, Any], reference: Tree) -> dict[str, Any]:
+    """A call's extra arguments, with `function` of each that is a tree of the reference's structure and shapes.
+
+    Such as a diagonal of the Hessian. What is like single numbers may be anything, and stays as it is.
+    """
     leaves, treedef = jax.tree.flatten(reference, is_leaf=is_rows)
-    values, structure = jax.tree.flatten(value, is_leaf=is_rows)
     shapes = [shape_of(leaf) for leaf in leaves]
-    return structure == treedef and any(shapes) and shapes == [shape_of(leaf) for leaf in values]
+
+    def is_like(value: Any) -> bool:
+        values, structure = jax.tree.flatten(value, is_leaf=is_rows)
+        return structure == treedef and any(shapes) and shapes == [shape_of(leaf) for leaf in values]
+
+    return {name: function(value) if is_like(value) else value for name, value in extra.items()}
 
 
-def without_others(params: Tree) -> Tree:
-    """The parameters of a module with None in the place of leaves that cannot be trained, as :func:`with_update` has it."""
-    is_trained = [jnp.issubdtype(getattr(leaf, "dtype", type(leaf)), jnp.inexact) for leaf in jax.tree.leaves(params)]
-    if all(is_trained):
+def trainable(params: Tree) -> Tree:
+    """The parameters, with None in the place of what can be trained by nobody, as in a whole module: see :func:`filled`."""
+
+    def is_number(leaf: Any) -> bool:
+        return jnp.issubdtype(getattr(leaf, "dtype", type(leaf)), jnp.inexact)
+
+    if all(map(is_number, jax.tree.leaves(params))):
         return params
-    return jax.tree.unflatten(
-        jax.tree.structure(params),
-        [leaf if trained else None for leaf, trained in zip(jax.tree.leaves(params), is_trained, strict=True)],
-    )
+    return jax.tree.map(lambda leaf: leaf if is_number(leaf) else None, params)
 
 
 def filled(new: Tree, params: Tree) -> Tree:
-    """The new parameters, with the old ones where :func:`with_update` put None."""
+    """The new parameters, with the old ones where :func:`with_update` or :func:`trainable` put None."""
     return jax.tree.map(lambda n, p: p if n is None else n, new, params, is_leaf=lambda x: x is None)
 
 
